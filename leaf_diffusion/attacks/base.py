@@ -1,0 +1,214 @@
+"""What every attack shares: its interface, its randomness, and the check of its results from outside."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor
+
+from leaf_diffusion.text import Candidates, Constraint, distance
+
+OnStep = Callable[[int, int], None]
+"""Progress: (units done, units in all); a unit is one round of one prompt."""
+
+Outcome = str | list[int]
+"""What an attack returns for a prompt: a text, or a token row."""
+
+
+class BoundScore(Protocol):
+    """A scorer bound to the prompts of one attack; larger is a stronger attack."""
+
+    queries: list[int]
+
+    def __call__(self, candidates: Sequence[Candidates], /) -> list[Tensor]:
+        """float32 [n] a prompt."""
+
+    def clean(self) -> list[float]:
+        """Scores of the untouched prompts."""
+
+    def solved(self, i: int, score: float, /) -> bool:
+        """Whether ``score`` reaches the goal of prompt ``i``."""
+
+
+class Scorer(Protocol):
+    """Makes bound scores; ``encoder`` is the (main) text encoder under attack."""
+
+    @property
+    def encoder(self) -> Any: ...
+
+    def bind(self, prompts: Sequence[str], /) -> BoundScore:
+        """The scores of one attack on ``prompts``."""
+
+
+class Allowed(Protocol):
+    """The constraint, bound to the prompts."""
+
+    def __call__(self, i: int, current: str, candidates: Candidates) -> NDArray[np.bool_]:
+        """bool [n]: which candidates prompt ``i``, now at ``current``, may move to."""
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """One attacked prompt, measured afresh after the attack.
+
+    ``token_ids``: what the encoder reads (begin ... end of text, behind its defence). ``distance``: Levenshtein, in
+    code points (in tokens for an attack on tokens). ``queries``: candidates scored. ``success``: whether the
+    objective is reached, None where it has no such notion. ``truncated``: the perturbed prompt is longer than the
+    encoder's context.
+    """
+
+    original: str
+    perturbed: str
+    token_ids: list[int]
+    score: float
+    clean_score: float
+    distance: int
+    queries: int
+    success: bool | None
+    truncated: bool
+
+
+class Attack(ABC):
+    """An attack on prompts. A new one implements ``run``; calling it also verifies what ``run`` returned.
+
+    Threat model unless a subclass says otherwise: at most ``k`` characters inserted, deleted or substituted.
+    Results depend on the prompt and the seed, never on the other prompts of the call.
+    """
+
+    name: ClassVar[str]
+    """The name that ``attack_from_name`` knows."""
+
+    @final
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        scorer: Scorer,
+        *,
+        k: int = 1,
+        constraint: Constraint | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> list[AttackResult]:
+        """Attack ``prompts`` within distance ``k`` under ``constraint``, one result a prompt.
+
+        TypeError for one string instead of a list; ValueError for an empty prompt or a negative ``k``; RuntimeError
+        if the attack broke its own limits.
+        """
+        prompts = check_prompts(prompts)
+        check_k(k)
+        score = scorer.bind(prompts)
+        outcomes = self.run(
+            prompts,
+            score,
+            k=k,
+            allowed=bind_constraint(constraint, prompts),
+            rngs=generators(prompts, seed),
+            on_step=on_step,
+        )
+        return verify(prompts, outcomes, score.queries, scorer, k=k, constraint=constraint)
+
+    @abstractmethod
+    def run(
+        self,
+        prompts: Sequence[str],
+        score: BoundScore,
+        *,
+        k: int,
+        allowed: Allowed,
+        rngs: Sequence[np.random.Generator],
+        on_step: OnStep | None,
+    ) -> list[Outcome]:
+        """The attack itself: one outcome a prompt, within distance ``k`` and allowed."""
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """The prompts as a list; TypeError or ValueError naming the first that cannot be attacked."""
+    if isinstance(prompts, str):
+        raise TypeError("prompts must be a list of strings, got one string: pass [prompt]")
+    prompts = list(prompts)
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt {i} is not a string but {type(prompt).__name__}")
+        if not prompt.strip():
+            raise ValueError(f"prompt {i} is empty: remove it, there is nothing to attack")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise ValueError(f"prompt {i} holds half a surrogate pair, which is no text: decode the file as UTF-8")
+    return prompts
+
+
+def check_k(k: int) -> None:
+    """TypeError or ValueError unless ``k`` is a whole number of edits."""
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+        raise TypeError(f"k must be a whole number of edits, got {k!r}")
+    if k < 0:
+        raise ValueError(f"k must not be negative, got {k}")
+
+
+def bind_constraint(constraint: Constraint | None, prompts: Sequence[str]) -> Allowed:
+    """``constraint`` against ``prompts``; None allows everything."""
+
+    def allowed(i: int, current: str, candidates: Candidates) -> NDArray[np.bool_]:
+        if constraint is None:
+            return np.ones(len(candidates), dtype=bool)
+        return constraint.allows(prompts[i], current, candidates)
+
+    return allowed
+
+
+def generators(prompts: Sequence[str], seed: int) -> list[np.random.Generator]:
+    """One generator a prompt, from (seed, prompt) alone."""
+    digests = (hashlib.sha256(f"{seed}\n{prompt}".encode()).digest() for prompt in prompts)
+    return [np.random.default_rng(int.from_bytes(digest, "little")) for digest in digests]
+
+
+def verify(
+    prompts: Sequence[str],
+    outcomes: Sequence[Outcome],
+    queries: Sequence[int],
+    scorer: Scorer,
+    *,
+    k: int,
+    constraint: Constraint | None,
+) -> list[AttackResult]:
+    """Measure ``outcomes`` with a fresh bind; RuntimeError for one that breaks the distance or the constraint."""
+    if len(outcomes) != len(prompts):
+        raise RuntimeError(f"the attack returned {len(outcomes)} results for {len(prompts)} prompts")
+    if not prompts:
+        return []
+    score, encoder = scorer.bind(prompts), scorer.encoder
+    measured = score(
+        [Candidates.from_texts([o]) if isinstance(o, str) else Candidates.from_tokens([o]) for o in outcomes]
+    )
+    cleans = score.clean()
+    results = []
+    for i, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True)):
+        if isinstance(outcome, str):
+            text, far = outcome, distance(prompt, outcome)
+            given = encoder.preprocess([text])
+            tokens, truncated = encoder.tokenize(given)[0], encoder.is_truncated(given)[0]
+        else:
+            text, tokens, truncated = encoder.tokenizer.decode(outcome, skip_special_tokens=True), outcome, False
+            far = int(Levenshtein.distance(encoder.tokenize(encoder.preprocess([prompt]))[0], outcome))
+        if far > k:
+            raise RuntimeError(
+                f"the attack moved prompt {i} by {far} edits where {k} are allowed: {prompt!r} -> {text!r}"
+            )
+        if constraint is not None and not constraint.holds(prompt, text):
+            raise RuntimeError(
+                f"the attack broke the constraint {constraint.name} on prompt {i}: {prompt!r} -> {text!r}"
+            )
+        value = float(measured[i][0])
+        success = bool(score.solved(i, value)) if getattr(score, "solvable", True) else None
+        results.append(
+            AttackResult(
+                prompt, text, list(tokens), value, float(cleans[i]), far, int(queries[i]), success, bool(truncated)
+            )
+        )
+    return results

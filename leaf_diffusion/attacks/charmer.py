@@ -1,0 +1,110 @@
+"""Charmer, the paper's test-time attack (Abad Rocamora et al., ICML 2024; paper, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from leaf_diffusion.attacks.base import (
+    Allowed,
+    Attack,
+    AttackResult,
+    BoundScore,
+    OnStep,
+    Outcome,
+    Scorer,
+    bind_constraint,
+    check_k,
+    check_prompts,
+    verify,
+)
+from leaf_diffusion.attacks.search import Iterates, best_few
+from leaf_diffusion.text import ALPHABET, DELETE, Candidates, Constraint, n_slots, slot_edits
+
+
+def probes(text: str, slots: Sequence[int] | None = None) -> Candidates:
+    """The test character in each of ``slots`` (default: all 2|S|+1): a space, or deletion where a space stands."""
+    slots = range(n_slots(text)) if slots is None else slots
+    return Candidates.edits(text, list(slots), [DELETE if s % 2 and text[s // 2] == " " else " " for s in slots])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charmer(Attack):
+    """Greedy rounds of one edit each, ``k`` in all; a round has two stages.
+
+    Stage 1 probes all 2|S|+1 slots of the current sentence with a test character and keeps the ``n_positions`` best.
+    Probes only rank positions and are never returned, so the constraint does not apply to them. Stage 2 scores the
+    allowed ones of all characters of ``alphabet``, and deletion, in those slots; the best replaces the current
+    sentence if it scores higher. A prompt whose objective is reached is asked no further. At most 2|S|+1 +
+    n_positions * (|alphabet|+1) queries a round.
+
+    ``batch_prompts``: sentences attacked side by side (speed and memory only; the results are the same).
+    """
+
+    name: ClassVar[str] = "charmer"
+    n_positions: int = 20
+    alphabet: str = ALPHABET
+    batch_prompts: int = 16
+
+    def __post_init__(self) -> None:
+        if self.n_positions < 1 or self.batch_prompts < 1:
+            raise ValueError(
+                f"n_positions and batch_prompts must be at least 1, got {self.n_positions} and {self.batch_prompts}"
+            )
+
+    def run(
+        self,
+        prompts: Sequence[str],
+        score: BoundScore,
+        *,
+        k: int,
+        allowed: Allowed,
+        rngs: Sequence[np.random.Generator],
+        on_step: OnStep | None,
+    ) -> list[Outcome]:
+        return list(self._rounds(prompts, score, k, allowed, on_step)[k][0])
+
+    def path(
+        self,
+        prompts: Sequence[str],
+        scorer: Scorer,
+        ks: Sequence[int] = (1, 2),
+        *,
+        constraint: Constraint | None = None,
+        on_step: OnStep | None = None,
+    ) -> dict[int, list[AttackResult]]:
+        """The results at several ``k`` for the price of the largest: what one call a ``k`` would return."""
+        prompts = check_prompts(prompts)
+        for k in ks:
+            check_k(k)
+        score = scorer.bind(prompts)
+        rounds = self._rounds(prompts, score, max(ks, default=0), bind_constraint(constraint, prompts), on_step)
+        return {k: verify(prompts, *rounds[k], scorer, k=k, constraint=constraint) for k in ks}
+
+    def _rounds(
+        self, prompts: Sequence[str], score: BoundScore, k: int, allowed: Allowed, on_step: OnStep | None
+    ) -> list[tuple[list[str], list[int]]]:
+        """Texts and queries of all prompts after 0, 1, ... k rounds."""
+        state = Iterates(prompts, score)
+        after = [(list(prompts), [0] * len(prompts)) for _ in range(k + 1)]
+        for first in range(0, len(prompts), self.batch_prompts):
+            batch = range(first, min(first + self.batch_prompts, len(prompts)))
+            for done in range(1, k + 1):
+                self._round([i for i in batch if not state.finished[i]], state, allowed)
+                texts, queries = after[done]
+                for i in batch:
+                    texts[i], queries[i] = state.texts[i], score.queries[i]
+                if on_step is not None:
+                    on_step(first * k + done * len(batch), len(prompts) * k)
+        return after
+
+    def _round(self, active: list[int], state: Iterates, allowed: Allowed) -> None:
+        ranking = state.measure({i: probes(state.texts[i]) for i in active})
+        candidates = {}
+        for i, scores in ranking.items():
+            everything = slot_edits(state.texts[i], sorted(best_few(scores, self.n_positions)), self.alphabet)
+            candidates[i] = everything[allowed(i, state.texts[i], everything)]
+        state.advance(candidates)

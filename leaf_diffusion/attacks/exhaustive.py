@@ -1,0 +1,46 @@
+"""Exhaustive search of the single edits: the exact worst case at k=1, the yardstick of the cheaper attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from leaf_diffusion.attacks.base import Allowed, Attack, BoundScore, OnStep, Outcome
+from leaf_diffusion.attacks.search import Iterates
+from leaf_diffusion.text import neighbours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhaustive(Attack):
+    """Scores every allowed sentence at distance 1 over the 96-entry alphabet, and the clean one; keeps the best.
+
+    About 191 |S| + 95 queries a prompt. A prompt that is solved untouched costs none.
+    """
+
+    name: ClassVar[str] = "exhaustive"
+
+    def run(
+        self,
+        prompts: Sequence[str],
+        score: BoundScore,
+        *,
+        k: int,
+        allowed: Allowed,
+        rngs: Sequence[np.random.Generator],
+        on_step: OnStep | None,
+    ) -> list[Outcome]:
+        if k > 1:
+            raise ValueError(
+                f"the exhaustive attack is exact for k=1 only (k={k} has millions of candidates): use Charmer"
+            )
+        state = Iterates(prompts, score)
+        for i, prompt in enumerate(prompts if k else []):
+            if not state.finished[i]:
+                candidates = neighbours(prompt)
+                state.advance({i: candidates[allowed(i, prompt, candidates)]})
+            if on_step is not None:
+                on_step(i + 1, len(prompts))
+        return list(state.texts)

@@ -1,0 +1,75 @@
+"""The LEAF attack, cheap enough for adversarial training (paper, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from leaf_diffusion.attacks.base import Allowed, Attack, BoundScore, OnStep, Outcome
+from leaf_diffusion.attacks.charmer import probes
+from leaf_diffusion.attacks.search import Iterates, best_first
+from leaf_diffusion.text import Candidates, n_slots, slot_edits
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeafAttack(Attack):
+    """Charmer's two stages with a constant budget, the whole batch at once: 2 * B * rho queries for each of the ``k``
+    rounds.
+
+    Stage 1 probes ``rho`` random slots and keeps the best one at which some edit is allowed. Stage 2 scores ``rho``
+    random allowed characters there (deletion is one); the best replaces the sentence if it scores higher. Draws are
+    distinct as far as there are ``rho`` different ones, and repeat beyond that, so that the budget stays constant.
+    """
+
+    name: ClassVar[str] = "leaf"
+    rho: int = 50
+
+    def __post_init__(self) -> None:
+        if self.rho < 1:
+            raise ValueError(f"rho must be at least 1, got {self.rho}")
+
+    def run(
+        self,
+        prompts: Sequence[str],
+        score: BoundScore,
+        *,
+        k: int,
+        allowed: Allowed,
+        rngs: Sequence[np.random.Generator],
+        on_step: OnStep | None,
+    ) -> list[Outcome]:
+        state = Iterates(prompts, score)
+        for done in range(1, k + 1):
+            active = [i for i in range(len(prompts)) if not state.finished[i]]
+            slots = {i: sorted(_draw(n_slots(state.texts[i]), self.rho, rngs[i])) for i in active}
+            ranking = state.measure({i: probes(state.texts[i], slots[i]) for i in active})
+            candidates = {}
+            for i, scores in ranking.items():
+                ranked = (slots[i][j] for j in best_first(scores))
+                candidates[i] = self._characters(i, state.texts[i], ranked, allowed, rngs[i])
+            state.advance(candidates)
+            if on_step is not None:
+                on_step(done * len(prompts), k * len(prompts))
+        return list(state.texts)
+
+    def _characters(
+        self, i: int, text: str, slots: Iterable[int], allowed: Allowed, rng: np.random.Generator
+    ) -> Candidates:
+        tried = set()
+        for slot in slots:
+            if slot in tried:
+                continue
+            tried.add(slot)
+            candidates = slot_edits(text, [slot])
+            candidates = candidates[allowed(i, text, candidates)]
+            if len(candidates):
+                return candidates[np.sort(_draw(len(candidates), self.rho, rng))]
+        return Candidates.none()
+
+
+def _draw(n: int, size: int, rng: np.random.Generator) -> list[int]:
+    """``size`` of ``range(n)`` in random order, each as often as any other (give or take one)."""
+    return [int(x) for x in np.concatenate([rng.permutation(n) for _ in range(-(-size // n))])[:size]]

@@ -1,0 +1,70 @@
+"""The parts of a greedy search: choosing with ties settled, and keeping the best text of each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from leaf_diffusion.attacks.base import BoundScore
+from leaf_diffusion.text import Candidates
+
+TIE = 1e-6
+"""Scores this close (relative) are equal: batching alone moves fp32 scores by about as much."""
+
+
+def argbest(scores: Tensor) -> int:
+    """Index of the highest score; scores within ``TIE`` of it (relative) tie, and the lowest index wins.
+
+    ValueError for no scores or for NaN.
+    """
+    if not len(scores):
+        raise ValueError("no scores to choose from")
+    best = scores.max()
+    if torch.isnan(best):
+        raise ValueError("a score is NaN: the encoder overflowed, use a higher precision")
+    return int(torch.nonzero(scores >= best - TIE * best.abs())[0])
+
+
+def best_first(scores: Tensor) -> Iterator[int]:
+    """Indices from the highest score down, each chosen among those left as in ``argbest``."""
+    left = scores.clone()
+    for _ in range(len(left)):
+        best = argbest(left)
+        yield best
+        left[best] = -torch.inf
+
+
+def best_few(scores: Tensor, n: int) -> list[int]:
+    """Indices of the ``n`` highest scores (or all), best first, ties as in ``argbest``."""
+    return list(islice(best_first(scores), n))
+
+
+class Iterates:
+    """Where each prompt stands during an optimising attack: its best text so far, that text's score, if it is finished."""
+
+    def __init__(self, prompts: Sequence[str], score: BoundScore) -> None:
+        self.texts = list(prompts)
+        self.scores = score.clean() if prompts else []
+        self._score = score
+        self.finished = [score.solved(i, value) for i, value in enumerate(self.scores)]
+
+    def measure(self, candidates: dict[int, Candidates]) -> dict[int, Tensor]:
+        """Score some prompts' candidates; the others have none."""
+        if not any(len(c) for c in candidates.values()):
+            return {i: torch.empty(0) for i in candidates}
+        scores = self._score([candidates.get(i, Candidates.none()) for i in range(len(self.texts))])
+        return {i: scores[i].detach().float().cpu() for i in candidates}
+
+    def advance(self, candidates: dict[int, Candidates]) -> None:
+        """Score ``candidates`` and move each prompt to its best one, if that beats where it stands (a tie stays)."""
+        for i, scores in self.measure(candidates).items():
+            if not len(scores):
+                continue
+            best = argbest(scores)
+            value, current = float(scores[best]), self.scores[i]
+            if value > current + TIE * abs(current):
+                self.texts[i], self.scores[i] = candidates[i].text(best), value
+                self.finished[i] = self._score.solved(i, value)

@@ -1,0 +1,182 @@
+"""Which perturbed sentences count: the semantic constraint C(S) of the paper (section 3) and its published variant."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaf_diffusion.text.edits import Candidates
+from leaf_diffusion.text.words import load_words, split_words
+
+Verdict = Callable[[tuple[str, ...]], bool]
+"""Whether a candidate whose changed part holds these dictionary words is allowed."""
+
+
+class Constraint(ABC):
+    """A rule that candidates must satisfy; ``a & b`` asks for both."""
+
+    name: str
+    """Identity of the rule for run specs."""
+
+    @abstractmethod
+    def allows(self, original: str, current: str, candidates: Candidates) -> NDArray[np.bool_]:
+        """bool [n]: which candidates an attack may move to from ``current``, itself made from ``original``.
+
+        ValueError for candidates without text (token rows).
+        """
+
+    def holds(self, original: str, perturbed: str) -> bool:
+        """Whether a finished ``perturbed`` sentence satisfies the rule (the final check: current = original)."""
+        return bool(self.allows(original, original, Candidates.from_texts([perturbed]))[0])
+
+    def __and__(self, other: Constraint) -> Constraint:
+        return _Both(self, other)
+
+    def __repr__(self) -> str:
+        return f"<constraint {self.name}>"
+
+
+class _Both(Constraint):
+    def __init__(self, left: Constraint, right: Constraint) -> None:
+        self._left, self._right = left, right
+        self.name = f"{left.name}&{right.name}"
+
+    def allows(self, original: str, current: str, candidates: Candidates) -> NDArray[np.bool_]:
+        mask = self._left.allows(original, current, candidates).copy()
+        mask[mask] = self._right.allows(original, current, candidates[mask])
+        return mask
+
+    def holds(self, original: str, perturbed: str) -> bool:
+        return self._left.holds(original, perturbed) and self._right.holds(original, perturbed)
+
+
+class _WordConstraint(Constraint):
+    """A rule on the multiset of dictionary words.
+
+    No word crosses whitespace, so an edit can only change the words of the whitespace chunks it touches: those alone
+    are split anew, and the words elsewhere (the rest) are counted once a chunk.
+    """
+
+    rule: str
+
+    def __init__(self, words: frozenset[str] | None = None) -> None:
+        """``words``: the dictionary, by default the shipped list; single letters other than a and i never count."""
+        source = load_words() if words is None else words
+        self._words = frozenset(word for word in map(str.lower, source) if len(word) > 1 or word in "ai")
+        digest = hashlib.sha256("\n".join(sorted(self._words)).encode()).hexdigest()[:12] if words is not None else ""
+        self.name = f"{self.rule}:{digest}" if digest else self.rule
+
+    @abstractmethod
+    def _judge(self, original: str, current: str) -> Callable[[Counter[str]], Verdict]:
+        """The rule, as a function of the rest's words and then of the changed part's."""
+
+    def known(self, text: str) -> tuple[str, ...]:
+        """The dictionary words of ``text``, in order."""
+        return tuple(word for word in _split(text) if word in self._words)
+
+    def allows(self, original: str, current: str, candidates: Candidates) -> NDArray[np.bool_]:
+        judge = self._judge(original, current)
+        if candidates.base is None:
+            verdict = judge(Counter())
+            return np.array([verdict(self.known(text)) for text in candidates.texts()], dtype=bool)
+        return np.fromiter(self._verdicts(candidates, judge), dtype=bool, count=len(candidates))
+
+    def _verdicts(self, candidates: Candidates, judge: Callable[[Counter[str]], Verdict]) -> Iterator[bool]:
+        base, slots, characters = candidates.base, candidates.slots, candidates.characters
+        assert base is not None and slots is not None and characters is not None
+        everything = Counter(self.known(base))
+        windows: dict[int, tuple[str, str, Verdict]] = {}
+        verdicts: dict[tuple[int, int], Verdict] = {}
+        for slot, character in zip(slots.tolist(), characters, strict=True):
+            if slot not in windows:
+                low = start = slot // 2
+                high = end = start + slot % 2
+                while low and not base[low - 1].isspace():
+                    low -= 1
+                while high < len(base) and not base[high].isspace():
+                    high += 1
+                if (low, high) not in verdicts:
+                    verdicts[low, high] = judge(everything - Counter(self.known(base[low:high])))
+                windows[slot] = (base[low:start], base[end:high], verdicts[low, high])
+            left, right, verdict = windows[slot]
+            yield verdict(self.known(left + character + right))
+
+
+class NoNewWords(_WordConstraint):
+    """The paper's rule: an edit introduces no new English word (section 3).
+
+    Counted as a multiset against the *original* sentence: no dictionary word may occur more often in the perturbed
+    sentence than in the original one. So "water fall" -> "waterfall" and "umbrella" -> "um brella" ("um" is a word)
+    are refused, while a typo in one of two equal words, an edited non-word and a split into non-words are allowed.
+    For how words are read see ``split_words``.
+    """
+
+    rule = "no-new-words"
+
+    def _judge(self, original: str, current: str) -> Callable[[Counter[str]], Verdict]:
+        budget = Counter(self.known(original))
+
+        def for_rest(rest: Counter[str]) -> Verdict:
+            spent = any(count > budget[word] for word, count in rest.items())
+
+            def verdict(changed: tuple[str, ...]) -> bool:
+                return not spent and all(changed.count(word) + rest[word] <= budget[word] for word in changed)
+
+            return verdict
+
+        return for_rest
+
+
+class PublishedNoNewWords(_WordConstraint):
+    """The rule of the authors' public code, for comparisons with it: the *set* of dictionary words must get smaller
+    with each edit.
+
+    Measured against the *current* iterate, by size alone: "water fall" -> "waterfall" is allowed, a typo in one of
+    two equal words and an edit of a non-word are refused. Dictionary and word splitting are ours.
+    """
+
+    rule = "published"
+
+    def _judge(self, original: str, current: str) -> Callable[[Counter[str]], Verdict]:
+        size = len(set(self.known(current)))
+
+        def for_rest(rest: Counter[str]) -> Verdict:
+            return lambda changed: len(rest.keys() | set(changed)) < size
+
+        return for_rest
+
+    def holds(self, original: str, perturbed: str) -> bool:
+        """What can be checked without the iterates: the sentence is unchanged, or its set is smaller than the
+        original's.
+
+        Each accepted edit shrinks the set, so this is necessary for any number of edits; for one edit it is also
+        sufficient.
+        """
+        return perturbed == original or super().holds(original, perturbed)
+
+
+def constraint_from_name(name: str) -> Constraint | None:
+    """The constraint that a configuration names: "no-new-words", "published" or "none" (None)."""
+    if name == "none":
+        return None
+    rules = {rule.rule: rule for rule in (NoNewWords, PublishedNoNewWords)}
+    if name not in rules:
+        raise ValueError(f"unknown constraint {name!r}: choose one of {', '.join([*rules, 'none'])}")
+    return rules[name]()
+
+
+@lru_cache(maxsize=1 << 16)
+def _split_short(text: str) -> tuple[str, ...]:
+    return split_words(text)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return (
+        _split_short(text) if len(text) <= 64 else split_words(text)
+    )  # long texts would fill memory and rarely come again

@@ -1,0 +1,231 @@
+"""The Levenshtein edit space of a sentence: slots, characters, neighbours, samples.
+
+A sentence S of |S| code points has 2|S|+1 slots: its gaps (even slots, where a character can be inserted) interleaved
+with its characters (odd slots, which can be substituted or deleted). One edit is a pair (slot, character). Paper:
+section 3, after Charmer (Abad Rocamora et al., ICML 2024). Everything counts code points, so any script can be
+edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
+
+ALPHABET: str = "".join(chr(code) for code in range(32, 127))
+"""The 95 printable ASCII characters; with ``DELETE`` these are the paper's 96 entries."""
+
+DELETE: str = ""
+"""The empty character: put in a character's slot it deletes that character."""
+
+
+def n_slots(text: str) -> int:
+    """Number of edit slots of ``text``: 2|S|+1."""
+    return 2 * len(text) + 1
+
+
+def apply_edit(text: str, slot: int, character: str) -> str:
+    """Put ``character`` into ``slot`` of ``text``.
+
+    Slot ``2i`` is the gap before character ``i`` (insert; ``DELETE`` changes nothing there), slot ``2i+1`` is
+    character ``i`` itself (substitute, or delete with ``DELETE``). ValueError for a slot outside the text or more
+    than one code point.
+    """
+    if not 0 <= slot < n_slots(text):
+        raise ValueError(f"slot {slot} is outside 0..{n_slots(text) - 1}, the slots of {text!r}")
+    if len(character) > 1:
+        raise ValueError(f"an edit places one character or DELETE, got {character!r}")
+    start = slot // 2
+    return text[:start] + character + text[start + slot % 2 :]
+
+
+def distance(a: str, b: str) -> int:
+    """Levenshtein distance in code points (insert, delete, substitute cost 1 each)."""
+    return int(Levenshtein.distance(a, b))
+
+
+class Candidates:
+    """An immutable list of candidate inputs for one prompt, in one of three forms: edits of a base text, texts, token
+    rows.
+
+    The edit form is what attacks use: it tells a scorer and a constraint *where* the candidates differ. An empty list
+    means "this prompt is finished".
+    """
+
+    __slots__ = ("_base", "_characters", "_rows", "_slots", "_texts")
+
+    def __init__(
+        self,
+        *,
+        base: str | None = None,
+        slots: NDArray[np.int64] | None = None,
+        characters: NDArray[np.object_] | None = None,
+        texts: NDArray[np.object_] | None = None,
+        rows: NDArray[np.object_] | None = None,
+    ) -> None:
+        """Internal; use ``edits``, ``from_texts``, ``from_tokens`` or ``none``."""
+        self._base, self._slots, self._characters, self._texts, self._rows = base, slots, characters, texts, rows
+        for array in (slots, characters, texts, rows):
+            if array is not None:
+                array.setflags(write=False)
+
+    @classmethod
+    def edits(
+        cls, base: str, slots: Sequence[int] | NDArray[np.int64], characters: Sequence[str] | NDArray[np.object_]
+    ) -> Candidates:
+        """Single edits of ``base``: candidate ``i`` is ``apply_edit(base, slots[i], characters[i])``."""
+        slot_array = np.array(slots, dtype=np.int64).reshape(-1)
+        if len(slot_array) != len(characters):
+            raise ValueError(f"{len(slot_array)} slots but {len(characters)} characters: give one character a slot")
+        wrong = (slot_array < 0) | (slot_array >= n_slots(base))
+        if wrong.any():
+            raise ValueError(f"slot {slot_array[wrong][0]} is outside 0..{n_slots(base) - 1}, the slots of {base!r}")
+        character_array = _objects(characters)
+        long = next((c for c in character_array if len(c) > 1), None)
+        if long is not None:
+            raise ValueError(f"an edit places one character or DELETE, got {long!r}")
+        return cls(base=base, slots=slot_array, characters=character_array)
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> Candidates:
+        """Whole texts."""
+        if isinstance(texts, str):
+            raise TypeError("from_texts takes a list of texts, got one string")
+        return cls(texts=_objects(list(texts)))
+
+    @classmethod
+    def from_tokens(cls, rows: Iterable[Sequence[int]]) -> Candidates:
+        """Token rows (begin ... end of text, not padded), for attacks on tokens."""
+        return cls(rows=_objects([tuple(int(token) for token in row) for row in rows]))
+
+    @classmethod
+    def none(cls) -> Candidates:
+        """No candidates: this prompt is finished."""
+        return cls.from_texts([])
+
+    @property
+    def base(self) -> str | None:
+        """The text that was edited (None unless edits)."""
+        return self._base
+
+    @property
+    def slots(self) -> NDArray[np.int64] | None:
+        """int64 [n], read-only (None unless edits)."""
+        return self._slots
+
+    @property
+    def characters(self) -> NDArray[np.object_] | None:
+        """Object array [n] of str, one code point or ``DELETE`` each, read-only (None unless edits)."""
+        return self._characters
+
+    @property
+    def token_rows(self) -> list[list[int]] | None:
+        """The token rows (None unless built from tokens)."""
+        return None if self._rows is None else [list(row) for row in self._rows]
+
+    def text(self, i: int) -> str:
+        """Text of candidate ``i``; ValueError for token rows."""
+        if self._texts is not None:
+            return str(self._texts[i])
+        if self._base is None or self._slots is None or self._characters is None:
+            raise ValueError("these candidates are token rows and have no text: use token_rows")
+        return apply_edit(self._base, int(self._slots[i]), self._characters[i])
+
+    def texts(self) -> list[str]:
+        """All texts; ValueError for token rows."""
+        if self._texts is not None:
+            return list(self._texts)
+        if self._base is None or self._slots is None or self._characters is None:
+            raise ValueError("these candidates are token rows and have no text: use token_rows")
+        base = self._base
+        starts, ends = self._slots // 2, self._slots // 2 + self._slots % 2
+        return [
+            base[:s] + c + base[e:] for s, e, c in zip(starts.tolist(), ends.tolist(), self._characters, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        for array in (self._slots, self._texts, self._rows):
+            if array is not None:
+                return len(array)
+        return 0
+
+    def __getitem__(self, index: Any) -> Candidates:
+        """The sub-list that an index array, a boolean mask or a slice selects (a single text is ``text(i)``)."""
+        if isinstance(index, SupportsIndex) and not isinstance(index, np.ndarray):
+            raise TypeError("index candidates with an array, a mask or a slice; one text is text(i)")
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            if index.size == 0 and index.dtype != np.bool_:
+                index = index.astype(np.int64)
+
+        def pick(array: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if array is None else array[index]
+
+        return Candidates(
+            base=self._base,
+            slots=pick(self._slots),
+            characters=pick(self._characters),
+            texts=pick(self._texts),
+            rows=pick(self._rows),
+        )
+
+    def __repr__(self) -> str:
+        form = "token rows" if self._rows is not None else "texts" if self._base is None else f"edits of {self._base!r}"
+        return f"Candidates({len(self)} {form})"
+
+
+def neighbours(text: str, alphabet: str = ALPHABET) -> Candidates:
+    """Every distinct text at distance 1 over ``alphabet`` (and deletion), each once; ``text`` itself is left out.
+
+    Equal edits (inserting an ``e`` before or behind an ``e``, deleting either ``o`` of ``oo``) are listed at their
+    lowest slot.
+    """
+    letters = list(dict.fromkeys(alphabet))
+    slots: list[int] = []
+    characters: list[str] = []
+    for i in range(len(text) + 1):
+        before, here = text[i - 1 : i] if i else "", text[i : i + 1]
+        inserted = [c for c in letters if c != before]
+        slots += [2 * i] * len(inserted)
+        characters += inserted
+        if here:
+            placed = [c for c in letters if c != here] + ([] if here == before else [DELETE])
+            slots += [2 * i + 1] * len(placed)
+            characters += placed
+    return Candidates.edits(text, slots, characters)
+
+
+def slot_edits(text: str, slots: Iterable[int], alphabet: str = ALPHABET) -> Candidates:
+    """All of ``alphabet`` and ``DELETE`` in each of ``slots``, edits that change nothing left out."""
+    letters = [*dict.fromkeys(alphabet), DELETE]
+    pairs = [(s, c) for s in slots for c in letters if c != (text[s // 2] if s % 2 else DELETE)]
+    return Candidates.edits(text, [s for s, _ in pairs], [c for _, c in pairs])
+
+
+def random_edits(text: str, n: int, rng: np.random.Generator, alphabet: str = ALPHABET) -> Candidates:
+    """``n`` independent random edits that change the text: a uniform slot, then a uniform character of ``alphabet``
+    and deletion.
+
+    ValueError where no edit exists (an empty text and an empty alphabet).
+    """
+    letters = _objects([*dict.fromkeys(alphabet), DELETE])
+    if len(letters) == 1 and not text:
+        raise ValueError("an empty text has no edit over an empty alphabet")
+    present = _objects([DELETE] + [c for pair in zip(text, [DELETE] * len(text), strict=True) for c in pair])
+    slots = rng.integers(n_slots(text), size=n)
+    choice = rng.integers(len(letters), size=n)
+    while (unchanged := np.flatnonzero(letters[choice] == present[slots])).size:
+        slots[unchanged] = rng.integers(n_slots(text), size=unchanged.size)
+        choice[unchanged] = rng.integers(len(letters), size=unchanged.size)
+    return Candidates.edits(text, slots, letters[choice])
+
+
+def _objects(values: Sequence[Any] | NDArray[np.object_]) -> NDArray[np.object_]:
+    """A one-dimensional object array (numpy's own string arrays drop a trailing NUL)."""
+    array = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
