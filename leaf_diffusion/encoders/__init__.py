@@ -1,0 +1,17 @@
+"""Text towers and their tokenizers behind one interface."""
+
+from leaf_diffusion.encoders.base import Defence, Feature, Hidden, TextEncoder, Tower
+from leaf_diffusion.encoders.huggingface import HFTextEncoder
+from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+
+__all__ = [
+    "Defence",
+    "Feature",
+    "HFTextEncoder",
+    "Hidden",
+    "TextEncoder",
+    "Tower",
+    "clip_tokenizer",
+    "load_text_encoder",
+]

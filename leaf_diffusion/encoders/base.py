@@ -1,0 +1,233 @@
+"""What a text encoder is here: the protocol everybody speaks, and the part that all towers share."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from leaf_diffusion.encoders.tokenizer import RowTokenizer
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The token states a denoiser is conditioned on, flattened to one vector of `context_length * width` numbers.
+
+    `layer=-1` is the last state after the final layer norm (what SD-1.5 sees); any other layer is the raw state of
+    that depth as transformers counts them (0 = embeddings, -2 = penultimate, what SDXL sees).
+    `positions="content"` sets the states behind end-of-text to zero; `"all"` keeps the real states of the padding.
+    """
+
+    layer: int = -1
+    positions: Literal["content", "all"] = "content"
+
+
+Feature = Literal["pooled", "projected"] | Hidden
+
+
+@runtime_checkable
+class Defence(Protocol):
+    """A function on prompts, applied before tokenization (a spelling corrector, say)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __call__(self, texts: Sequence[str]) -> list[str]: ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """A text tower with its own tokenizer."""
+
+    name: str
+    module: nn.Module
+    context_length: int
+
+    @property
+    def tokenizer(self) -> object: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over weights, pooling, tokenizer and defence: part of a run's identity and of every cache key."""
+        ...
+
+    def preprocess(self, texts: Sequence[str]) -> list[str]: ...
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def is_truncated(self, texts: Sequence[str]) -> list[bool]: ...
+    def features(self, token_rows: Sequence[Sequence[int]], what: Feature = "projected") -> Float[Tensor, "n d"]: ...
+    def token_embedding(self) -> Float[Tensor, "vocab width"]: ...
+    def features_from_embeddings(
+        self, embeds: Float[Tensor, "n t width"], token_rows: Sequence[Sequence[int]], what: Feature = "projected"
+    ) -> Float[Tensor, "n d"]: ...
+
+
+class Tower(ABC):
+    """The shared half of a `TextEncoder`: defence, token rows, padding, pooling, fingerprint.
+
+    A subclass says how token ids (or embeddings) become states: `_states` and `_project`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        rows: RowTokenizer,
+        *,
+        name: str,
+        context_length: int,
+        pad_id: int,
+        defence: Defence | None = None,
+    ) -> None:
+        self.module, self.name, self.context_length, self.defence = module, name, context_length, defence
+        self.rows, self._pad_id = rows, pad_id
+        self._fingerprint: tuple[object, str] | None = None
+        vocabulary = self.token_embedding().shape[0]
+        if rows.max_id >= vocabulary:
+            raise ValueError(
+                f"{name}: the tokenizer's largest token id is {rows.max_id}, but the tower embeds only {vocabulary} tokens; "
+                "pass the tokenizer that belongs to the model as tokenizer=..."
+            )
+
+    # -- text to tokens ------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> object:
+        return self.rows.tokenizer
+
+    def preprocess(self, texts: Sequence[str]) -> list[str]:
+        """The texts as the tower is given them: unchanged, or after the defence."""
+        return list(texts) if self.defence is None else self.defence(list(texts))
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token rows, begin ... end of text, cut to `context_length` with end-of-text kept, never padded."""
+        limit = self.context_length
+        return [row if len(row) <= limit else [*row[: limit - 1], self.rows.eos_id] for row in self.rows(texts)]
+
+    def is_truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Whether `tokenize` would cut each text."""
+        return [len(row) > self.context_length for row in self.rows(texts)]
+
+    # -- tokens to features --------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.token_embedding().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.token_embedding().dtype
+
+    def features(self, token_rows: Sequence[Sequence[int]], what: Feature = "projected") -> Float[Tensor, "n d"]:
+        """Features of each row, float32, as computed by the tower's own forward pass.
+
+        "pooled" [n, width] is the final state at end-of-text, "projected" [n, projection] the joint space with the
+        images, `Hidden` [n, context_length * width] the token states. Gradients flow while autograd is on.
+        """
+        ids = self._pad(token_rows, what)
+        return self._features(ids, None, token_rows, what)
+
+    def features_from_embeddings(
+        self, embeds: Float[Tensor, "n t width"], token_rows: Sequence[Sequence[int]], what: Feature = "projected"
+    ) -> Float[Tensor, "n d"]:
+        """As `features`, from token embeddings (before positions); `token_rows` say where each sentence ends."""
+        ids = self._pad(token_rows, what)
+        missing = ids.shape[1] - embeds.shape[1]
+        if missing < 0 or embeds.shape[0] != ids.shape[0] or embeds.shape[1] < max(map(len, token_rows), default=0):
+            raise ValueError(f"embeds {tuple(embeds.shape)} do not fit token rows padded to {tuple(ids.shape)}")
+        if missing:
+            padding = self.token_embedding()[self._pad_id].detach().expand(embeds.shape[0], missing, -1)
+            embeds = torch.cat([embeds, padding], dim=1)
+        return self._features(ids, embeds.to(self.dtype), token_rows, what)
+
+    def _pad(self, token_rows: Sequence[Sequence[int]], what: Feature) -> Int[Tensor, "n t"]:
+        eos, limit = self.rows.eos_id, self.context_length
+        for i, row in enumerate(token_rows):
+            if len(row) > limit or eos not in row:
+                raise ValueError(
+                    f"token row {i} has {len(row)} tokens; {self.name} takes at most {limit}, end-of-text ({eos}) among them"
+                )
+        everything = isinstance(what, Hidden) and what.positions == "all"
+        length = limit if everything else max(map(len, token_rows), default=1)
+        padded = [[*row, *[self._pad_id] * (length - len(row))] for row in token_rows]
+        return torch.tensor(padded, dtype=torch.long, device=self.device).reshape(len(padded), length)
+
+    def _features(
+        self, ids: Int[Tensor, "n t"], embeds: Tensor | None, token_rows: Sequence[Sequence[int]], what: Feature
+    ) -> Float[Tensor, "n d"]:
+        if what not in ("pooled", "projected") and not isinstance(what, Hidden):
+            raise ValueError(f'unknown feature {what!r}; choose "pooled", "projected" or Hidden(layer, positions)')
+        if what == "projected":
+            self.require_projection()
+        states = self._states(ids, embeds, what.layer if isinstance(what, Hidden) else -1)
+        if isinstance(what, Hidden):
+            if what.positions == "content":
+                lengths = torch.tensor([len(row) for row in token_rows], device=ids.device)
+                content = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+                states = torch.where(content[..., None], states, torch.zeros_like(states))
+            states = nn.functional.pad(states, (0, 0, 0, self.context_length - states.shape[1]))
+            return states.flatten(1).float()
+        # the first end-of-text, whatever stands behind it: what transformers and open_clip pool as well
+        pooled = states[torch.arange(len(ids), device=ids.device), (ids == self.rows.eos_id).int().argmax(1)]
+        return (self._project(pooled) if what == "projected" else pooled).float()
+
+    @property
+    @abstractmethod
+    def has_projection(self) -> bool: ...
+
+    def require_projection(self) -> None:
+        """Raises ValueError where the tower has no projection into the joint space."""
+        if not self.has_projection:
+            raise ValueError(
+                f'{self.name} has no text projection, so "projected" features do not exist: ask for "pooled" features '
+                '(Drift("l2", feature="pooled")), or load the CLIP model the tower came from (CLIPTextModelWithProjection)'
+            )
+
+    @abstractmethod
+    def token_embedding(self) -> Float[Tensor, "vocab width"]: ...
+
+    @abstractmethod
+    def _states(self, ids: Int[Tensor, "n t"], embeds: Tensor | None, layer: int) -> Float[Tensor, "n t width"]: ...
+
+    @abstractmethod
+    def _project(self, pooled: Float[Tensor, "n width"]) -> Float[Tensor, "n projection"]: ...
+
+    # -- identity ------------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex over text weights as stored, architecture, tokenizer and defence; follows in-place training."""
+        weights = sorted(self._weights())
+        state = tuple((name, tensor.data_ptr(), tensor.dtype, _version(tensor)) for name, tensor in weights)
+        state = (*state, self._architecture(), self.defence and self.defence.fingerprint)
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            digest = hashlib.sha256()
+            for name, tensor in weights:
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(f"{self._architecture()}\n{self.context_length}\n{self.rows.fingerprint}\n".encode())
+            digest.update(self.defence.fingerprint.encode() if self.defence else b"")
+            self._fingerprint = (state, digest.hexdigest())
+        return self._fingerprint[1]
+
+    @abstractmethod
+    def _weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Names and tensors of the text half alone."""
+
+    @abstractmethod
+    def _architecture(self) -> str:
+        """What changes the features and is not in the weights (activation, heads, ...)."""
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version

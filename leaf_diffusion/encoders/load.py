@@ -1,0 +1,192 @@
+"""One door to every text tower: a folder, a Hub id, a pipeline folder, "world:leaf", "openclip:...", or a module."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers.utils import cached_file
+
+from leaf_diffusion.encoders import sources
+from leaf_diffusion.encoders.base import Defence, Tower
+from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_config_of
+from leaf_diffusion.encoders.tokenizer import CLIP_VOCABULARY, clip_tokenizer
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def load_text_encoder(
+    source: str | Path | nn.Module,
+    *,
+    tokenizer: Any = None,
+    adapter: str | Path | None = None,
+    defence: str | Defence | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> Tower:
+    """A text encoder from whatever names it.
+
+    `source`: a folder of a CLIP (text) model or of a diffusers pipeline, a Hub id of either, "prefix:name" of a
+    registered source ("world:leaf", "openclip:ViT-L-14-quickgelu/openai"), or a module together with `tokenizer`.
+    `tokenizer`: an object, a folder or a Hub id; else the source's own, else CLIP's where the vocabulary is CLIP's.
+    `adapter`: a PEFT LoRA folder or Hub id, merged into a copy of the weights. `defence`: "speller" or a callable
+    with `name` and `fingerprint`. `dtype`: float32 unless given (a module keeps its own). Loads safetensors only.
+
+    Raises FileNotFoundError where nothing is found, ValueError for pickles, misfitting tokenizers or adapters.
+    """
+    dtype = _dtype(dtype)
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = _tokenizer_from(str(tokenizer), None, None)
+    named = None if isinstance(source, nn.Module) else sources.split(str(source))
+    if isinstance(source, nn.Module):
+        if tokenizer is None:
+            raise ValueError("a module comes without its tokenizer: pass tokenizer=...")
+        module, name = source, type(source).__name__
+    elif named is not None:
+        if revision is not None or subfolder is not None:
+            raise ValueError(f'"{source}" has no revision or subfolder: these belong to folders and Hub ids')
+        module, own = sources.load(*named)
+        name, tokenizer = str(source), tokenizer if tokenizer is not None else own
+        module = module.to(dtype or torch.float32)
+    else:
+        name = str(source)
+        module, own = _from_transformers(name, revision, subfolder, dtype or torch.float32, need_tokenizer=tokenizer is None)
+        tokenizer = tokenizer if tokenizer is not None else own
+    if adapter is not None:
+        from leaf_diffusion.encoders.adapter import merge_adapter
+
+        module, name = merge_adapter(module, str(adapter)), f"{name}+{Path(adapter).name}"
+    if not isinstance(source, nn.Module):
+        module = module.eval().requires_grad_(False)
+    if isinstance(source, nn.Module) and adapter is None and (dtype is not None or device is not None):
+        module = copy.deepcopy(module)  # the caller's module stays where and what it is
+    module = module.to(device=device, dtype=dtype)
+    return wrap(module, tokenizer, name=name, defence=_defence(defence))
+
+
+def wrap(module: nn.Module, tokenizer: Any, *, name: str | None = None, defence: Defence | None = None) -> Tower:
+    """The encoder around a transformers or open_clip module, which is used as it is."""
+    if hasattr(module, "config") and hasattr(module.config, "to_dict"):
+        return HFTextEncoder(module, tokenizer, name=name, defence=defence)
+    from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder
+
+    return OpenCLIPTextEncoder(module, tokenizer, name=name, defence=defence)
+
+
+def _from_transformers(
+    source: str, revision: str | None, subfolder: str | None, dtype: torch.dtype, *, need_tokenizer: bool
+) -> tuple[nn.Module, Any]:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        source = str(folder)
+    elif _looks_like_path(source):
+        raise FileNotFoundError(_not_found(source, f"the folder {folder.absolute()} does not exist"))
+    where: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    tokenizer_folder = subfolder
+    try:
+        if subfolder is None and cached_file(source, "model_index.json", **where):
+            subfolder, tokenizer_folder = "text_encoder", "tokenizer"
+        if cached_file(source, "config.json", subfolder=subfolder or "", **where) is None:
+            raise FileNotFoundError(_not_found(source, f"there is no {_at(subfolder)}config.json"))
+        options: dict[str, Any] = {"revision": revision, "subfolder": subfolder or ""}
+        if folder.is_dir():
+            _refuse_pickles(folder / (subfolder or ""))
+        config = AutoConfig.from_pretrained(source, **options)
+        if getattr(config, "model_type", "") not in ("clip", "clip_text_model"):
+            raise ValueError(f'{source}: model_type "{config.model_type}" is no CLIP text tower')
+        plain = (getattr(config, "architectures", None) or [""])[0] == "CLIPTextModel"
+        text = text_config_of(cast(Any, _Holder(config)))
+        if isinstance(config, CLIPConfig):
+            text.projection_dim = config.projection_dim  # the text half often carries a stale default
+        loader = CLIPTextModel if plain else CLIPTextModelWithProjection
+        module, info = loader.from_pretrained(
+            source, config=text, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
+        )
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileNotFoundError(_not_found(source, str(error).strip().splitlines()[0])) from error
+    if missing := [key for key in info["missing_keys"] if not key.endswith("position_ids")]:
+        raise ValueError(f"{source}: the weights lack {len(missing)} tensors of {loader.__name__}, such as {sorted(missing)[0]!r}")
+    tokenizer = None
+    if need_tokenizer:
+        tokenizer = _tokenizer_from(source, tokenizer_folder, revision, vocabulary=text.vocab_size)
+    return module, tokenizer
+
+
+class _Holder:
+    """Gives a bare config the one attribute that `text_config_of` reads."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+
+def _tokenizer_from(source: str, subfolder: str | None, revision: str | None, vocabulary: int | None = None) -> Any:
+    where: dict[str, Any] = {"revision": revision, "subfolder": subfolder or ""}
+    try:
+        present = any(
+            cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where)
+            for name in ("tokenizer.json", "vocab.json")
+        )
+        if present:  # without such a file transformers would quietly build a tokenizer of three tokens
+            return AutoTokenizer.from_pretrained(source, **where)
+    except OSError as error:
+        raise FileNotFoundError(f"no tokenizer for {source!r}: {str(error).strip().splitlines()[0]}") from error
+    if vocabulary == CLIP_VOCABULARY:
+        return clip_tokenizer()  # robust CLIP repositories often say "use the base model's": it is this one
+    raise FileNotFoundError(
+        f"no tokenizer for {source!r}: neither {_at(subfolder)}tokenizer.json nor vocab.json is there; pass tokenizer=..."
+    )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"{folder} holds only pickled weights ({', '.join(pickles)}), which can run code when opened; "
+            "convert them to safetensors in a place you trust (model.save_pretrained(folder) of transformers does)"
+        )
+    raise FileNotFoundError(f"{folder} has a config.json but no weights: there is no *.safetensors file")
+
+
+def _not_found(source: str, reason: str) -> str:
+    return (
+        f"no text encoder {source!r}: {reason}. Looked for a folder with config.json and *.safetensors (or with a diffusers "
+        f'model_index.json), then for that id on the Hugging Face Hub. Known prefixes: {", ".join(sources.prefixes())}; '
+        '"world:original" works without a network. Check the spelling and the connection, or give a local folder.'
+    )
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or ":" in source
+
+
+def _at(subfolder: str | None) -> str:
+    return f"{subfolder}/" if subfolder else ""
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype.removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype):
+            raise ValueError(f"unknown dtype {dtype!r}; use float32, float16 or bfloat16")
+        return found
+    return dtype
+
+
+def _defence(defence: str | Defence | None) -> Defence | None:
+    if not isinstance(defence, str):
+        return defence
+    from leaf_diffusion.encoders.defences import DEFENCES
+
+    if defence not in DEFENCES:
+        raise ValueError(f"unknown defence {defence!r}; known: {', '.join(sorted(DEFENCES))}")
+    return DEFENCES[defence]()

@@ -1,0 +1,7 @@
+"""How strong an attack is: objectives, and the scorers that evaluate candidates."""
+
+from leaf_diffusion.scoring.mean import MeanScorer
+from leaf_diffusion.scoring.objectives import Drift, Goal, Margin, Objective, Toward
+from leaf_diffusion.scoring.scorer import BoundScore, Scorer
+
+__all__ = ["BoundScore", "Drift", "Goal", "Margin", "MeanScorer", "Objective", "Scorer", "Toward"]

@@ -1,0 +1,80 @@
+"""The score of several towers at once (SDXL, SD3), no tower drowned by another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.scoring.scorer import Scorer
+from leaf_diffusion.text.edits import Candidates
+
+
+class MeanScorer:
+    """Weighted mean over towers, each score in units of its own tower (`Goal.scale`: the squared clean norm for L2).
+
+    A query is one candidate, however many towers read it. `encoder` is the first tower.
+    """
+
+    def __init__(self, scorers: Sequence[tuple[Scorer, float]]) -> None:
+        if not scorers or any(weight <= 0 for _, weight in scorers):
+            raise ValueError("MeanScorer needs at least one (scorer, weight) pair, all weights above 0")
+        self.scorers = list(scorers)
+
+    @property
+    def encoder(self) -> TextEncoder:
+        return self.scorers[0][0].encoder
+
+    @property
+    def name(self) -> str:
+        return f"mean({', '.join(f'{scorer.name}*{weight:g}' for scorer, weight in self.scorers)})"
+
+    def bind(self, prompts: Sequence[str]) -> MeanScore:
+        return MeanScore(self.scorers, list(prompts))
+
+
+class MeanScore:
+    """`MeanScorer` bound to its prompts."""
+
+    def __init__(self, scorers: list[tuple[Scorer, float]], prompts: list[str]) -> None:
+        total = sum(weight for _, weight in scorers)
+        self._towers = [(scorer.bind(prompts), weight / total) for scorer, weight in scorers]
+        # factors[tower][prompt]
+        self._factors = [[weight / goal.scale for goal in tower.goals] for tower, weight in self._towers]
+        self._names = [scorer.encoder.name for scorer, _ in scorers]
+        self.queries = [0] * len(prompts)
+
+    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " len"]]:
+        """Scores, float32 on the CPU, one tensor a prompt."""
+        scores = self._mean([tower(candidates) for tower, _ in self._towers])
+        self.queries = [count + len(each) for count, each in zip(self.queries, candidates, strict=True)]
+        return scores
+
+    def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "len vocab"]]:
+        """The mean's gradient; ValueError where the towers do not share one vocabulary."""
+        gradients = [tower.gradient(token_rows) for tower, _ in self._towers]
+        widths = [tower[0].shape[1] if tower else 0 for tower in gradients]
+        if len(set(widths)) > 1:
+            sizes = ", ".join(f"{name}: {width}" for name, width in zip(self._names, widths, strict=True))
+            raise ValueError(f"a token gradient over several towers needs one vocabulary, got {sizes}")
+        return self._mean(gradients)
+
+    def clean(self) -> list[float]:
+        """Scores of the untouched prompts; no queries are counted."""
+        towers = [tower.clean() for tower, _ in self._towers]
+        return [
+            sum(factor[i] * scores[i] for factor, scores in zip(self._factors, towers, strict=True))
+            for i in range(len(self.queries))
+        ]
+
+    def solved(self, i: int, score: float) -> bool:
+        """Solved where the mean score would solve every tower's goal (a mean margin above 0)."""
+        return all(tower.solved(i, score) for tower, _ in self._towers)
+
+    def _mean(self, towers: list[list[Tensor]]) -> list[Tensor]:
+        return [
+            sum((factor[i] * each[i].to(towers[0][i].device) for factor, each in zip(self._factors, towers, strict=True)), 0.0 * towers[0][i])
+            for i in range(len(self.queries))
+        ]
