@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, final
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
-from torch import Tensor
 
 from leaf_diffusion.text import Candidates, Constraint, distance
+
+if TYPE_CHECKING:
+    from leaf_diffusion.scoring.scorer import AnyScorer, BoundScore
 
 OnStep = Callable[[int, int], None]
 """Progress: (units done, units in all); a unit is one round of one prompt."""
 
 Outcome = str | list[int]
 """What an attack returns for a prompt: a text, or a token row."""
-
-
-class BoundScore(Protocol):
-    """A scorer bound to the prompts of one attack; larger is a stronger attack."""
-
-    queries: list[int]
-
-    def __call__(self, candidates: Sequence[Candidates], /) -> list[Tensor]:
-        """float32 [n] a prompt."""
-
-    def clean(self) -> list[float]:
-        """Scores of the untouched prompts."""
-
-    def solved(self, i: int, score: float, /) -> bool:
-        """Whether ``score`` reaches the goal of prompt ``i``."""
-
-
-class Scorer(Protocol):
-    """Makes bound scores; ``encoder`` is the (main) text encoder under attack."""
-
-    @property
-    def encoder(self) -> Any: ...
-
-    def bind(self, prompts: Sequence[str], /) -> BoundScore:
-        """The scores of one attack on ``prompts``."""
 
 
 class Allowed(Protocol):
@@ -89,7 +67,7 @@ class Attack(ABC):
     def __call__(
         self,
         prompts: Sequence[str],
-        scorer: Scorer,
+        scorer: AnyScorer,
         *,
         k: int = 1,
         constraint: Constraint | None = None,
@@ -172,7 +150,7 @@ def verify(
     prompts: Sequence[str],
     outcomes: Sequence[Outcome],
     queries: Sequence[int],
-    scorer: Scorer,
+    scorer: AnyScorer,
     *,
     k: int,
     constraint: Constraint | None,
@@ -194,7 +172,11 @@ def verify(
             given = encoder.preprocess([text])
             tokens, truncated = encoder.tokenize(given)[0], encoder.is_truncated(given)[0]
         else:
-            text, tokens, truncated = encoder.tokenizer.decode(outcome, skip_special_tokens=True), outcome, False
+            text, tokens, truncated = (
+                cast(Any, encoder.tokenizer).decode(outcome, skip_special_tokens=True),
+                outcome,
+                False,
+            )
             far = int(Levenshtein.distance(encoder.tokenize(encoder.preprocess([prompt]))[0], outcome))
         if far > k:
             raise RuntimeError(
@@ -204,8 +186,9 @@ def verify(
             raise RuntimeError(
                 f"the attack broke the constraint {constraint.name} on prompt {i}: {prompt!r} -> {text!r}"
             )
-        value = float(measured[i][0])
-        success = bool(score.solved(i, value)) if getattr(score, "solvable", True) else None
+        unchanged = outcome == prompt  # then the difference is exactly none, whatever the batch did
+        value = float(cleans[i] if unchanged else measured[i][0])
+        success = bool(score.solved(i, value)) if score.solved(i, math.inf) else None
         results.append(
             AttackResult(
                 prompt, text, list(tokens), value, float(cleans[i]), far, int(queries[i]), success, bool(truncated)

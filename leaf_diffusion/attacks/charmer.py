@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,10 +12,8 @@ from leaf_diffusion.attacks.base import (
     Allowed,
     Attack,
     AttackResult,
-    BoundScore,
     OnStep,
     Outcome,
-    Scorer,
     bind_constraint,
     check_k,
     check_prompts,
@@ -23,6 +21,9 @@ from leaf_diffusion.attacks.base import (
 )
 from leaf_diffusion.attacks.search import Iterates, best_few
 from leaf_diffusion.text import ALPHABET, DELETE, Candidates, Constraint, n_slots, slot_edits
+
+if TYPE_CHECKING:
+    from leaf_diffusion.scoring.scorer import AnyScorer, BoundScore
 
 
 def probes(text: str, slots: Sequence[int] | None = None) -> Candidates:
@@ -70,7 +71,7 @@ class Charmer(Attack):
     def path(
         self,
         prompts: Sequence[str],
-        scorer: Scorer,
+        scorer: AnyScorer,
         ks: Sequence[int] = (1, 2),
         *,
         constraint: Constraint | None = None,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from leaf_diffusion.attacks.base import Allowed, Attack, BoundScore, OnStep, Outcome
+from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome
 from leaf_diffusion.attacks.charmer import probes
 from leaf_diffusion.attacks.search import Iterates, best_first
 from leaf_diffusion.text import Candidates, n_slots, slot_edits
+
+if TYPE_CHECKING:
+    from leaf_diffusion.scoring.scorer import BoundScore
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from leaf_diffusion.attacks.base import BoundScore
 from leaf_diffusion.text import Candidates
+
+if TYPE_CHECKING:
+    from leaf_diffusion.scoring.scorer import BoundScore
 
 TIE = 1e-6
 """Scores this close (relative) are equal: batching alone moves fp32 scores by about as much."""
@@ -43,7 +46,7 @@ def best_few(scores: Tensor, n: int) -> list[int]:
 
 
 class Iterates:
-    """Where each prompt stands during an optimising attack: its best text so far, that text's score, if it is finished."""
+    """Where each prompt stands during an optimising attack: its best text so far, its score, if it is finished."""
 
     def __init__(self, prompts: Sequence[str], score: BoundScore) -> None:
         self.texts = list(prompts)

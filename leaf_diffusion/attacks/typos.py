@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from leaf_diffusion.attacks.base import Allowed, Attack, BoundScore, OnStep, Outcome
+from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome
 from leaf_diffusion.text import neighbours, random_edits
+
+if TYPE_CHECKING:
+    from leaf_diffusion.scoring.scorer import BoundScore
 
 _DRAWS = 32
 

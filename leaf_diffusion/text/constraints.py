@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -67,8 +68,9 @@ class _WordConstraint(Constraint):
 
     def __init__(self, words: frozenset[str] | None = None) -> None:
         """``words``: the dictionary, by default the shipped list; single letters other than a and i never count."""
-        source = load_words() if words is None else words
-        self._words = frozenset(word for word in map(str.lower, source) if len(word) > 1 or word in "ai")
+        own = (unicodedata.normalize("NFC", word.lower()) for word in words or ())
+        source = load_words() if words is None else own
+        self._words = frozenset(word for word in source if len(word) > 1 or word in ("a", "i"))
         digest = hashlib.sha256("\n".join(sorted(self._words)).encode()).hexdigest()[:12] if words is not None else ""
         self.name = f"{self.rule}:{digest}" if digest else self.rule
 
