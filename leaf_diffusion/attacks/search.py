@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -17,31 +18,36 @@ if TYPE_CHECKING:
 TIE = 1e-6
 """Scores this close (relative) are equal: batching alone moves fp32 scores by about as much."""
 
+FLOOR = 1e-6
+"""Scores this close (absolute) are equal where positions are ranked or a text has to beat the current one: candidates
+that the encoder reads as the clean prompt (case, a spelling defence) differ from it by rounding alone."""
 
-def argbest(scores: Tensor) -> int:
-    """Index of the highest score; scores within ``TIE`` of it (relative) tie, and the lowest index wins.
+
+def argbest(scores: Tensor, floor: float = 0.0) -> int:
+    """Index of the highest score; scores within ``TIE`` of it (relative) or ``floor`` tie, and the lowest index wins.
 
     ValueError for no scores or for NaN.
     """
     if not len(scores):
         raise ValueError("no scores to choose from")
-    best = scores.max()
-    if torch.isnan(best):
+    best = float(scores.max())
+    if math.isnan(best):
         raise ValueError("a score is NaN: the encoder overflowed, use a higher precision")
-    return int(torch.nonzero(scores >= best - TIE * best.abs())[0])
+    slack = max(TIE * abs(best), floor) if math.isfinite(best) else 0.0
+    return int(torch.nonzero(scores >= best - slack)[0])
 
 
 def best_first(scores: Tensor) -> Iterator[int]:
-    """Indices from the highest score down, each chosen among those left as in ``argbest``."""
+    """Indices from the highest score down, each each chosen among those left; ties (``TIE``, ``FLOOR``) by index."""
     left = scores.clone()
     for _ in range(len(left)):
-        best = argbest(left)
+        best = argbest(left, FLOOR)
         yield best
         left[best] = -torch.inf
 
 
 def best_few(scores: Tensor, n: int) -> list[int]:
-    """Indices of the ``n`` highest scores (or all), best first, ties as in ``argbest``."""
+    """Indices of the ``n`` highest scores (or all), in the order of ``best_first``."""
     return list(islice(best_first(scores), n))
 
 
@@ -68,6 +74,6 @@ class Iterates:
                 continue
             best = argbest(scores)
             value, current = float(scores[best]), self.scores[i]
-            if value > current + TIE * abs(current):
+            if value > current + max(TIE * abs(current), FLOOR):
                 self.texts[i], self.scores[i] = candidates[i].text(best), value
                 self.finished[i] = self._score.solved(i, value)

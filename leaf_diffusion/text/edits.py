@@ -199,7 +199,10 @@ def neighbours(text: str, alphabet: str = ALPHABET) -> Candidates:
 
 
 def slot_edits(text: str, slots: Iterable[int], alphabet: str = ALPHABET) -> Candidates:
-    """All of ``alphabet`` and ``DELETE`` in each of ``slots``, edits that change nothing left out."""
+    """All of ``alphabet`` and ``DELETE`` in each of ``slots``, edits that change nothing left out.
+
+    Edits in different slots can give equal texts (an ``e`` before or behind an ``e``): each stays in its slot.
+    """
     letters = [*dict.fromkeys(alphabet), DELETE]
     pairs = [(s, c) for s in slots for c in letters if c != (text[s // 2] if s % 2 else DELETE)]
     return Candidates.edits(text, [s for s, _ in pairs], [c for _, c in pairs])

@@ -146,7 +146,9 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert argbest(torch.tensor([1.0, 5.0, 5.001])) == 2
     assert argbest(torch.tensor([-5.000001, -5.0])) == 0
     assert argbest(torch.tensor([-torch.inf, -torch.inf])) == 0
+    assert argbest(torch.tensor([1.0, torch.inf, torch.inf])) == 1
     assert best_few(torch.tensor([1.0, 3.0, 3.000001, 2.0]), 3) == [1, 2, 3]
+    assert best_few(torch.tensor([0.0, 1e-9, 0.5, 2e-9]), 3) == [2, 0, 1]
     assert best_few(torch.tensor([1.0]), 3) == [0]
     with pytest.raises(ValueError, match="NaN"):
         argbest(torch.tensor([1.0, torch.nan]))
