@@ -1,0 +1,1 @@
+"""The experiments, one script each; also reached as `leaf-diffusion <command>`."""

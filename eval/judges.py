@@ -1,0 +1,115 @@
+"""Who measures the pictures: a CLIP for CLIPScore and feature spaces, the world's scene judge, and real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from leaf_diffusion.eval.options import Options
+from leaf_diffusion.world import SceneJudge, load_judge_clip, real_pictures
+
+REAL_PICTURES = 500
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+class ImageTextModel(Protocol):
+    """What CLIPScore needs: features [n, d] of pictures and of captions in one space."""
+
+    def encode_image(self, pictures: Sequence[Image.Image], /) -> Tensor: ...
+    def encode_text(self, texts: Sequence[str], /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Judges:
+    """`clip` and `scenes` are None where there is nothing to measure with; `space` names the feature space of `clip`."""
+
+    clip: ImageTextModel | None
+    space: str | None
+    scenes: Any
+    real: list[Image.Image]
+
+
+def load_judges(options: Options) -> Judges:
+    """The judges that the options ask for; ValueError or OSError for a model or a folder that is not there."""
+    clip: ImageTextModel | None = None
+    space = None
+    if options.clip_score_model is not None:
+        clip, space = OpenCLIPJudge(options.clip_score_model, options.device), options.clip_score_model
+    elif options.world:
+        clip, space = load_judge_clip(), "world:judge image features"
+    real: list[Image.Image] = []
+    if options.real_pictures is not None:
+        real = read_pictures(options.real_pictures)
+    elif options.world:
+        real = list(real_pictures(REAL_PICTURES, options.prompt_seed))
+    return Judges(clip, space, SceneJudge.load() if options.world else None, real if clip is not None else [])
+
+
+class OpenCLIPJudge:
+    """A CLIP of open_clip ("ViT-B-16/openai"), or a CLIP folder or Hub id of transformers."""
+
+    def __init__(self, name: str, device: str) -> None:
+        self.device = device
+        if Path(name).is_dir() or name.count("/") == 1 and not _open_clip_knows(name):
+            from transformers import CLIPModel, CLIPProcessor
+
+            self.model: Any = CLIPModel.from_pretrained(name, use_safetensors=True).eval().to(device)
+            self.processor: Any = CLIPProcessor.from_pretrained(name)
+            return
+        import open_clip
+
+        model, weights = name.split("/", 1) if "/" in name else (name, None)
+        if not weights or (model, weights) not in open_clip.list_pretrained():
+            raise ValueError(
+                f"--clip-score-model {name}: neither a folder nor an open_clip MODEL/WEIGHTS such as ViT-B-16/openai"
+            )
+        self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
+        self.tokenizer = open_clip.get_tokenizer(model)
+        self.model.eval()
+        self.processor = None
+
+    @torch.inference_mode()
+    def encode_image(self, pictures: Sequence[Image.Image]) -> Tensor:
+        parts = []
+        for i in range(0, len(pictures), 32):
+            batch = [picture.convert("RGB") for picture in pictures[i : i + 32]]
+            if self.processor is None:
+                parts.append(self.model.encode_image(torch.stack([self.preprocess(p) for p in batch]).to(self.device)))
+            else:
+                pixels = self.processor(images=batch, return_tensors="pt").pixel_values.to(self.device)
+                parts.append(self.model.visual_projection(self.model.vision_model(pixels).pooler_output))
+        return torch.cat(parts).float().cpu()
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        parts = []
+        for i in range(0, len(texts), 64):
+            batch = list(texts[i : i + 64])
+            if self.processor is None:
+                parts.append(self.model.encode_text(self.tokenizer(batch).to(self.device)))
+            else:
+                tokens = self.processor(text=batch, padding=True, truncation=True, return_tensors="pt").to(self.device)
+                parts.append(self.model.text_projection(self.model.text_model(**tokens).pooler_output))
+        return torch.cat(parts).float().cpu()
+
+
+def _open_clip_knows(name: str) -> bool:
+    import open_clip
+
+    return tuple(name.split("/", 1)) in open_clip.list_pretrained()
+
+
+def read_pictures(folder: Path) -> list[Image.Image]:
+    """Every picture of a folder, by name, as RGB."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--real-pictures: no folder {folder}")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    if len(paths) < 2:
+        raise ValueError(f"--real-pictures: {folder} holds {len(paths)} pictures; distances need many")
+    return [Image.open(path).convert("RGB") for path in paths]

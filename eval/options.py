@@ -1,0 +1,145 @@
+"""What the text-to-image evaluation can be told: defaults < `--config file.yaml` < the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+import yaml
+
+Protocol = Literal["adaptive", "transfer"]
+WORLD_ENCODERS = ("original", "leaf", "typo-augmented", "original+speller")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Attack the text encoders of a diffusion model, draw every prompt with each of them, and report what was lost.
+
+    Without arguments: the embedded world, offline, a few minutes. A second call continues where the first stopped.
+    """
+
+    pipeline: str = "world"
+    """A diffusers Stable Diffusion: "world", a folder or a Hub id."""
+    encoders: tuple[str, ...] = ()
+    """Labels, sources ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" adds spelling correction;
+    "original" is the pipeline's own. The first is the baseline. Default in the world: original leaf typo-augmented
+    original+speller, elsewhere: original original+speller."""
+    prompts: Path | None = None
+    """A text file, one prompt a line. Default: the world's own prompts, whose pictures can be judged exactly."""
+    attacked_prompts: Path | None = None
+    """Attack sets (JSONL) to use instead of searching; without --prompts their prompts are used."""
+    save_attacked_prompts: Path | None = None
+    """Also write the attack sets of this run to this JSONL file."""
+    prompt_seed: int = 0
+    """Seed of the world's prompts."""
+    two_objects: float = 0.0
+    """Share of two-object prompts among the world's."""
+    limit: int | None = None
+    """Number of prompts. Default: 24 of the world's, all of a file's."""
+    attack: str = "charmer"
+    """charmer, leaf, exhaustive (k=1 only) or random-typos."""
+    k: tuple[int, ...] = (1, 2)
+    """Numbers of character edits."""
+    n_positions: int = 20
+    """Positions that Charmer keeps a round."""
+    constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
+    objective: Literal["l2", "cosine"] = "l2"
+    """What the attacker maximises: the drift of the prompt's embedding, squared L2 or 1 - cosine."""
+    attack_seed: int = 0
+    """Seed of the random attacks (leaf, random-typos)."""
+    seeds: int = 1
+    """Pictures of each prompt, from so many noises."""
+    protocols: tuple[Protocol, ...] = ("adaptive", "transfer")
+    """adaptive: each encoder faces the attack on itself. transfer: all face the same attacked prompts, found on the
+    first encoder, on the second (speller aside) and on the neutral source. Clean pictures are always made."""
+    neutral_source: str | None = None
+    """An encoder that only serves to find attacked prompts. Default in the world: world:judge; "none" for none."""
+    steps: int | None = None
+    """Denoising steps. Default: 15 in the world, else 50."""
+    guidance: float | None = None
+    """Classifier-free guidance. Default: 3 in the world, else 7.5."""
+    height: int | None = None
+    width: int | None = None
+    batch_size: int = 32
+    """Pictures drawn at once."""
+    clip_score_model: str | None = None
+    """What measures CLIPScore, never an attacked model: an open_clip name ("ViT-B-16/openai") or a CLIP folder or Hub
+    id. Default: the world's judge, elsewhere none (CLIPScore, KID, CMMD and Frechet are then left out)."""
+    real_pictures: Path | None = None
+    """A folder of real pictures for KID, CMMD and the Frechet distance. Default in the world: pictures it draws."""
+    output: Path | None = None
+    """The run's folder. Default: runs/ and a name that follows from what the run is."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    config: Path | None = None
+    """A YAML file with any of these options (underscores in names); the command line goes over it."""
+
+    def __post_init__(self) -> None:
+        def require(right: bool, what: str) -> None:
+            if not right:
+                raise ValueError(what)
+
+        require(len(self.k) > 0, "--k needs at least one number of edits")
+        require(min(self.k) >= 0, f"--k counts character edits and cannot be negative, got {min(self.k)}")
+        require(len(set(self.k)) == len(self.k), f"--k names a number twice: {self.k}")
+        require(len(set(self.protocols)) == len(self.protocols), f"--protocols names one twice: {self.protocols}")
+        for name in ("limit", "seeds", "n_positions", "batch_size", "steps", "height", "width"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        require(0 <= self.two_objects <= 1, f"--two-objects is a share between 0 and 1, got {self.two_objects}")
+        require(self.guidance is None or self.guidance >= 0, f"--guidance cannot be negative, got {self.guidance}")
+
+    @property
+    def world(self) -> bool:
+        return self.pipeline == "world"
+
+    def resolved(self) -> Options:
+        """Every default that depends on the pipeline, filled in."""
+        world, own_prompts = self.world, self.prompts is None and self.attacked_prompts is None
+        if own_prompts and not world:
+            raise ValueError(
+                f"--pipeline {self.pipeline} needs --prompts FILE (one prompt a line) or --attacked-prompts"
+            )
+        fill: dict[str, Any] = {
+            "encoders": WORLD_ENCODERS if world else ("original", "original+speller"),
+            "limit": 24 if own_prompts else None,
+            "neutral_source": "world:judge" if world else "none",
+            "steps": 15 if world else 50,
+            "guidance": 3.0 if world else 7.5,
+        }
+        return dataclasses.replace(
+            self, **{name: value for name, value in fill.items() if getattr(self, name) in (None, ())}
+        )
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """The options of a command line; SystemExit as argparse does it, ValueError for impossible values."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    known, _ = first.parse_known_args(argv)
+    default = Options() if known.config is None else from_yaml(known.config)
+    options: Options = tyro.cli(Options, args=argv, default=default, prog="leaf-diffusion evaluate")
+    return options.resolved()
+
+
+def from_yaml(path: Path) -> Options:
+    """Options of a YAML file; ValueError names unknown ones and values of a wrong type."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    fields = {field.name: field for field in dataclasses.fields(Options)}
+    if not isinstance(values, dict) or not set(values) <= set(fields):
+        wrong = sorted(set(values) - set(fields)) if isinstance(values, dict) else [type(values).__name__]
+        raise ValueError(f"{path}: unknown options {wrong}; known: {', '.join(fields)}")
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if not isinstance(value, list)]
+    for name, value in values.items():
+        if isinstance(value, list):
+            arguments += [f"--{name.replace('_', '-')}", *map(str, value)]
+    try:
+        parsed: Options = tyro.cli(Options, args=arguments, console_outputs=False)
+    except SystemExit as error:
+        raise ValueError(f"{path}: a value does not fit its option: {values}") from error
+    return dataclasses.replace(parsed, config=path)

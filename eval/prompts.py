@@ -1,0 +1,105 @@
+"""The prompts of a run, and attack sets as files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+
+from leaf_diffusion.world import WorldPrompt, world_prompts
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and, in the world, the scene it asks for. The id follows from the text, never from a position."""
+
+    text: str
+    scene: Any = None
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+
+def from_world(n: int, seed: int, two: float) -> list[Prompt]:
+    prompts: list[WorldPrompt] = world_prompts(n, seed, two=two)
+    return [Prompt(prompt.text, prompt.scene) for prompt in prompts]
+
+
+def from_file(path: Path) -> list[Prompt]:
+    """One prompt a line (UTF-8). Blank lines are refused, except at the end; repeated prompts count once."""
+    lines = _read(path).rstrip().split("\n")
+    if lines == [""]:
+        raise ValueError(f"{path} holds no prompts: write one prompt a line")
+    if blank := [i for i, line in enumerate(lines, 1) if not line.strip()]:
+        raise ValueError(f"{path}, line {blank[0]}: an empty prompt; remove the line ({len(blank)} such lines)")
+    return [Prompt(text) for text in dict.fromkeys(line.strip() for line in lines)]
+
+
+def edits(original: str, perturbed: str) -> list[tuple[int, int, str]]:
+    """(start, end, replacement) of the spans of `original` that differ, left to right."""
+    codes = Levenshtein.opcodes(original, perturbed)
+    return [(c.src_start, c.src_end, perturbed[c.dest_start : c.dest_end]) for c in codes if c.tag != "equal"]
+
+
+def marked(original: str, perturbed: str) -> str:
+    """`perturbed` as rich markup: what is new in bold red, what is gone struck through."""
+    from rich.markup import escape
+
+    parts, at = [], 0
+    for start, end, new in edits(original, perturbed):
+        parts += [escape(original[at:start])]
+        parts += [f"[dim strike]{escape(original[start:end])}[/]" if end > start else ""]
+        parts += [f"[bold red]{escape(new.replace(' ', '␣'))}[/]" if new else ""]
+        at = end
+    return "".join([*parts, escape(original[at:])])
+
+
+def read_attacks(path: Path) -> list[dict[str, Any]]:
+    """Attack sets: one JSON object a line with "prompt", "perturbed", "source" and "k" at least."""
+    rows = []
+    for number, line in enumerate(_read(path).rstrip().split("\n"), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: no JSON ({error.msg})") from error
+        if not isinstance(row, dict) or (missing := {"prompt", "perturbed", "source", "k"} - set(row)):
+            lacks = ", ".join(sorted(missing)) if isinstance(row, dict) else "an object"
+            raise ValueError(f"{path}, line {number}: {lacks} missing; write attack sets with `leaf-diffusion attack`")
+        if not all(isinstance(row[key], str) and row[key].strip() for key in ("prompt", "perturbed", "source")):
+            raise ValueError(f"{path}, line {number}: prompt, perturbed and source must be texts that are not empty")
+        far = int(Levenshtein.distance(row["prompt"], row["perturbed"]))
+        if not isinstance(row["k"], int) or far > row["k"]:
+            raise ValueError(f"{path}, line {number}: {far} edits lie between the two prompts, but k is {row['k']!r}")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} holds no attacked prompts")
+    cells: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        cell = cells.setdefault((row["source"], row["k"]), set())
+        if row["prompt"] in cell:
+            raise ValueError(f"{path}: {row['prompt']!r} is there twice for source {row['source']!r}, k={row['k']}")
+        cell.add(row["prompt"])
+    return rows
+
+
+def write_attacks(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write attack sets whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from error

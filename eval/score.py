@@ -1,0 +1,80 @@
+"""Scores of pictures: CLIPScore, scene accuracy, drift from the same encoder's clean picture of the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from leaf_diffusion.eval.generate import chunks
+from leaf_diffusion.eval.judges import Judges
+from leaf_diffusion.eval.setup import Setup
+from leaf_diffusion.metrics import clip_score_from_features, feature_drift, pixel_rmse
+from leaf_diffusion.runs import RunStore
+
+AT_ONCE = 256
+
+
+def score_all(setup: Setup, judges: Judges, store: RunStore, advance: Callable[[int], None]) -> None:
+    """Score every picture that has no score yet.
+
+    Drift is measured against the same encoder's clean picture from the same noise: what the attack moved, not what the
+    encoders differ by. The floor's pictures are measured against the clean ones of noise 0.
+    """
+    pictures = store.records("pictures")
+    done = {row["id"] for row in store.records("scores")}
+    clean = {(r["encoder"], r["prompt_id"], r["seed_index"]): r["image"] for r in pictures if r["protocol"] == "clean"}
+    scenes = {prompt.id: prompt.scene for prompt in setup.prompts}
+    for batch in chunks([row for row in pictures if row["id"] not in done], AT_ONCE):
+        references = [
+            clean[r["encoder"], r["prompt_id"], 0 if r["protocol"] == "floor" else r["seed_index"]] for r in batch
+        ]
+        images = {path: store.load_image(path) for path in {*references, *(row["image"] for row in batch)}}
+        for row in _score(batch, references, images, scenes, judges):
+            store.append("scores", row)
+        advance(len(batch))
+
+
+def _score(
+    batch: Sequence[dict[str, Any]],
+    references: Sequence[str],
+    images: dict[str, Image.Image],
+    scenes: dict[str, Any],
+    judges: Judges,
+) -> list[dict[str, Any]]:
+    rows = [{"unit": "score", "id": row["id"]} for row in batch]
+    shown = [images[row["image"]] for row in batch]
+    moved = [row["protocol"] != "clean" for row in batch]
+    rmse = [pixel_rmse(a, images[b]) if m else None for a, b, m in zip(shown, references, moved, strict=True)]
+    columns: dict[str, Sequence[Any]] = {"drift": rmse}
+    if judges.clip is not None:
+        features = dict(zip(images, judges.clip.encode_image(list(images.values())), strict=True))
+        columns |= _clip_columns(batch, references, moved, features, judges)
+    judged = [i for i, row in enumerate(batch) if scenes[row["prompt_id"]] is not None and judges.scenes is not None]
+    if judged:
+        asked = [scenes[batch[i]["prompt_id"]] for i in judged]
+        right = dict(zip(judged, judges.scenes.correct([shown[i] for i in judged], asked), strict=True))
+        columns["scene_correct"] = [right.get(i) for i in range(len(batch))]
+    return [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(rows)]
+
+
+def _clip_columns(
+    batch: Sequence[dict[str, Any]],
+    references: Sequence[str],
+    moved: Sequence[bool],
+    features: dict[str, Tensor],
+    judges: Judges,
+) -> dict[str, Sequence[Any]]:
+    assert judges.clip is not None
+    texts = list(dict.fromkeys(text for row in batch for text in (row["original"], row["prompt"])))
+    captions = dict(zip(texts, judges.clip.encode_text(texts), strict=True))
+    pairs = [(features[row["image"]], row) for row in batch]
+    return {
+        "clip_score": [clip_score_from_features(f, captions[row["original"]]) for f, row in pairs],
+        "clip_score_attacked_caption": [clip_score_from_features(f, captions[row["prompt"]]) for f, row in pairs],
+        "drift_features": [
+            feature_drift(f, features[b]) if m else None for (f, _), b, m in zip(pairs, references, moved, strict=True)
+        ],
+    }

@@ -1,0 +1,131 @@
+"""What the terminal shows: the plan, three progress bars, the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from leaf_diffusion.eval.judges import Judges
+from leaf_diffusion.eval.setup import Setup
+from leaf_diffusion.runs import RunStore
+
+
+def totals(setup: Setup) -> dict[str, int]:
+    """Units of each kind in the whole run."""
+    pictures = sum(1 for _ in setup.plan.pictures())
+    return {"attacks": len(setup.plan.sets()) * len(setup.plan.prompts), "pictures": pictures, "scores": pictures}
+
+
+def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore) -> None:
+    """What will be done, and what is there already."""
+    options, plan, units = setup.options, setup.plan, totals(setup)
+    console.print(
+        f"{len(plan.prompts)} prompts, encoders {', '.join(setup.encoders)}; attacks ({options.attack}, {options.constraint}) "
+        f"on {', '.join(plan.sources) or 'none'}: {units['attacks']}; pictures: {units['pictures']}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    done = {name: len(store.records(name)) for name in units}
+    if any(done.values()):
+        console.print(
+            "continuing: " + ", ".join(f"{done[n]} of {units[n]} {n}" for n in units) + " are there", highlight=False
+        )
+    if judges.clip is None:
+        console.print("[yellow]no --clip-score-model: CLIPScore, KID, CMMD and Frechet distance are left out[/]")
+    elif not judges.real:
+        console.print("[yellow]no --real-pictures: KID, CMMD and Frechet distance are left out[/]")
+    if all(prompt.scene is None for prompt in plan.prompts):
+        console.print("scene accuracy needs the world's own prompts: left out")
+
+
+class Bars:
+    """Progress over attacks, pictures and scores, with the time left; `attacks(n)`, ... advance them."""
+
+    def __init__(self, console: Console, setup: Setup, store: RunStore) -> None:
+        columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn())
+        self.progress = Progress(
+            *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
+        )
+        self._tasks = {
+            # a bar that waits for its turn must not count its waiting as work
+            name: self.progress.add_task(name, total=total, completed=len(store.records(name)), start=False)
+            for name, total in totals(setup).items()
+        }
+
+    def _advance(self, name: str) -> Callable[[int], None]:
+        def advance(n: int) -> None:
+            self.progress.advance(self._tasks[name], n)
+
+        return advance
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def start(self, name: str) -> Callable[[int], None]:
+        """Start one bar's clock; returns the function that advances it."""
+        self.progress.start_task(self._tasks[name])
+        return self._advance(name)
+
+
+def print_summary(console: Console, results: dict[str, Any], report: Path) -> None:
+    """The main figures of each encoder, and its paired differences to the first."""
+    rows = results["rows"]
+    metric = "scene_accuracy" if any(row["metric"] == "scene_accuracy" for row in rows) else "clip_score"
+    if not any(row["metric"] == metric for row in rows):
+        metric = "drift"
+    console.print(_table(rows, metric))
+    for counts in results["attacks"]:
+        unseen = (
+            ""
+            if counts["unseen_tokens"] is None
+            else f", {counts['unseen_tokens']:.0%} of the tokens never seen in training"
+        )
+        console.print(
+            f"attacks on {escape(counts['source'])}, k={counts['k']}: {counts['n']} prompts, {counts['unchanged']} unchanged, "
+            f"{counts['truncated']} truncated{unseen}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    console.print(f"report: {report}", soft_wrap=True, highlight=False)
+
+
+def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
+    mine = [row for row in rows if row["metric"] == metric and row["protocol"] != "floor"]
+    encoders = list(dict.fromkeys(row["encoder"] for row in mine))
+    first = encoders[0]
+    table = Table(title=f"{metric.replace('_', ' ')} (difference to {first}, 95% interval over prompts)")
+    for column in ("prompts", "k", *encoders):
+        table.add_column(column)
+    columns = dict.fromkeys(
+        (row["protocol"], row["source"] if row["protocol"] == "transfer" else None, row["k"]) for row in mine
+    )
+    for protocol, source, k in columns:
+        cells = []
+        for encoder in encoders:
+            text = ""
+            for row in mine:
+                if row["encoder"] != encoder or (row["protocol"], row["k"]) != (protocol, k):
+                    continue
+                if source is not None and row["source"] != source:
+                    continue
+                if row["baseline"] is None:
+                    text = f"{row['mean']:.3f}"
+                elif row["baseline"] == first:
+                    text += f" ({row['mean']:+.3f}; {row['ci_low']:+.3f}, {row['ci_high']:+.3f})"
+            cells.append(text)
+        name = {"clean": "clean", "adaptive": "attacked on itself"}.get(protocol, f"attacked on {source}")
+        table.add_row(name, str(k) if k else "", *cells)
+    return table

@@ -1,0 +1,61 @@
+"""An untrained world on disk: the real loaders, files and classes, random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPTextModel
+
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.world import build, paths, sources
+from leaf_diffusion.world.clip import new_clip, new_judge
+from leaf_diffusion.world.diffusion import new_unet, new_vae, scheduler
+from leaf_diffusion.world.judge import SceneClassifier
+from leaf_diffusion.world.judge_clip import load_judge_clip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def untrained_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Every part of the world with random weights, in place of the shipped one."""
+    root = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(paths.VARIABLE, str(root))
+        _forget()
+        torch.manual_seed(0)
+        clip = new_clip()
+        state = build.halves(clip.state_dict())
+        save_file(
+            {k: v for k, v in state.items() if not k.startswith("text_model.")},
+            build.target("clip") / "model.safetensors",
+        )
+        (build.target("clip") / "seen_tokens.json").write_text(json.dumps(list(range(0, 49408, 2))))
+        save_file(build.halves(SceneClassifier().state_dict()), build.target("scene-judge") / "model.safetensors")
+        judge = {k: v for k, v in new_judge().state_dict().items() if k != "attn_mask"}
+        save_file(build.halves(judge), build.target("judge-clip") / "model.safetensors")
+        pipeline = build.target("stable-diffusion")
+        text = CLIPTextModel(clip.config.text_config)
+        text.load_state_dict(build._for_text_model(text, clip.state_dict()))
+        parts = {"text_encoder": text, "vae": new_vae(), "unet": new_unet()}
+        for name, model in parts.items():
+            build.save_stock(model, pipeline / name)
+        clip_tokenizer().save_pretrained(pipeline / "tokenizer")
+        scheduler().save_pretrained(pipeline / "scheduler")
+        build.assemble(pipeline).save_config(pipeline)
+        original = build.halves(sources.load_world_encoder("original")[0].state_dict())
+        for i, name in enumerate(sources.FINETUNED):
+            moved = {key: value + 0.02 * (i + 1) * torch.randn(value.shape).half() for key, value in original.items()}
+            moved[sources.EMBEDDING] = original[sources.EMBEDDING].clone()
+            moved[sources.EMBEDDING][300:400] += 0.1
+            save_file(sources.overlay(original, moved), build.target(f"encoders/{name}") / "overlay.safetensors")
+        yield root
+    _forget()
+
+
+def _forget() -> None:
+    load_judge_clip.cache_clear()
+    sources.seen_tokens.cache_clear()

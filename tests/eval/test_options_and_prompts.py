@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leaf_diffusion.eval.options import parse
+from leaf_diffusion.eval.plan import make_plan
+from leaf_diffusion.eval.prompts import Prompt, edits, from_file, from_world, marked, read_attacks, write_attacks
+from leaf_diffusion.eval.setup import EncoderName
+from leaf_diffusion.world.figures import noise_seed
+
+PROMPTS = ["a red hat", "a café near a black cat", "two dogs 🐕 on a boat"]
+
+
+def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("k: [1, 3]\nlimit: 7\nencoders: [original, leaf]\nattack: leaf\n")
+    options = parse(["--config", str(path), "--limit", "9"])
+    assert (options.k, options.limit, options.encoders, options.attack) == ((1, 3), 9, ("original", "leaf"), "leaf")
+    assert options.steps == 15 and options.neutral_source == "world:judge"
+
+
+@pytest.mark.parametrize(("text", "said"), [("steps: many", "value"), ("colour: red", "colour"), ("[1, 2]", "list")])
+def test_a_wrong_configuration_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        parse(["--config", str(path)])
+
+
+@pytest.mark.parametrize("argv", [["--k", "-1"], ["--limit", "0"], ["--k", "1", "1"], ["--constraint", "maybe"]])
+def test_impossible_values_are_refused(argv: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(argv)
+
+
+def test_another_pipeline_needs_prompts() -> None:
+    with pytest.raises(ValueError, match="--prompts"):
+        parse(["--pipeline", "some/model"])
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "source", "defence"),
+    [
+        ("leaf", "leaf", "world:leaf", None),
+        ("world:leaf", "leaf", "world:leaf", None),
+        ("original+speller", "original+speller", "world:original", "speller"),
+        ("mine=/models/robust+speller", "mine", "/models/robust", "speller"),
+        ("LEAF-CLIP/CLIP-ViT-L", "CLIP-ViT-L", "LEAF-CLIP/CLIP-ViT-L", None),
+    ],
+)
+def test_encoder_names(text: str, label: str, source: str, defence: str | None) -> None:
+    assert EncoderName.parse(text, world=True) == EncoderName(label, source, defence)
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join([*PROMPTS, PROMPTS[0], "", ""]), encoding="utf-8")
+    assert [prompt.text for prompt in from_file(path)] == PROMPTS
+    path.write_text("one\n\ntwo\n")
+    with pytest.raises(ValueError, match="line 2"):
+        from_file(path)
+    path.write_text("\n  \n")
+    with pytest.raises(ValueError, match="no prompts"):
+        from_file(path)
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="UTF-8"):
+        from_file(path)
+    with pytest.raises(FileNotFoundError):
+        from_file(tmp_path / "nowhere.txt")
+
+
+@given(st.text(min_size=1, max_size=30), st.text(max_size=30))
+def test_edits_lead_from_the_prompt_to_the_attacked_one(original: str, perturbed: str) -> None:
+    built, at = "", 0
+    for start, end, new in edits(original, perturbed):
+        assert at <= start <= end
+        built += original[at:start] + new
+        at = end
+    assert built + original[at:] == perturbed
+
+
+def test_edits_are_marked_and_markup_in_prompts_is_text() -> None:
+    assert marked("a [b] cat", "a [b] bat") == r"a \[b] [dim strike]c[/][bold red]b[/]at"
+
+
+def test_attack_sets_survive_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "sets" / "attacked.jsonl"
+    rows = [{"prompt": "a cat\u2028here", "perturbed": "a bat\u2028here", "source": "x", "k": 1}]
+    write_attacks(path, rows)
+    assert read_attacks(path) == rows
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "a cat", "source": "x", "k": 1}, "perturbed"),
+        ({"prompt": "a cat", "perturbed": "a dog", "source": "x", "k": 1}, "3 edits"),
+        ({"prompt": "a cat", "perturbed": " ", "source": "x", "k": 9}, "not empty"),
+    ],
+)
+def test_a_wrong_attack_set_is_refused_by_line(tmp_path: Path, row: dict[str, object], said: str) -> None:
+    path = tmp_path / "attacked.jsonl"
+    good = {"prompt": "a hat", "perturbed": "a bat", "source": "x", "k": 1}
+    path.write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n")
+    with pytest.raises(ValueError, match=f"line 2.*{said}"):
+        read_attacks(path)
+
+
+def test_noise_follows_from_prompt_and_index_alone() -> None:
+    everything = from_world(12, 3, 0.5)
+    seeds = {prompt.id: noise_seed(prompt.id, 0) for prompt in everything}
+    assert {prompt.id: noise_seed(prompt.id, 0) for prompt in from_world(5, 3, 0.5)}.items() <= seeds.items()
+    assert len({noise_seed(prompt.id, i) for prompt in everything for i in range(3)}) == 36
+
+
+def test_the_plan_gives_every_encoder_the_same_attacks() -> None:
+    plan = make_plan(
+        [Prompt("a cat")],
+        ["a", "b"],
+        protocols=["adaptive", "transfer"],
+        transfer_sources=["a", "j"],
+        ks=(1, 2),
+        seeds=2,
+    )
+    assert plan.sets() == [(s, k) for s in ("a", "b", "j") for k in (1, 2)]
+    units = list(plan.pictures())
+    assert len(units) == len({unit.id for unit in units}) == 2 * (2 + 4 + 8) + 1
+    transferred = {(c.encoder, c.source, c.k) for c in plan.cells if c.protocol == "transfer"}
+    assert transferred == {(e, s, k) for e in "ab" for s in "aj" for k in (1, 2)}
