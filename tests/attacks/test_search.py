@@ -75,6 +75,18 @@ def test_leaf_has_a_constant_budget(fake: Any) -> None:
     assert len(set(few)) == 50  # characters do not repeat while there are new ones
 
 
+def test_leaf_draws_slots_and_characters_at_random(fake: Any) -> None:
+    scorer = fake(lambda prompt, text: float(" " not in text))  # the best probe deletes the space: slot 3
+    for seed in range(40):
+        LeafAttack(rho=8)(["a cat"], scorer, seed=seed)
+    seen = [bound.seen[0] for bound in scorer.bound[::2]]
+    assert {text for each in seen for text in each[:8]} == set(probes("a cat").texts())
+    at_the_space = {text for each in seen if "acat" in each[:8] for text in each[8:]}
+    assert len(at_the_space) > 60
+    assert "acat" in at_the_space  # deletion is one of the characters
+    assert all(len(set(each[:8])) >= 7 for each in seen)  # a few slots give equal texts, none is drawn twice
+
+
 def test_leaf_with_a_full_budget_finds_the_best_character_of_the_best_slot(fake: Any) -> None:
     scorer = fake()
     prompt = "a cat"
