@@ -1,0 +1,209 @@
+"""Train the embedded world, part by part; each part is a folder of fp16 safetensors with a card of its provenance."""
+
+import json
+import platform
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.world.captions import describe, web_caption
+from leaf_diffusion.world.clip import EOS, clip_features, clip_figures, judge_features, new_clip, new_judge, pad_rows, train_contrastive
+from leaf_diffusion.world.diffusion import reconstruct, reconstruction_psnr, scheduler, train_unet, train_vae
+from leaf_diffusion.world.figures import generation_figures, text_figures
+from leaf_diffusion.world.judge import SceneJudge, judge_figures, train_judge
+from leaf_diffusion.world.paths import weights, weights_root
+from leaf_diffusion.world.robust import finetune_world
+from leaf_diffusion.world.scenes import Scene, pixels, render, sample_scene
+from leaf_diffusion.world.sources import load_clip, load_judge_module, load_world_encoder, overlay
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a part is trained, besides what its module fixes."""
+
+    steps: int
+    seed: int
+    lr: float
+
+
+RECIPES = {
+    "scene-judge": Recipe(1500, 2, 2e-3),
+    "clip": Recipe(1700, 1, 1e-3),
+    "judge-clip": Recipe(1200, 101, 1e-3),
+    "vae": Recipe(2000, 3, 2e-3),
+    "unet": Recipe(3000, 4, 1e-3),
+    "encoders/leaf": Recipe(600, 5, 1e-3),
+    "encoders/typo-augmented": Recipe(600, 5, 1e-3),
+}
+SCENES_FOR_UNET = 30_000
+
+
+def halves(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state in half precision, as it ships."""
+    return {key: (v.half() if v.is_floating_point() else v).contiguous().cpu() for key, v in state.items()}
+
+
+def save_stock(model: Any, folder: Path) -> None:
+    """Save a stock model as fp16; its configuration says fp32, which is what it is loaded as everywhere."""
+    state = halves(model.state_dict())
+    model.save_pretrained(folder)
+    (file,) = folder.glob("*.safetensors")
+    stored = load_file(file)
+    save_file({key: state[key] if key in state else value.half() for key, value in stored.items()}, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    if "dtype" in config:
+        config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def build_judge(recipe: Recipe, work: Path, device: torch.device) -> Figures:
+    model = train_judge(work, steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, device=device)
+    save_file(halves(model.state_dict()), target("scene-judge") / "model.safetensors")
+    return judge_figures(SceneJudge.load())
+
+
+def build_clip(recipe: Recipe, work: Path, device: torch.device) -> Figures:
+    torch.manual_seed(recipe.seed)
+    clip = new_clip().to(device)
+    read = train_contrastive("clip", clip, clip_features(clip), steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, folder=work)
+    state = halves(clip.state_dict())
+    save_file({k: v for k, v in state.items() if not k.startswith("text_model.")}, target("clip") / "model.safetensors")
+    seen = sorted({token for row in clip_tokenizer()(sorted(read), truncation=True)["input_ids"] for token in row})
+    (target("clip") / "seen_tokens.json").write_text(json.dumps(seen))
+    pipeline = target("stable-diffusion")
+    text = CLIPTextModel(clip.config.text_config)
+    text.load_state_dict(_for_text_model(text, clip.state_dict()))
+    save_stock(text, pipeline / "text_encoder")
+    clip_tokenizer().save_pretrained(pipeline / "tokenizer")
+    scheduler().save_pretrained(pipeline / "scheduler")
+    return clip_figures(clip_features(load_clip())) | {"seen_tokens": float(len(seen))}
+
+
+def _for_text_model(text: CLIPTextModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The text half of a CLIP's state, under the names of this transformers version's CLIPTextModel."""
+    flat = {key.removeprefix("text_model."): value for key, value in state.items() if key.startswith("text_model.")}
+    return {key: flat[key.removeprefix("text_model.")] for key in text.state_dict()}
+
+
+def build_judge_clip(recipe: Recipe, work: Path, device: torch.device) -> Figures:
+    torch.manual_seed(recipe.seed)
+    model = new_judge().to(device)
+    train_contrastive("judge-clip", model, judge_features(model), steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, folder=work)
+    save_file(halves({k: v for k, v in model.state_dict().items() if k != "attn_mask"}), target("judge-clip") / "model.safetensors")
+    return clip_figures(judge_features(load_judge_module()))
+
+
+def build_vae(recipe: Recipe, work: Path, device: torch.device) -> Figures:
+    vae = train_vae(work, steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, device=device)
+    save_stock(vae, target("stable-diffusion") / "vae")
+    vae = AutoencoderKL.from_pretrained(target("stable-diffusion") / "vae", torch_dtype=torch.float32).eval()
+    rng = random.Random("vae figures")
+    figures = {"psnr_db": reconstruction_psnr(vae)}
+    for two, name in ((0.0, "judge_one_object"), (1.0, "judge_two_objects")):
+        scenes = [sample_scene(rng, two=two, split=None) for _ in range(500)]
+        restored = reconstruct(vae, pixels(map(render, scenes)))
+        pictures = restored.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        figures[name] = sum(SceneJudge.load().correct(list(pictures), scenes)) / len(scenes)
+    return figures
+
+
+@torch.inference_mode()
+def token_states(captions: list[str], device: torch.device) -> Tensor:
+    """What the denoiser is conditioned on: the original tower's last states, float16 [n, 77, 128]."""
+    text = CLIPTextModel.from_pretrained(weights("stable-diffusion") / "text_encoder", use_safetensors=True).to(device).eval()
+    ids = pad_rows(clip_tokenizer()(captions, truncation=True)["input_ids"], EOS, 77)
+    return torch.cat([text(chunk.to(device)).last_hidden_state.half().cpu() for chunk in ids.split(256)])
+
+
+def build_unet(recipe: Recipe, work: Path, device: torch.device) -> Figures:
+    pipeline = weights("stable-diffusion")
+    vae = AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32).eval().to(device)
+    rng = random.Random(f"unet scenes {recipe.seed}")
+    scenes: list[Scene] = [sample_scene(rng, two=0.5, small=0.05) for _ in range(SCENES_FOR_UNET)]
+    captions = [web_caption(describe(scene, rng)[0], rng, filler=0.1, typo=0.02) for scene in scenes]
+    distinct = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    states = token_states([*distinct, ""], device)
+    rows = torch.tensor([distinct[caption] for caption in captions])
+    unet = train_unet(work, vae, scenes, states[:-1], rows, states[-1], steps=recipe.steps, seed=recipe.seed, lr=recipe.lr)
+    save_stock(unet, pipeline / "unet")
+    assemble(pipeline).save_config(pipeline)
+    return generation_figures(StableDiffusionPipeline.from_pretrained(pipeline, torch_dtype=torch.float32))
+
+
+def assemble(folder: Path) -> StableDiffusionPipeline:
+    """The stock pipeline from its parts, so that its index can be written."""
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True),
+        tokenizer=clip_tokenizer(),
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def build_robust(name: str) -> Callable[[Recipe, Path, torch.device], Figures]:
+    def build(recipe: Recipe, work: Path, device: torch.device) -> Figures:
+        folder = finetune_world(name, work / name, steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, device=device)
+        original = halves(load_world_encoder("original")[0].state_dict())
+        save_file(overlay(original, halves(load_file(folder / "model.safetensors"))), target(f"encoders/{name}") / "overlay.safetensors")
+        return text_figures(f"world:{name}")
+
+    return build
+
+
+STAGES: dict[str, Callable[[Recipe, Path, torch.device], Figures]] = {
+    "scene-judge": build_judge,
+    "clip": build_clip,
+    "judge-clip": build_judge_clip,
+    "vae": build_vae,
+    "unet": build_unet,
+    "encoders/leaf": build_robust("leaf"),
+    "encoders/typo-augmented": build_robust("typo-augmented"),
+}
+
+
+def target(part: str) -> Path:
+    """The folder of a part, made when needed."""
+    folder = weights_root() / part
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def build_part(part: str, work: Path, device: torch.device) -> Figures:
+    """Train one part unless its card is there; a part that was broken off goes on from its last checkpoint."""
+    card = target("cards") / f"{part.replace('/', '-')}.json"
+    if card.exists():
+        return json.loads(card.read_text())["figures"]
+    started = monotonic()
+    recipe = RECIPES[part]
+    figures = STAGES[part](recipe, work, device)
+    where = f"{platform.machine()}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    content = {
+        "part": part,
+        "recipe": recipe.__dict__,
+        "code": "leaf_diffusion.world",
+        "hardware": where,
+        "torch": torch.__version__.split("+")[0],
+        "seconds_of_last_call": round(monotonic() - started),
+        "figures": {key: round(value, 4) for key, value in figures.items()},
+    }
+    card.write_text(json.dumps(content, indent=2) + "\n")
+    for checkpoint in work.glob(f"{part.split('/')[-1]}.checkpoint.safetensors"):
+        checkpoint.unlink()
+    return figures

@@ -1,0 +1,113 @@
+"""Captions of scenes: many natural templates, some held out; fillers and typos at a web-like rate.
+
+Real CLIP has read the web, misspellings included, so a world whose captions were spotless would make a straw man
+of the original encoder: `web_caption` adds unrelated words from the whole dictionary and natural typos.
+"""
+
+import random
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from leaf_diffusion.text.edits import random_edits
+from leaf_diffusion.text.words import load_words
+from leaf_diffusion.world.scenes import COLOURS, NOUNS, Scene, Split, held_out, sample_scene
+
+SINGLE = {
+    "train": (
+        "a {c} {n}", "a photo of a {c} {n}", "a picture of a {c} {n}", "a drawing of a {c} {n}", "an image of one {c} {n}",
+        "a {c} {n} on a {b} background", "a photo of a {c} {n} on a {b} background", "there is a {c} {n} in front of a {b} wall",
+        "the {n} is {c}", "this {n} is {c} and everything around it is {b}", "a {n} that is {c}", "one {c} {n} on {b}",
+        "a {n}", "a photo of a {n}", "a picture of a {n} on a {b} background",
+    ),
+    "test": ("a painting of a {c} {n}", "here we see a {c} {n} on a {b} background", "a photo of the {c} {n}", "this is a {c} {n}"),
+}  # fmt: skip
+LEFT = {
+    "train": (
+        "a {c} {n} to the left of a {d} {m}", "a {d} {m} to the right of a {c} {n}", "a {c} {n} left of a {d} {m} on a {b} background",
+        "a {c} {n} to the left of a {d} {m} on a {b} background", "on the left a {c} {n}, on the right a {d} {m}",
+    ),
+    "test": ("a photo of a {c} {n} to the left of a {d} {m}", "a {d} {m} right of a {c} {n} on a {b} background"),
+}  # fmt: skip
+ABOVE = {
+    "train": (
+        "a {c} {n} above a {d} {m}", "a {d} {m} below a {c} {n}", "a {c} {n} above a {d} {m} on a {b} background",
+        "a photo of a {c} {n} above a {d} {m}", "at the top a {c} {n}, at the bottom a {d} {m}",
+    ),
+    "test": ("a picture of a {c} {n} above a {d} {m}", "a {d} {m} below a {c} {n} on a {b} background"),
+}  # fmt: skip
+BESIDE = {"train": ("a {c} {n} and a {d} {m}", "a {c} {n} next to a {d} {m} on a {b} background"), "test": ("a {c} {n} beside a {d} {m}",)}
+SUFFIXES = (", {w}", ", {w} and {v}", " by {w} {v}", " for {w}", " ({w} {v})", ", {w} {v}", " | {w}")
+PREFIXES = ("{w}: ", "my {w}, ", "{w} {v} - ")
+
+
+@dataclass(frozen=True)
+class WorldPrompt:
+    """A prompt and the scene it asks for (colours that the text leaves open are None)."""
+
+    id: str
+    text: str
+    scene: Scene
+
+
+def describe(scene: Scene, rng: random.Random, split: Split = "train") -> tuple[str, Scene]:
+    """A caption of `scene` by a template of `split`, and the scene with only what the caption says."""
+    first, *rest = scene.things
+    if not rest:
+        template = rng.choice(SINGLE[split])
+        noun = f"{rng.choice(('small', 'tiny', 'little'))} {{n}}" if scene.small else "{n}"
+        text = template.replace("{n}", noun).format(n=first.noun, c=first.colour, b=scene.background)
+        asked = scene if "{c}" in template else replace(scene, things=(replace(first, colour=None),))
+    else:
+        beside = scene.relation == "beside" or (split == "train" and rng.random() < 0.15)
+        template = rng.choice(BESIDE[split] if beside else LEFT[split] if scene.relation == "left" else ABOVE[split])
+        one, two = (first, rest[0]) if not beside or rng.random() < 0.5 else (rest[0], first)
+        text = template.format(n=one.noun, c=one.colour, m=two.noun, d=two.colour, b=scene.background)
+        asked = replace(scene, things=(one, two), relation="beside") if beside else scene
+    return re.sub(r"\b(a) (?=[aeiou])", "an ", text), asked
+
+
+@cache
+def _fillers() -> list[str]:
+    said = {*NOUNS, *COLOURS}
+    return sorted(w for w in load_words() if 3 <= len(w) <= 10 and w.isascii() and w.isalpha() and w not in said)
+
+
+def web_caption(text: str, rng: random.Random, *, filler: float = 0.25, typo: float = 0.05) -> str:
+    """`text` as the web would have it: with unrelated words around it, and now and then one random character edit."""
+    if rng.random() < filler:
+        words = {"w": rng.choice(_fillers()), "v": rng.choice(_fillers())}
+        text = text + rng.choice(SUFFIXES).format(**words) if rng.random() < 0.7 else rng.choice(PREFIXES).format(**words) + text
+    if rng.random() < typo:
+        text = random_edits(text, 1, np.random.default_rng(rng.getrandbits(32))).text(0)
+    return text
+
+
+def world_prompts(n: int, seed: int = 0, *, two: float = 0.0) -> list[WorldPrompt]:
+    """Evaluation prompts, distinct, never a training caption.
+
+    Held-out templates; half of the prompts show held-out colour x noun pairs. `two` is the share of two-object prompts.
+    """
+    rng = random.Random(f"world prompts {seed}")
+    prompts: dict[str, WorldPrompt] = {}
+    for _ in range(200 * n + 1000):
+        if len(prompts) == n:
+            break
+        scene = sample_scene(rng, two=two, split="test" if rng.random() < 0.5 else "train", small=0.0)
+        text, asked = describe(scene, rng, "test")
+        prompts.setdefault(text, WorldPrompt(f"world-{seed}-{len(prompts):04d}", text, asked))
+    if len(prompts) < n:
+        raise ValueError(f"the world has only about {len(prompts)} distinct prompts of this kind; {n} were asked for")
+    return list(prompts.values())
+
+
+def zero_shot_prompts() -> list[tuple[str, str, str]]:
+    """(text, noun, colour) of the zero-shot task: one caption for each of the 24 x 8 classes."""
+    return [(re.sub(r"\b(a) (?=[aeiou])", "an ", f"a photo of a {c} {n}"), n, c) for n in NOUNS for c in COLOURS]
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether any thing of the scene is a colour x noun pair kept out of training."""
+    return any(thing.colour is not None and held_out(thing.noun, thing.colour) for thing in scene.things)

@@ -1,0 +1,145 @@
+"""The scene judge: is each named thing there, in its colour, in its place? Never the attacked model.
+
+The idea of GenEval (Ghosh et al. 2023), but with a classifier that knows the whole world.
+"""
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from leaf_diffusion.world.fit import fit
+from leaf_diffusion.world.paths import weights
+from leaf_diffusion.world.scenes import BACKGROUNDS, COLOURS, NOUNS, SIZE, Scene, Thing, pixels, render, sample_scene
+
+LAYOUTS = ("one", "left", "above")
+COLOUR_NAMES, BACKGROUND_NAMES = tuple(COLOURS), tuple(BACKGROUNDS)
+HEADS = (len(LAYOUTS), len(BACKGROUNDS), len(NOUNS), len(COLOURS), len(NOUNS), len(COLOURS))
+BATCH = 128
+
+
+class SceneClassifier(nn.Module):
+    """Pixels [n, 3, 32, 32] in -1..1 to six groups of logits: layout, background, noun and colour of each thing.
+
+    The first thing is the only, the left or the upper one.
+    """
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for width in channels:
+            for stride in (1, 2):
+                layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                before = width
+        side = SIZE // 2 ** len(channels)
+        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * side * side, 256), nn.ReLU())
+        self.head = nn.Linear(256, sum(HEADS))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.head(self.trunk(x)).split(HEADS, dim=1)
+
+
+def labels(scenes: Sequence[Scene]) -> Tensor:
+    """int64 [n, 6], -1 where there is nothing to say (a second thing that is not there)."""
+    rows = []
+    for scene in scenes:
+        row = [LAYOUTS.index(scene.relation or "one"), BACKGROUND_NAMES.index(scene.background)]
+        for thing in scene.things:
+            row += [NOUNS.index(thing.noun), COLOUR_NAMES.index(thing.colour or "")]
+        rows.append(row + [-1] * (6 - len(row)))
+    return torch.tensor(rows)
+
+
+def soften(x: Tensor, rng: random.Random) -> Tensor:
+    """Noise and a little blur, as generated pictures have them: the judge shall look at shapes, not at crisp edges."""
+    x = x + torch.randn_like(x) * torch.rand(len(x), 1, 1, 1, device=x.device) * 0.15
+    if rng.random() < 0.35:
+        x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return x
+
+
+def train_judge(folder: Path, *, steps: int, seed: int, lr: float, device: torch.device) -> SceneClassifier:
+    """Train the classifier on every colour x noun pair (a judge may know what the generator never saw)."""
+    torch.manual_seed(seed)
+    model = SceneClassifier().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss(step: int, rng: random.Random) -> Tensor:
+        scenes = [sample_scene(rng, two=0.6, split=None) for _ in range(BATCH)]
+        x = soften(pixels(map(render, scenes)).to(device), rng).contiguous(memory_format=torch.channels_last)
+        target = labels(scenes).to(device)
+        return sum(  # type: ignore[return-value]
+            F.cross_entropy(logits, target[:, i], ignore_index=-1, label_smoothing=0.02) for i, logits in enumerate(model(x))
+        )
+
+    fit("scene-judge", [model], loss, steps=steps, lr=lr, seed=seed, folder=folder, weight_decay=0.02, betas=(0.9, 0.99))
+    return model
+
+
+class SceneJudge:
+    """Judges pictures against the scenes that were asked for."""
+
+    def __init__(self, model: SceneClassifier) -> None:
+        self.model = model.eval()
+
+    @classmethod
+    @cache
+    def load(cls) -> "SceneJudge":
+        """The judge that ships with the package."""
+        model = SceneClassifier()
+        state = load_file(weights("scene-judge") / "model.safetensors")
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        return cls(model)
+
+    @torch.inference_mode()
+    def see(self, pictures: Sequence[np.ndarray | Image.Image]) -> list[Scene]:
+        """What the judge sees in each picture (32 x 32 RGB; other sizes are resized)."""
+        seen = []
+        for start in range(0, len(pictures), 256):
+            batch = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in pictures[start : start + 256]]
+            batch = [p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX) if p.size != (SIZE, SIZE) else p.convert("RGB") for p in batch]
+            for layout, background, *rest in zip(*(g.argmax(1).tolist() for g in self.model(pixels(batch))), strict=True):
+                things = [Thing(NOUNS[rest[i]], COLOUR_NAMES[rest[i + 1]]) for i in ((0, 2) if layout else (0,))]
+                relation = None if layout == 0 else LAYOUTS[layout]
+                seen.append(Scene(tuple(things), BACKGROUND_NAMES[background], relation))  # type: ignore[arg-type]
+        return seen
+
+    def correct(self, pictures: Sequence[np.ndarray | Image.Image], scenes: Sequence[Scene]) -> list[bool]:
+        """Whether each picture shows what its scene asks for: the number of things, each noun, each stated colour, the places.
+
+        The background does not count. With the relation "beside" either order and either direction is right.
+        """
+        return [satisfies(seen, asked) for seen, asked in zip(self.see(pictures), scenes, strict=True)]
+
+
+def satisfies(seen: Scene, asked: Scene) -> bool:
+    """Whether what was seen is what was asked for."""
+    orders = [asked.things]
+    if asked.relation == "beside":
+        if seen.relation is None:
+            return False
+        orders.append(asked.things[::-1])
+    elif seen.relation != asked.relation:
+        return False
+    return any(
+        len(order) == len(seen.things)
+        and all(s.noun == a.noun and a.colour in (None, s.colour) for s, a in zip(seen.things, order, strict=True))
+        for order in orders
+    )
+
+
+def judge_figures(judge: SceneJudge, *, n: int = 2000, seed: int = 7) -> dict[str, float]:
+    """Accuracy on real scenes, all pairs, one- and two-object ones."""
+    rng = random.Random(f"judge figures {seed}")
+    figures = {}
+    for two, name in ((0.0, "one_object"), (1.0, "two_objects")):
+        scenes = [sample_scene(rng, two=two, split=None) for _ in range(n // 2)]
+        figures[name] = float(np.mean(judge.correct([render(s) for s in scenes], scenes)))
+    return figures

@@ -1,0 +1,41 @@
+"""The judging CLIP behind one small face: features of pictures and captions, and its text tower as an attack's neutral source."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import open_clip
+import torch
+from PIL import Image
+from torch import Tensor
+
+from leaf_diffusion.world.clip import judge_features
+from leaf_diffusion.world.scenes import SIZE, pixels
+from leaf_diffusion.world.sources import load_judge_module
+
+
+class JudgeClip:
+    """CLIPScore, KID, CMMD and Frechet features (width 64) by a model that no attack is tuned on, unless asked to."""
+
+    name = "world judge (open_clip ViT, 64 wide)"
+
+    def __init__(self, model: open_clip.CLIP) -> None:
+        self.model = model.eval()
+        self._images, self._texts = judge_features(self.model)
+
+    @torch.inference_mode()
+    def encode_image(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Unnormalised features of RGB pictures, [n, 64]; other sizes than 32 x 32 are resized."""
+        batches = [pictures[i : i + 256] for i in range(0, len(pictures), 256)]
+        fitted = [[p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX) for p in batch] for batch in batches]
+        return torch.cat([self._images(pixels(batch)) for batch in fitted])
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unnormalised features of captions, [n, 64]."""
+        return torch.cat([self._texts(list(texts[i : i + 256])) for i in range(0, len(texts), 256)])
+
+
+@cache
+def load_judge_clip() -> JudgeClip:
+    """The judging CLIP that ships with the package."""
+    return JudgeClip(load_judge_module())

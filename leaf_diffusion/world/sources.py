@@ -1,0 +1,85 @@
+"""Loaders of the world's trained parts; what `"world:<name>"` means."""
+
+import json
+from functools import cache
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.world.clip import new_clip, new_judge
+from leaf_diffusion.world.paths import pipeline_path, weights
+
+EMBEDDING = "text_model.embeddings.token_embedding.weight"
+FINETUNED = ("leaf", "typo-augmented")
+
+
+def _float(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def load_clip() -> CLIPModel:
+    """The world's CLIP, the original: its text tower is the one in the pipeline's folder, stored once."""
+    clip = new_clip()
+    state = _float(load_file(weights("clip") / "model.safetensors"))
+    text = _float(load_file(pipeline_path() / "text_encoder" / "model.safetensors"))
+    state |= {f"text_model.{key.removeprefix('text_model.')}": value for key, value in text.items()}
+    clip.load_state_dict(state)
+    return clip.eval()
+
+
+def text_tower(clip: CLIPModel) -> CLIPTextModelWithProjection:
+    """The text half of a CLIP as a model of its own (a copy)."""
+    tower = CLIPTextModelWithProjection(clip.config.text_config)
+    state = clip.state_dict()
+    tower.load_state_dict({key: value for key, value in state.items() if key.startswith(("text_model.", "text_projection."))})
+    return tower.eval()
+
+
+def overlay(original: dict[str, Tensor], finetuned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of a finetuned tower differs: whole small tensors, and only the token embeddings that moved.
+
+    A caption world touches a fraction of the 49,408 tokens, so this is a few MB instead of 14.
+    """
+    moved = (original[EMBEDDING] != finetuned[EMBEDDING]).any(1).nonzero().flatten()
+    parts = {key: value.contiguous() for key, value in finetuned.items() if key != EMBEDDING}
+    return parts | {f"{EMBEDDING}.rows": moved.int(), f"{EMBEDDING}.values": finetuned[EMBEDDING][moved].contiguous()}
+
+
+def apply_overlay(original: dict[str, Tensor], parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The finetuned tower's weights again."""
+    state = {key: value for key, value in parts.items() if not key.startswith(EMBEDDING)}
+    embedding = original[EMBEDDING].clone()
+    embedding[parts[f"{EMBEDDING}.rows"].long()] = parts[f"{EMBEDDING}.values"].to(embedding.dtype)
+    return state | {EMBEDDING: embedding}
+
+
+def load_world_encoder(name: str, **_: Any) -> tuple[torch.nn.Module, PreTrainedTokenizerBase | None]:
+    """(module, tokenizer) of "original", "leaf", "typo-augmented" or "judge" (an open_clip model, tokenizer None)."""
+    if name == "judge":
+        return load_judge_module(), None
+    if name not in ("original", *FINETUNED):
+        known = ", ".join(f"world:{n}" for n in ("original", *FINETUNED, "judge"))
+        raise ValueError(f"the embedded world has no encoder {name!r}; it has {known}")
+    tower = text_tower(load_clip())
+    if name in FINETUNED:
+        parts = _float(load_file(weights(f"encoders/{name}") / "overlay.safetensors"))
+        tower.load_state_dict(apply_overlay(tower.state_dict(), parts))
+    return tower, clip_tokenizer()
+
+
+def load_judge_module() -> open_clip.CLIP:
+    """The open_clip model that judges."""
+    judge = new_judge()
+    judge.load_state_dict(_float(load_file(weights("judge-clip") / "model.safetensors")), strict=False)
+    return judge.eval()
+
+
+@cache
+def seen_tokens() -> frozenset[int]:
+    """The token ids that the world's CLIP read in training; others still have their random first embedding."""
+    return frozenset(json.loads((weights("clip") / "seen_tokens.json").read_text()))

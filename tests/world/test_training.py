@@ -1,0 +1,85 @@
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leaf_diffusion.world.fit import fit
+from leaf_diffusion.world.judge import SceneClassifier, labels, satisfies
+from leaf_diffusion.world.scenes import Scene, Thing, sample_scene
+from leaf_diffusion.world.sources import EMBEDDING, apply_overlay, overlay
+
+
+class Interrupt(Exception):
+    pass
+
+
+def toy(folder: Path, stop: int | None = None, average: float = 0.9) -> list[Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+    def loss(step: int, rng: random.Random) -> Tensor:
+        if step == stop:
+            raise Interrupt
+        x = torch.randn(16, 4)
+        return (model(x) - x.sum(1, keepdim=True) * rng.random()).square().mean()
+
+    fit("toy", [model], loss, steps=30, lr=1e-2, seed=1, folder=folder, warmup=5, average=average)
+    return [v.clone() for v in model.state_dict().values() if v.is_floating_point()]
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leaf_diffusion.world.fit.CHECKPOINT_SECONDS", 0.0)
+    whole = toy(tmp_path / "whole")
+    with pytest.raises(Interrupt):
+        toy(tmp_path / "cut", stop=17)
+    resumed = toy(tmp_path / "cut")
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_training_learns_and_averages(tmp_path: Path) -> None:
+    averaged, plain = toy(tmp_path / "a"), toy(tmp_path / "b", average=0.0)
+    assert not torch.equal(averaged[0], plain[0])
+
+
+def test_overlay_restores_the_finetuned_tower_from_the_original() -> None:
+    original = {EMBEDDING: torch.randn(50, 4), "text_projection.weight": torch.randn(4, 4)}
+    finetuned = {key: value.clone() for key, value in original.items()}
+    finetuned[EMBEDDING][[3, 7]] += 1
+    finetuned["text_projection.weight"] += 1
+    parts = overlay(original, finetuned)
+    assert parts[f"{EMBEDDING}.values"].shape == (2, 4)
+    restored = apply_overlay(original, parts)
+    assert all(torch.equal(restored[key], value) for key, value in finetuned.items())
+
+
+def test_labels_and_the_classifier_agree_in_shape() -> None:
+    rng = random.Random(0)
+    scenes = [sample_scene(rng, two=0.5) for _ in range(6)]
+    target = labels(scenes)
+    logits = SceneClassifier()(torch.zeros(6, 3, 32, 32))
+    assert target.shape == (6, len(logits))
+    assert all((target[:, i] < group.shape[1]).all() for i, group in enumerate(logits))
+
+
+CAT, HAT = Thing("cat", "red"), Thing("hat", "blue")
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "right"),
+    [
+        (Scene((CAT,), "gray"), Scene((CAT,), "pink"), True),
+        (Scene((CAT,), "gray"), Scene((Thing("cat", None),), "gray"), True),
+        (Scene((CAT,), "gray"), Scene((Thing("cat", "blue"),), "gray"), False),
+        (Scene((CAT,), "gray"), Scene((Thing("bat", "red"),), "gray"), False),
+        (Scene((CAT, HAT), "gray", "left"), Scene((CAT, HAT), "gray", "left"), True),
+        (Scene((HAT, CAT), "gray", "left"), Scene((CAT, HAT), "gray", "left"), False),
+        (Scene((CAT, HAT), "gray", "above"), Scene((CAT, HAT), "gray", "left"), False),
+        (Scene((HAT, CAT), "gray", "above"), Scene((CAT, HAT), "gray", "beside"), True),
+        (Scene((CAT,), "gray"), Scene((CAT, HAT), "gray", "beside"), False),
+        (Scene((CAT, HAT), "gray", "left"), Scene((CAT,), "gray"), False),
+    ],
+)
+def test_a_picture_is_right_when_it_shows_what_was_asked_for(seen: Scene, asked: Scene, right: bool) -> None:
+    assert satisfies(seen, asked) is right
