@@ -1,0 +1,51 @@
+"""`leaf-diffusion <command>`: one door to everything; a command's code is imported only when it is called."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from leaf_diffusion import __version__
+
+COMMANDS = {
+    "evaluate": ("leaf_diffusion.eval.t2i_robustness:main", "attack prompts, generate pictures, measure, write the report"),
+    "attack": ("leaf_diffusion.eval.attack:main", "attack the prompts of a file and write the attack set"),
+    "finetune": ("leaf_diffusion.finetune.cli:main", "make a text encoder robust (TextFARE with the LEAF attack)"),
+    "zero-shot-text": ("leaf_diffusion.eval.zero_shot_world:main", "exact robust accuracy in the world's zero-shot text task"),
+    "report": ("leaf_diffusion.reports.cli:main", "write the report of a run folder again"),
+    "world": ("leaf_diffusion.world.cli:main", "train or show the embedded world"),
+}
+
+
+def usage() -> str:
+    """The help text."""
+    rows = "\n".join(f"  {name:<16}{what}" for name, (_, what) in COMMANDS.items())
+    return f"usage: leaf-diffusion <command> [options]\n\ncommands:\n{rows}\n\n`leaf-diffusion <command> --help` lists its options."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit status; an error that the user can mend is one line and status 2."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"leaf-diffusion {__version__}")
+        return 0
+    command, *rest = words
+    if command not in COMMANDS:
+        print(f"leaf-diffusion: there is no command {command!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module, function = COMMANDS[command][0].split(":")
+    run: Callable[[list[str]], int] = getattr(import_module(module), function)
+    try:
+        return run(rest)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"leaf-diffusion {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
