@@ -10,16 +10,16 @@ from typing import Literal
 
 import numpy as np
 import tyro
+from leaf_diffusion.eval.prompts import from_file, marked, named, write_attacks
+from leaf_diffusion.eval.search import attack_row, chunks, find
+from leaf_diffusion.eval.setup import EncoderName, check_writable
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from leaf_diffusion.attacks import AttackResult, Charmer, attack_from_name
+from leaf_diffusion.attacks import AttackResult, attack_from_name
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.eval.generate import attack_row, chunks
-from leaf_diffusion.eval.prompts import from_file, marked, write_attacks
-from leaf_diffusion.eval.setup import EncoderName, check_writable
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
@@ -87,10 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"attacking {name.label}", total=len(prompts))
         for chunk in chunks(prompts, AT_ONCE):
-            if isinstance(attack, Charmer):
-                results = attack.path(chunk, scorer, options.k, constraint=constraint)
-            else:
-                results = {k: attack(chunk, scorer, k=k, constraint=constraint, seed=options.seed) for k in options.k}
+            results = find(attack, chunk, scorer, options.k, constraint, options.seed)
             for k in options.k:
                 found[k] += results[k]
             progress.advance(task, len(chunk))
@@ -116,11 +113,12 @@ def attack_table(results: Sequence[AttackResult], title: str, rows: int) -> Tabl
     for column in ("distance", "score", "clean score", "queries"):
         table.add_column(column, justify="right")
     table.add_column("attacked prompt")
+    table.add_column("edits")
     for result in shown:
         text = marked(result.original, result.perturbed) + (" [yellow](truncated)[/]" if result.truncated else "")
-        table.add_row(
-            str(result.distance), f"{result.score:.4g}", f"{result.clean_score:.4g}", str(result.queries), text
-        )
+        edited = escape(named(result.original, result.perturbed)) or "unchanged"
+        figures = (str(result.distance), f"{result.score:.4g}", f"{result.clean_score:.4g}", str(result.queries))
+        table.add_row(*figures, text, edited)
     return table
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from leaf_diffusion.eval.options import Options
 from PIL import Image
 from torch import Tensor
 
-from leaf_diffusion.eval.options import Options
 from leaf_diffusion.world import SceneJudge, load_judge_clip, real_pictures
 
 REAL_PICTURES = 500
@@ -56,7 +56,7 @@ class OpenCLIPJudge:
 
     def __init__(self, name: str, device: str) -> None:
         self.device = device
-        if Path(name).is_dir() or name.count("/") == 1 and not _open_clip_knows(name):
+        if Path(name).is_dir() or (name.count("/") == 1 and not _open_clip_knows(name)):
             from transformers import CLIPModel, CLIPProcessor
 
             self.model: Any = CLIPModel.from_pretrained(name, use_safetensors=True).eval().to(device)

@@ -91,6 +91,10 @@ class Options:
         for name in ("limit", "seeds", "n_positions", "batch_size", "steps", "height", "width"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            require(value is None or value % 8 == 0, f"--{name} must be a multiple of 8, got {value}")
+        require(self.attack != "exhaustive" or max(self.k) <= 1, "--attack exhaustive is exact for --k 1 only")
         require(0 <= self.two_objects <= 1, f"--two-objects is a share between 0 and 1, got {self.two_objects}")
         require(self.guidance is None or self.guidance >= 0, f"--guidance cannot be negative, got {self.guidance}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
+from rich.markup import escape
 
 from leaf_diffusion.world import WorldPrompt, world_prompts
 
@@ -48,16 +49,21 @@ def edits(original: str, perturbed: str) -> list[tuple[int, int, str]]:
 
 
 def marked(original: str, perturbed: str) -> str:
-    """`perturbed` as rich markup: what is new in bold red, what is gone struck through."""
-    from rich.markup import escape
-
+    """`perturbed` as rich markup, with what is new in bold red."""
     parts, at = [], 0
     for start, end, new in edits(original, perturbed):
-        parts += [escape(original[at:start])]
-        parts += [f"[dim strike]{escape(original[start:end])}[/]" if end > start else ""]
-        parts += [f"[bold red]{escape(new.replace(' ', '␣'))}[/]" if new else ""]
+        parts += [escape(original[at:start]), f"[bold red]{escape(new)}[/]" if new else ""]
         at = end
     return "".join([*parts, escape(original[at:])])
+
+
+def named(original: str, perturbed: str) -> str:
+    """The edits in words that need no colour: 'o'→'G' at 5, +'x' at 3, -'y' at 7 (code points of the original, from 0)."""
+    said = []
+    for start, end, new in edits(original, perturbed):
+        old = original[start:end]
+        said.append((f"{old!r}→{new!r}" if old and new else f"+{new!r}" if new else f"-{old!r}") + f" at {start}")
+    return ", ".join(said)
 
 
 def read_attacks(path: Path) -> list[dict[str, Any]]:

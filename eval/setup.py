@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
-from leaf_diffusion.encoders.base import Feature, Tower
-from leaf_diffusion.encoders.load import load_text_encoder, wrap
-from leaf_diffusion.encoders.swap import check_swap
 from leaf_diffusion.eval import prompts as prompt_sets
 from leaf_diffusion.eval.options import Options
 from leaf_diffusion.eval.plan import Plan, make_plan
 from leaf_diffusion.eval.prompts import Prompt
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
+from torch import nn
+
+from leaf_diffusion.attacks import attack_from_name
+from leaf_diffusion.encoders.base import Feature, Tower
+from leaf_diffusion.encoders.load import load_text_encoder, wrap
+from leaf_diffusion.encoders.swap import check_swap
 
 WORLD_LABELS = ("original", "leaf", "typo-augmented", "judge")
 
@@ -74,6 +76,7 @@ class Setup:
 
 def prepare(options: Options) -> Setup:
     """Load and check; ValueError or OSError says what is wrong and what to do."""
+    attack_from_name(options.attack)
     given = prompt_sets.read_attacks(options.attacked_prompts) if options.attacked_prompts else []
     prompts = load_prompts(options, given)
     names = [EncoderName.parse(text, world=options.world) for text in options.encoders]
@@ -132,6 +135,20 @@ def check_writable(folder: Path) -> None:
         raise NotADirectoryError(f"--output {folder}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise PermissionError(f"--output {folder}: no permission to write in {nearest}; choose another folder")
+
+
+def check_space(setup: Setup) -> None:
+    """OSError where the disk cannot hold the run's pictures (at most: uncompressed, none of them drawn yet)."""
+    folder = (setup.options.output or Path("runs")).absolute()
+    nearest = next(path for path in [folder, *folder.parents] if path.exists())
+    pipeline, options = setup.pipeline, setup.options
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    needed = sum(1 for _ in setup.plan.pictures()) * 3 * (options.height or side) * (options.width or side)
+    free = shutil.disk_usage(nearest).free
+    if free < needed:
+        raise OSError(
+            f"{nearest}: {free / 1e6:.0f} MB free, the pictures may need {needed / 1e6:.0f} MB; choose another --output"
+        )
 
 
 def load_pipeline(options: Options) -> Any:

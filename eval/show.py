@@ -7,14 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from leaf_diffusion.eval.judges import Judges
+from leaf_diffusion.eval.setup import Setup
+from leaf_diffusion.runs import RunStore
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-from leaf_diffusion.eval.judges import Judges
-from leaf_diffusion.eval.setup import Setup
-from leaf_diffusion.runs import RunStore
 
 
 def totals(setup: Setup) -> dict[str, int]:
@@ -46,7 +46,7 @@ def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore) 
 
 
 class Bars:
-    """Progress over attacks, pictures and scores, with the time left; `attacks(n)`, ... advance them."""
+    """Progress over attacks, pictures and scores, with the time left."""
 
     def __init__(self, console: Console, setup: Setup, store: RunStore) -> None:
         columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn())
@@ -105,27 +105,32 @@ def print_summary(console: Console, results: dict[str, Any], report: Path) -> No
 def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
     mine = [row for row in rows if row["metric"] == metric and row["protocol"] != "floor"]
     encoders = list(dict.fromkeys(row["encoder"] for row in mine))
-    first = encoders[0]
-    table = Table(title=f"{metric.replace('_', ' ')} (difference to {first}, 95% interval over prompts)")
-    for column in ("prompts", "k", *encoders):
+    digits = 1 if metric == "clip_score" else 2
+    title = f"{metric.replace('_', ' ')}, and the difference to {encoders[0]} with its 95% interval over prompts"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1), show_lines=False)
+    for column in ("prompts", *encoders):
         table.add_column(column)
-    columns = dict.fromkeys(
-        (row["protocol"], row["source"] if row["protocol"] == "transfer" else None, row["k"]) for row in mine
-    )
-    for protocol, source, k in columns:
-        cells = []
-        for encoder in encoders:
-            text = ""
-            for row in mine:
-                if row["encoder"] != encoder or (row["protocol"], row["k"]) != (protocol, k):
-                    continue
-                if source is not None and row["source"] != source:
-                    continue
-                if row["baseline"] is None:
-                    text = f"{row['mean']:.3f}"
-                elif row["baseline"] == first:
-                    text += f" ({row['mean']:+.3f}; {row['ci_low']:+.3f}, {row['ci_high']:+.3f})"
-            cells.append(text)
-        name = {"clean": "clean", "adaptive": "attacked on itself"}.get(protocol, f"attacked on {source}")
-        table.add_row(name, str(k) if k else "", *cells)
+    cells: dict[str, dict[str, str]] = {}
+    for row in mine:
+        where = {"clean": "clean", "adaptive": "attacked on itself"}.get(
+            row["protocol"], f"attacked on {row['source']}"
+        )
+        line = cells.setdefault(where + (f", k={row['k']}" if row["k"] else ""), dict.fromkeys(encoders, ""))
+        mean, low, high = (f"{row[name]:.{digits}f}" for name in ("mean", "ci_low", "ci_high"))
+        if row["baseline"] is None:
+            line[row["encoder"]] = mean
+        elif row["baseline"] == encoders[0]:  # differences follow the means in the rows
+            line[row["encoder"]] += f"\n{row['mean']:+.{digits}f} \\[{low}, {high}]"
+    for where, line in cells.items():
+        table.add_row(escape(where), *line.values())
     return table
+
+
+def quiet() -> None:
+    """No progress bars and notices of the libraries beside ours (truncated prompts, say, are counted here)."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-
 from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.plan import Cell, Plan
+from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.metrics import cmmd, frechet_distance, kid, paired_bootstrap
 from leaf_diffusion.runs import RunStore
 
@@ -108,7 +107,7 @@ def _bare(cell: Cell, metric: str, plan: Plan, attack: str, constraint: str) -> 
 
 
 def distribution_rows(
-    plan: Plan, store: RunStore, judges: Judges, attack: str, constraint: str, advance: Callable[[int], None]
+    plan: Plan, store: RunStore, judges: Judges, attack: str, constraint: str
 ) -> list[dict[str, Any]]:
     """KID, CMMD and Frechet distance of each cell's pictures to real ones; n counts the generated pictures.
 
@@ -124,7 +123,6 @@ def distribution_rows(
         features.update(
             zip(part, judges.clip.encode_image([store.load_image(p) for p in part]).float().cpu().numpy(), strict=True)
         )
-        advance(len(part))
     real = judges.clip.encode_image(judges.real).float().cpu().numpy()
     shown: dict[Cell, list[np.ndarray]] = defaultdict(list)
     for row in pictures:
@@ -171,3 +169,24 @@ def picture_counts(pictures: Sequence[dict[str, Any]]) -> dict[str, int]:
         "truncated": sum(bool(row["truncated"]) for row in pictures),
         "given_unchanged": sum(row["source"] is not None and row["given"] == row["original"] for row in pictures),
     }
+
+
+def summarise(setup: Setup, judges: Judges, store: RunStore) -> dict[str, Any]:
+    """Results of a finished run, written to results.json: rows, and what was truncated, unchanged or never seen."""
+    options = setup.options
+    pictures, attacks = store.records("pictures"), store.records("attacks")
+    attack: str = options.attack
+    constraint: str = options.constraint
+    if setup.given_attacks:
+        attack = "+".join(sorted({str(row["attack"] or "given") for row in attacks}))
+        constraint = "+".join(sorted({str(row["constraint"] or "unknown") for row in attacks}))
+    results = {
+        "rows": result_rows(setup.plan, pictures, store.records("scores"), attack, constraint)
+        + distribution_rows(setup.plan, store, judges, attack, constraint),
+        "attacks": attack_counts(attacks),
+        "counts": picture_counts(pictures),
+        "feature_space": judges.space,
+        "real_pictures": len(judges.real),
+    }
+    store.write_results(results)
+    return results

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from leaf_diffusion.eval.options import parse
 from leaf_diffusion.eval.plan import make_plan
-from leaf_diffusion.eval.prompts import Prompt, edits, from_file, from_world, marked, read_attacks, write_attacks
+from leaf_diffusion.eval.prompts import Prompt, edits, from_file, from_world, marked, named, read_attacks, write_attacks
 from leaf_diffusion.eval.setup import EncoderName
+
 from leaf_diffusion.world.figures import noise_seed
 
 PROMPTS = ["a red hat", "a café near a black cat", "two dogs 🐕 on a boat"]
@@ -85,7 +85,8 @@ def test_edits_lead_from_the_prompt_to_the_attacked_one(original: str, perturbed
 
 
 def test_edits_are_marked_and_markup_in_prompts_is_text() -> None:
-    assert marked("a [b] cat", "a [b] bat") == r"a \[b] [dim strike]c[/][bold red]b[/]at"
+    assert marked("a [b] cat", "a [b] bat") == r"a \[b] [bold red]b[/]at"
+    assert named("a red cat", "a rd xcot") == "-'e' at 3, +'x' at 6, 'a'→'o' at 7"
 
 
 def test_attack_sets_survive_a_file(tmp_path: Path) -> None:

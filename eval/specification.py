@@ -1,0 +1,66 @@
+"""What makes a run this run and no other: its identity, and the folder that keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from leaf_diffusion.eval.judges import Judges
+from leaf_diffusion.eval.setup import Setup
+from leaf_diffusion.runs import RunSpec, RunStore
+
+NOT_IDENTITY = (
+    "config",
+    "output",
+    "save_attacked_prompts",
+    "batch_size",
+    "device",
+    "encoders",
+    "prompts",
+    "attacked_prompts",
+    "limit",
+)
+"""Options that do not change results, or that the identity holds in another form (texts and fingerprints for files and names)."""
+
+
+def weights_fingerprint(*modules: torch.nn.Module) -> str:
+    """sha256 over the tensors of modules, names included."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
+    """Everything that decides the results, as JSON values."""
+    options, pipeline = setup.options, setup.pipeline
+    chosen = {name: value for name, value in asdict(options).items() if name not in NOT_IDENTITY}
+    scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
+    return {
+        "experiment": "t2i-robustness",
+        **{name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
+        "encoders": {label: one.encoder.fingerprint for label, one in setup.encoders.items()},
+        "neutral": {label: one.encoder.fingerprint for label, one in setup.neutral.items()},
+        "pipeline_weights": weights_fingerprint(pipeline.unet, pipeline.vae),
+        "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
+        "feature": str(setup.feature),
+        "feature_space": judges.space,
+        "prompts": [prompt.text for prompt in setup.prompts],
+        "given_attacks": [[row["source"], row["k"], row["prompt"], row["perturbed"]] for row in setup.given_attacks],
+    }
+
+
+def open_store(setup: Setup, judges: Judges, argv: Sequence[str] | None) -> RunStore:
+    """The run's folder, new or to be continued; ValueError where it holds another run."""
+    spec = RunSpec(identity(setup, judges))
+    folder = setup.options.output or Path("runs") / f"t2i-{Path(setup.options.pipeline).name}-{spec.identity[:8]}"
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    return RunStore.open(folder, spec, command=shlex.join(["leaf-diffusion", "evaluate", *arguments]))

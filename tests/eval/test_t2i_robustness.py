@@ -1,0 +1,198 @@
+"""The default run cut to a few prompts, on an untrained world: what is checked is the bookkeeping, not the figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from leaf_diffusion.eval import generate, search
+from leaf_diffusion.eval.t2i_robustness import main
+from PIL import Image
+
+from leaf_diffusion.world.figures import noise_seed
+
+SMALL = ["--limit", "2", "--n-positions", "2", "--steps", "2", "--batch-size", "16"]
+COLUMNS = [
+    "encoder",
+    "baseline",
+    "protocol",
+    "source",
+    "attack",
+    "constraint",
+    "k",
+    "metric",
+    "mean",
+    "ci_low",
+    "ci_high",
+    "n",
+    "seeds",
+]
+
+
+def run(output: Path, *more: str) -> int:
+    return main([*SMALL, "--output", str(output), *more])
+
+
+def lines(output: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "records" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((output / "results.json").read_text())["rows"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(output, "--save-attacked-prompts", str(output.parent / "attacked.jsonl")) == 0
+    return output
+
+
+def test_every_unit_is_there_once(finished: Path) -> None:
+    attacks, pictures, scores = (lines(finished, name) for name in ("attacks", "pictures", "scores"))
+    assert len(attacks) == len({row["id"] for row in attacks}) == 2 * 5 * 2
+    assert len(pictures) == len({row["id"] for row in pictures}) == 2 * (4 * (1 + 2 + 3 * 2) + 1)
+    assert {row["id"] for row in scores} == {row["id"] for row in pictures}
+    assert (finished / "report.html").stat().st_size > 1000
+    for row in attacks:
+        assert (
+            row["distance"] <= row["k"] and row["score"] >= row["clean_score"] - 1e-4 and 0 <= row["unseen_tokens"] <= 1
+        )
+
+
+def test_pictures_of_one_prompt_share_their_noise_and_equal_ones_are_drawn_once(finished: Path) -> None:
+    pictures = lines(finished, "pictures")
+    assert all(row["seed"] == noise_seed(row["prompt_id"], row["seed_index"]) for row in pictures)
+    drawn = {row["image"] for row in pictures}
+    assert {f"images/{path.name}" for path in (finished / "images").iterdir()} == drawn
+    same: dict[tuple[str, ...], set[str]] = {}
+    for row in pictures:
+        weights = row["encoder"].removesuffix("+speller")
+        same.setdefault((weights, row["given"], str(row["seed"])), set()).add(row["image"])
+    assert all(len(images) == 1 for images in same.values()) and len(same) == len(drawn) < len(pictures)
+
+
+def test_every_encoder_faces_the_same_transferred_prompts(finished: Path) -> None:
+    faced: dict[tuple[Any, ...], set[str]] = {}
+    for row in lines(finished, "pictures"):
+        if row["protocol"] == "transfer":
+            faced.setdefault((row["source"], row["k"], row["prompt_id"]), set()).add(row["prompt"])
+    assert {key[0] for key in faced} == {"original", "leaf", "judge"} and all(
+        len(texts) == 1 for texts in faced.values()
+    )
+
+
+def test_results_are_rows_with_means_and_paired_differences(finished: Path) -> None:
+    found = rows(finished)
+    assert all(list(row) == COLUMNS for row in found)
+    keys = [tuple(row[c] for c in ("encoder", "baseline", "protocol", "source", "k", "metric")) for row in found]
+    assert len(keys) == len(set(keys))
+    for metric in ("clip_score", "scene_accuracy", "kid", "cmmd", "frechet"):
+        assert ("leaf", None, "transfer", "judge", 2, metric) in keys
+    for metric in ("clip_score", "scene_accuracy", "drift"):
+        assert ("leaf", "original", "adaptive", "leaf", 1, metric) in keys
+        assert ("leaf", "typo-augmented", "transfer", "judge", 2, metric) in keys
+    assert ("original", None, "floor", None, 0, "drift") in keys
+    by_key = dict(zip(keys, found, strict=True))
+    mine, base = (
+        by_key["leaf", None, "clean", None, 0, "clip_score"],
+        by_key["original", None, "clean", None, 0, "clip_score"],
+    )
+    assert by_key["leaf", "original", "clean", None, 0, "clip_score"]["mean"] == pytest.approx(
+        mine["mean"] - base["mean"]
+    )
+
+
+def test_drift_is_the_pixel_distance_to_the_same_encoders_clean_picture(finished: Path) -> None:
+    pictures, scores = lines(finished, "pictures"), {row["id"]: row for row in lines(finished, "scores")}
+    row = next(
+        r for r in pictures if r["protocol"] == "transfer" and r["encoder"] == "leaf" and r["given"] != r["original"]
+    )
+    clean = next(
+        r for r in pictures if r["protocol"] == "clean" and (r["encoder"], r["prompt_id"]) == ("leaf", row["prompt_id"])
+    )
+    a, b = (np.asarray(Image.open(finished / r["image"]), dtype=float) / 255 for r in (row, clean))
+    assert scores[row["id"]]["drift"] == pytest.approx(np.sqrt(((a - b) ** 2).mean()), abs=1e-6)
+
+
+def test_a_finished_run_only_reports_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished run does no work")
+
+    monkeypatch.setattr(search, "find", never)
+    monkeypatch.setattr(generate, "draw", never)
+    before = rows(finished)
+    (finished / "report.html").unlink()
+    assert run(finished) == 0
+    assert rows(finished) == before and (finished / "report.html").exists()
+
+
+@pytest.mark.parametrize("stage", ["attack", "picture"])
+def test_a_killed_run_continues_to_the_same_results(
+    finished: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = (search, "find") if stage == "attack" else (generate, "draw")
+    work, calls = getattr(module, name), []
+
+    def killed(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return work(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, killed)
+        assert run(tmp_path / "run") == 130
+    done = len(lines(tmp_path / "run", "attacks"))
+    assert 0 < done <= 20
+    assert run(tmp_path / "run") == 0
+    for found, expected in zip(rows(tmp_path / "run"), rows(finished), strict=True):
+        assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_attack_sets_of_a_file_are_used_and_not_searched(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "find", lambda *_: pytest.fail("nothing to search"))
+    given = finished.parent / "attacked.jsonl"
+    assert run(tmp_path / "run", "--attacked-prompts", str(given), "--encoders", "original", "leaf") == 0
+    pictures = lines(tmp_path / "run", "pictures")
+    assert {row["protocol"] for row in pictures} == {"clean", "floor", "transfer"}
+    wanted = {(row["source"], row["k"], row["perturbed"]) for row in lines(finished, "attacks")}
+    assert {(row["source"], row["k"], row["prompt"]) for row in pictures if row["source"]} == wanted
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--encoders", "original", "nobody/nowhere/nothing"], "nothing"),
+        (["--encoders", "leaf", "world:leaf"], "share a label"),
+        (["--encoders", "original", "world:judge"], "fit"),
+        (["--prompts", "/nowhere/prompts.txt"], "/nowhere/prompts.txt"),
+        (["--attack", "magic"], "magic"),
+        (["--clip-score-model", "ViT-nowhere"], "ViT-nowhere"),
+        (["--dtype", "float99"], "float99"),
+    ],
+)
+def test_wrong_input_is_told_before_any_work(
+    tmp_path: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", *more) == 2
+    assert said in capsys.readouterr().out
+    assert not (tmp_path / "run" / "records").exists()
+
+
+def test_a_folder_of_another_run_and_a_file_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "other")
+    assert run(tmp_path / "other", "--guidance", "2") == 2
+    assert "guidance" in capsys.readouterr().out
+    (tmp_path / "file").write_text("x")
+    assert run(tmp_path / "file") == 2
+    assert "file" in capsys.readouterr().out
