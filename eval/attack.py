@@ -124,9 +124,9 @@ def attack_table(results: Sequence[AttackResult], title: str, rows: int) -> Tabl
 
 def summary(results: Sequence[AttackResult]) -> str:
     """One line: how many, how far, how strong; truncated and unchanged prompts are counted."""
-    scores = [result.score for result in results]
+    scores, far = [result.score for result in results], np.mean([result.distance for result in results])
     return (
-        f"{len(results)} prompts: mean distance {np.mean([r.distance for r in results]):.2f}, score mean {np.mean(scores):.4g} "
+        f"{len(results)} prompts: mean distance {far:.2f}, score mean {np.mean(scores):.4g} "
         f"(median {np.median(scores):.4g}, max {max(scores):.4g}), {sum(r.queries for r in results)} queries, "
         f"{sum(r.perturbed == r.original for r in results)} unchanged, {sum(r.truncated for r in results)} truncated"
     )

@@ -27,7 +27,7 @@ class ImageTextModel(Protocol):
 
 @dataclass(frozen=True)
 class Judges:
-    """`clip` and `scenes` are None where there is nothing to measure with; `space` names the feature space of `clip`."""
+    """`clip` and `scenes` are None where nothing measures with them; `space` names the feature space of `clip`."""
 
     clip: ImageTextModel | None
     space: str | None

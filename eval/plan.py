@@ -1,4 +1,4 @@
-"""What a run consists of, computed from its options alone: the same ids from plan and log make resuming a set difference."""
+"""What a run consists of, from its options alone: the same ids from plan and log make resuming a set difference."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def marked(original: str, perturbed: str) -> str:
 
 
 def named(original: str, perturbed: str) -> str:
-    """The edits in words that need no colour: 'o'→'G' at 5, +'x' at 3, -'y' at 7 (code points of the original, from 0)."""
+    """The edits without colour: 'o'→'G' at 5, +'x' at 3, -'y' at 7 (code points of the original, from 0)."""
     said = []
     for start, end, new in edits(original, perturbed):
         old = original[start:end]

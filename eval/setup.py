@@ -122,8 +122,8 @@ def load_prompts(options: Options, given: Sequence[dict[str, Any]]) -> list[Prom
         missing = [prompt.text for prompt in prompts if prompt.text not in covered]
         if missing:
             raise ValueError(
-                f"{options.attacked_prompts}: the set (source {source!r}, k={k}) lacks {len(missing)} of {len(prompts)} "
-                f"prompts, the first is {missing[0]!r}"
+                f"{options.attacked_prompts}: the set (source {source!r}, k={k}) lacks {len(missing)} of "
+                f"{len(prompts)} prompts, the first is {missing[0]!r}"
             )
     return prompts
 

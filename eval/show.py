@@ -27,8 +27,9 @@ def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore) 
     """What will be done, and what is there already."""
     options, plan, units = setup.options, setup.plan, totals(setup)
     console.print(
-        f"{len(plan.prompts)} prompts, encoders {', '.join(setup.encoders)}; attacks ({options.attack}, {options.constraint}) "
-        f"on {', '.join(plan.sources) or 'none'}: {units['attacks']}; pictures: {units['pictures']}",
+        f"{len(plan.prompts)} prompts, encoders {', '.join(setup.encoders)}; "
+        f"attacks ({options.attack}, {options.constraint}) on {', '.join(plan.sources) or 'none'}: "
+        f"{units['attacks']}; pictures: {units['pictures']}",
         soft_wrap=True,
         highlight=False,
     )
@@ -94,8 +95,8 @@ def print_summary(console: Console, results: dict[str, Any], report: Path) -> No
             else f", {counts['unseen_tokens']:.0%} of the tokens never seen in training"
         )
         console.print(
-            f"attacks on {escape(counts['source'])}, k={counts['k']}: {counts['n']} prompts, {counts['unchanged']} unchanged, "
-            f"{counts['truncated']} truncated{unseen}",
+            f"attacks on {escape(counts['source'])}, k={counts['k']}: {counts['n']} prompts, "
+            f"{counts['unchanged']} unchanged, {counts['truncated']} truncated{unseen}",
             soft_wrap=True,
             highlight=False,
         )

@@ -26,7 +26,7 @@ NOT_IDENTITY = (
     "attacked_prompts",
     "limit",
 )
-"""Options that do not change results, or that the identity holds in another form (texts and fingerprints for files and names)."""
+"""Options that change no result, or that the identity holds in another form (texts and fingerprints)."""
 
 
 def weights_fingerprint(*modules: torch.nn.Module) -> str:

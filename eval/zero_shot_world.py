@@ -1,8 +1,8 @@
 """The world's zero-shot text task under the exact worst single edit, and whether minimal pairs are told apart.
 
-A caption "a photo of a {colour} {noun}" is classified among the 192 by the nearest class feature: the mean image feature
-of that class's pictures (the world CLIP's image tower, which no finetuning touches). The attack tries every allowed edit
-(`Exhaustive` with `Margin`), so robust accuracy is exact over the alphabet.
+A caption "a photo of a {colour} {noun}" is classified among the 192 by the nearest class feature: the mean image
+feature of that class's pictures (the world CLIP's image tower, which no finetuning touches). The attack tries every
+allowed edit (`Exhaustive` with `Margin`), so robust accuracy is exact over the alphabet.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Classes = list[tuple[str, str, str]]
 
 @dataclass(frozen=True)
 class ZeroShotOptions:
-    """Clean and exactly robust zero-shot accuracy of the world's text encoders, and their sensitivity to minimal pairs."""
+    """Clean and exact robust zero-shot accuracy of the world's text encoders, and sensitivity to minimal pairs."""
 
     encoders: tuple[str, ...] = ("original", "leaf", "typo-augmented")
     """As in `leaf-diffusion evaluate`; the first is the baseline of the differences."""
@@ -67,7 +67,7 @@ def robust(
 
 
 def sensitivity(encoder: TextEncoder, classes: Classes, anchors: Tensor) -> list[float]:
-    """1 or 0 for each minimal pair, colour and direction: is the caption nearer to its own class than to its neighbour's?
+    """1 or 0 for each minimal pair, colour and direction: is the caption nearer to its own class than to the other's?
 
     The share is the sensitivity; an encoder that hears no difference between cat and hat comes out near 0.5.
     """
@@ -110,7 +110,7 @@ def evaluate(encoders: dict[str, Any], options: ZeroShotOptions) -> list[dict[st
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the task and print it as a table; returns the exit status."""
     console = Console()
-    options = tyro.cli(ZeroShotOptions, args=argv, prog="python eval/zero_shot_world.py")
+    options = tyro.cli(ZeroShotOptions, args=argv, prog="leaf-diffusion zero-shot-text")
     try:
         check_writable(options.output.parent)
         names = [EncoderName.parse(text, world=True) for text in options.encoders]

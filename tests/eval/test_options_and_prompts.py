@@ -21,7 +21,8 @@ def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_
     path.write_text("k: [1, 3]\nlimit: 7\nencoders: [original, leaf]\nattack: leaf\n")
     options = parse(["--config", str(path), "--limit", "9"])
     assert (options.k, options.limit, options.encoders, options.attack) == ((1, 3), 9, ("original", "leaf"), "leaf")
-    assert options.steps == 15 and options.neutral_source == "world:judge"
+    assert options.steps == 15
+    assert options.neutral_source == "world:judge"
 
 
 @pytest.mark.parametrize(("text", "said"), [("steps: many", "value"), ("colour: red", "colour"), ("[1, 2]", "list")])

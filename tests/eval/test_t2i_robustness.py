@@ -60,9 +60,9 @@ def test_every_unit_is_there_once(finished: Path) -> None:
     assert {row["id"] for row in scores} == {row["id"] for row in pictures}
     assert (finished / "report.html").stat().st_size > 1000
     for row in attacks:
-        assert (
-            row["distance"] <= row["k"] and row["score"] >= row["clean_score"] - 1e-4 and 0 <= row["unseen_tokens"] <= 1
-        )
+        assert row["distance"] <= row["k"]
+        assert row["score"] >= row["clean_score"] - 1e-4
+        assert 0 <= row["unseen_tokens"] <= 1
 
 
 def test_pictures_of_one_prompt_share_their_noise_and_equal_ones_are_drawn_once(finished: Path) -> None:
@@ -74,7 +74,8 @@ def test_pictures_of_one_prompt_share_their_noise_and_equal_ones_are_drawn_once(
     for row in pictures:
         weights = row["encoder"].removesuffix("+speller")
         same.setdefault((weights, row["given"], str(row["seed"])), set()).add(row["image"])
-    assert all(len(images) == 1 for images in same.values()) and len(same) == len(drawn) < len(pictures)
+    assert all(len(images) == 1 for images in same.values())
+    assert len(same) == len(drawn) < len(pictures)
 
 
 def test_every_encoder_faces_the_same_transferred_prompts(finished: Path) -> None:
@@ -82,9 +83,8 @@ def test_every_encoder_faces_the_same_transferred_prompts(finished: Path) -> Non
     for row in lines(finished, "pictures"):
         if row["protocol"] == "transfer":
             faced.setdefault((row["source"], row["k"], row["prompt_id"]), set()).add(row["prompt"])
-    assert {key[0] for key in faced} == {"original", "leaf", "judge"} and all(
-        len(texts) == 1 for texts in faced.values()
-    )
+    assert {key[0] for key in faced} == {"original", "leaf", "judge"}
+    assert all(len(texts) == 1 for texts in faced.values())
 
 
 def test_results_are_rows_with_means_and_paired_differences(finished: Path) -> None:
@@ -129,7 +129,8 @@ def test_a_finished_run_only_reports_again(finished: Path, monkeypatch: pytest.M
     before = rows(finished)
     (finished / "report.html").unlink()
     assert run(finished) == 0
-    assert rows(finished) == before and (finished / "report.html").exists()
+    assert rows(finished) == before
+    assert (finished / "report.html").exists()
 
 
 @pytest.mark.parametrize("stage", ["attack", "picture"])
