@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,16 +30,18 @@ def merge_adapter(module: nn.Module, adapter: str) -> nn.Module:
     if missing := [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder} is no PEFT adapter in safetensors: {' and '.join(missing)} not found")
     try:
-        wrapped = peft.PeftModel.from_pretrained(cast(Any, copy.deepcopy(module)), str(folder))
+        with warnings.catch_warnings():  # about keys without a place: checked below, as an error
+            warnings.simplefilter("ignore")
+            wrapped = peft.PeftModel.from_pretrained(cast(Any, copy.deepcopy(module)), str(folder))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"adapter {adapter!r} does not fit {type(module).__name__}: {error}") from error
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         stored = set(file.keys())
-    # PEFT only warns about keys it cannot place, and would merge nothing
+    # PEFT itself would go on and merge nothing
     if unused := stored - set(get_peft_model_state_dict(wrapped)):
         raise ValueError(
-            f"adapter {adapter!r} does not fit {type(module).__name__}: {len(unused)} of {len(stored)} tensors have no place, "
-            f"such as {sorted(unused)[0]!r}"
+            f"adapter {adapter!r} does not fit {type(module).__name__}: "
+            f"{len(unused)} of {len(stored)} tensors have no place, such as {sorted(unused)[0]!r}"
         )
     return cast(nn.Module, cast(Any, wrapped).merge_and_unload())
 

@@ -95,7 +95,8 @@ class Tower(ABC):
         vocabulary = self.token_embedding().shape[0]
         if rows.max_id >= vocabulary:
             raise ValueError(
-                f"{name}: the tokenizer's largest token id is {rows.max_id}, but the tower embeds only {vocabulary} tokens; "
+                f"{name}: the tokenizer's largest token id is {rows.max_id}, "
+                f"but the tower embeds only {vocabulary} tokens; "
                 "pass the tokenizer that belongs to the model as tokenizer=..."
             )
 
@@ -134,33 +135,39 @@ class Tower(ABC):
         "pooled" [n, width] is the final state at end-of-text, "projected" [n, projection] the joint space with the
         images, `Hidden` [n, context_length * width] the token states. Gradients flow while autograd is on.
         """
-        ids = self._pad(token_rows, what)
-        return self._features(ids, None, token_rows, what)
+        if not token_rows:  # transformers cannot run an empty batch; the width is that of any sentence
+            return self.features([[self.rows.bos_id, self.rows.eos_id]], what)[:0]
+        return self._features(self._pad(token_rows, what), None, token_rows, what)
 
     def features_from_embeddings(
         self, embeds: Float[Tensor, "n t width"], token_rows: Sequence[Sequence[int]], what: Feature = "projected"
     ) -> Float[Tensor, "n d"]:
         """As `features`, from token embeddings (before positions); `token_rows` say where each sentence ends."""
         ids = self._pad(token_rows, what)
-        missing = ids.shape[1] - embeds.shape[1]
-        if missing < 0 or embeds.shape[0] != ids.shape[0] or embeds.shape[1] < max(map(len, token_rows), default=0):
-            raise ValueError(f"embeds {tuple(embeds.shape)} do not fit token rows padded to {tuple(ids.shape)}")
-        if missing:
-            padding = self.token_embedding()[self._pad_id].detach().expand(embeds.shape[0], missing, -1)
-            embeds = torch.cat([embeds, padding], dim=1)
-        return self._features(ids, embeds.to(self.dtype), token_rows, what)
+        lengths = torch.tensor([len(row) for row in token_rows], device=ids.device)
+        if embeds.ndim != 3 or embeds.shape[0] != len(ids) or embeds.shape[1] < int(lengths.max()):
+            raise ValueError(
+                f"embeds {tuple(embeds.shape)} do not fit {len(ids)} token rows of up to {int(lengths.max())} tokens"
+            )
+        embeds = embeds.to(self.dtype)[:, : ids.shape[1]]
+        embeds = nn.functional.pad(embeds, (0, 0, 0, ids.shape[1] - embeds.shape[1]))
+        content = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        # whatever the caller has behind a sentence's end, the tower sees its own padding there
+        embeds = torch.where(content[..., None], embeds, self.token_embedding()[self._pad_id].detach())
+        return self._features(ids, embeds, token_rows, what)
 
     def _pad(self, token_rows: Sequence[Sequence[int]], what: Feature) -> Int[Tensor, "n t"]:
         eos, limit = self.rows.eos_id, self.context_length
         for i, row in enumerate(token_rows):
             if len(row) > limit or eos not in row:
                 raise ValueError(
-                    f"token row {i} has {len(row)} tokens; {self.name} takes at most {limit}, end-of-text ({eos}) among them"
+                    f"token row {i} has {len(row)} tokens; {self.name} takes at most {limit}, "
+                    f"end-of-text ({eos}) among them"
                 )
         everything = isinstance(what, Hidden) and what.positions == "all"
-        length = limit if everything else max(map(len, token_rows), default=1)
+        length = limit if everything else max(map(len, token_rows))
         padded = [[*row, *[self._pad_id] * (length - len(row))] for row in token_rows]
-        return torch.tensor(padded, dtype=torch.long, device=self.device).reshape(len(padded), length)
+        return torch.tensor(padded, dtype=torch.long, device=self.device)
 
     def _features(
         self, ids: Int[Tensor, "n t"], embeds: Tensor | None, token_rows: Sequence[Sequence[int]], what: Feature
@@ -190,7 +197,8 @@ class Tower(ABC):
         if not self.has_projection:
             raise ValueError(
                 f'{self.name} has no text projection, so "projected" features do not exist: ask for "pooled" features '
-                '(Drift("l2", feature="pooled")), or load the CLIP model the tower came from (CLIPTextModelWithProjection)'
+                '(Drift("l2", feature="pooled")), or load the CLIP model that the tower '
+                "came from (CLIPTextModelWithProjection)"
             )
 
     @abstractmethod
@@ -208,7 +216,9 @@ class Tower(ABC):
     def fingerprint(self) -> str:
         """sha256 hex over text weights as stored, architecture, tokenizer and defence; follows in-place training."""
         weights = sorted(self._weights())
-        state = tuple((name, tensor.data_ptr(), tensor.dtype, _version(tensor)) for name, tensor in weights)
+        state: tuple[object, ...] = tuple(
+            (name, tensor.data_ptr(), tensor.dtype, _version(tensor)) for name, tensor in weights
+        )
         state = (*state, self._architecture(), self.defence and self.defence.fingerprint)
         if self._fingerprint is None or self._fingerprint[0] != state:
             digest = hashlib.sha256()

@@ -46,12 +46,14 @@ def check_pooling(config: CLIPTextConfig, tokenizer: Any) -> None:
         largest = max(tokenizer.get_vocab().values()) if hasattr(tokenizer, "get_vocab") else tokenizer.vocab_size - 1
         if largest != eos:
             raise ValueError(
-                f"config.eos_token_id=2 pools at the largest token id, but end-of-text ({eos}) is not the largest ({largest}): "
+                f"config.eos_token_id=2 pools at the largest token id, "
+                f"but end-of-text ({eos}) is not the largest ({largest}): "
                 f"set config.eos_token_id={eos}"
             )
     elif config.eos_token_id != eos:
         raise ValueError(
-            f"the model pools at token {config.eos_token_id} (config.eos_token_id) but the tokenizer ends texts with {eos}: "
+            f"the model pools at token {config.eos_token_id} (config.eos_token_id) "
+            f"but the tokenizer ends texts with {eos}: "
             "pass the tokenizer that belongs to the model"
         )
 

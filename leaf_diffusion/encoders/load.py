@@ -9,10 +9,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPTextModel, CLIPTextModelWithProjection
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from leaf_diffusion.encoders import sources
 from leaf_diffusion.encoders.base import Defence, Tower
+from leaf_diffusion.encoders.defences import DEFENCES
 from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_config_of
 from leaf_diffusion.encoders.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 
@@ -56,7 +57,9 @@ def load_text_encoder(
         module = module.to(dtype or torch.float32)
     else:
         name = str(source)
-        module, own = _from_transformers(name, revision, subfolder, dtype or torch.float32, need_tokenizer=tokenizer is None)
+        module, own = _from_transformers(
+            name, revision, subfolder, dtype or torch.float32, need_tokenizer=tokenizer is None
+        )
         tokenizer = tokenizer if tokenizer is not None else own
     if adapter is not None:
         from leaf_diffusion.encoders.adapter import merge_adapter
@@ -67,7 +70,7 @@ def load_text_encoder(
     if isinstance(source, nn.Module) and adapter is None and (dtype is not None or device is not None):
         module = copy.deepcopy(module)  # the caller's module stays where and what it is
     module = module.to(device=device, dtype=dtype)
-    return wrap(module, tokenizer, name=name, defence=_defence(defence))
+    return wrap(module, tokenizer, name=name, defence=load_defence(defence))
 
 
 def wrap(module: nn.Module, tokenizer: Any, *, name: str | None = None, defence: Defence | None = None) -> Tower:
@@ -104,7 +107,7 @@ def _from_transformers(
         text = text_config_of(cast(Any, _Holder(config)))
         if isinstance(config, CLIPConfig):
             text.projection_dim = config.projection_dim  # the text half often carries a stale default
-        loader = CLIPTextModel if plain else CLIPTextModelWithProjection
+        loader: Any = CLIPTextModel if plain else CLIPTextModelWithProjection
         module, info = loader.from_pretrained(
             source, config=text, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
         )
@@ -113,7 +116,9 @@ def _from_transformers(
     except OSError as error:
         raise FileNotFoundError(_not_found(source, str(error).strip().splitlines()[0])) from error
     if missing := [key for key in info["missing_keys"] if not key.endswith("position_ids")]:
-        raise ValueError(f"{source}: the weights lack {len(missing)} tensors of {loader.__name__}, such as {sorted(missing)[0]!r}")
+        raise ValueError(
+            f"{source}: the weights lack {len(missing)} tensors of {loader.__name__}, such as {sorted(missing)[0]!r}"
+        )
     tokenizer = None
     if need_tokenizer:
         tokenizer = _tokenizer_from(source, tokenizer_folder, revision, vocabulary=text.vocab_size)
@@ -141,7 +146,8 @@ def _tokenizer_from(source: str, subfolder: str | None, revision: str | None, vo
     if vocabulary == CLIP_VOCABULARY:
         return clip_tokenizer()  # robust CLIP repositories often say "use the base model's": it is this one
     raise FileNotFoundError(
-        f"no tokenizer for {source!r}: neither {_at(subfolder)}tokenizer.json nor vocab.json is there; pass tokenizer=..."
+        f"no tokenizer for {source!r}: neither {_at(subfolder)}tokenizer.json nor vocab.json is there; "
+        "pass tokenizer=..."
     )
 
 
@@ -159,8 +165,9 @@ def _refuse_pickles(folder: Path) -> None:
 
 def _not_found(source: str, reason: str) -> str:
     return (
-        f"no text encoder {source!r}: {reason}. Looked for a folder with config.json and *.safetensors (or with a diffusers "
-        f'model_index.json), then for that id on the Hugging Face Hub. Known prefixes: {", ".join(sources.prefixes())}; '
+        f"no text encoder {source!r}: {reason}. Looked for a folder with config.json and *.safetensors "
+        "(or with a diffusers model_index.json), "
+        f"then for that id on the Hugging Face Hub. Known prefixes: {', '.join(sources.prefixes())}; "
         '"world:original" works without a network. Check the spelling and the connection, or give a local folder.'
     )
 
@@ -182,11 +189,10 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return dtype
 
 
-def _defence(defence: str | Defence | None) -> Defence | None:
+def load_defence(defence: str | Defence | None) -> Defence | None:
+    """A defence from its name; a defence or None comes back as it is."""
     if not isinstance(defence, str):
         return defence
-    from leaf_diffusion.encoders.defences import DEFENCES
-
     if defence not in DEFENCES:
         raise ValueError(f"unknown defence {defence!r}; known: {', '.join(sorted(DEFENCES))}")
     return DEFENCES[defence]()

@@ -27,7 +27,10 @@ class OpenCLIPTextEncoder(Tower):
         tower = getattr(module, "text", module)
         pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
         problems = [
-            (not hasattr(tower, "token_embedding") or not hasattr(tower, "ln_final"), "it is no open_clip text transformer"),
+            (
+                not hasattr(tower, "token_embedding") or not hasattr(tower, "ln_final"),
+                "it is no open_clip text transformer",
+            ),
             (getattr(tower, "attn_mask", None) is None, "its attention is not causal"),
             (getattr(tower, "cls_emb", None) is not None, "it pools a class token (CoCa)"),
             (pool not in ("argmax", "eos"), f"it pools {pool!r} instead of end-of-text"),
@@ -38,13 +41,15 @@ class OpenCLIPTextEncoder(Tower):
         vocabulary, context = self._tower.token_embedding.weight.shape[0], self._tower.positional_embedding.shape[0]
         if tokenizer is None:
             if vocabulary != CLIP_VOCABULARY:
-                raise ValueError(f"the tower embeds {vocabulary} tokens, CLIP's tokenizer has {CLIP_VOCABULARY}: pass tokenizer=...")
+                raise ValueError(
+                    f"the tower embeds {vocabulary} tokens, CLIP's tokenizer has {CLIP_VOCABULARY}: pass tokenizer=..."
+                )
             from open_clip.tokenizer import SimpleTokenizer
 
             tokenizer = SimpleTokenizer(context_length=context)
         rows = RowTokenizer(tokenizer)
         eos = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
-        if pool == "argmax" and rows.max_id != rows.eos_id or pool == "eos" and eos != rows.eos_id:
+        if (rows.max_id if pool == "argmax" else eos) != rows.eos_id:
             raise ValueError(f"the tower pools {pool!r}, which is not the tokenizer's end-of-text ({rows.eos_id})")
         super().__init__(
             module, rows, name=name or type(module).__name__, context_length=context, pad_id=PAD, defence=defence
@@ -85,7 +90,8 @@ class OpenCLIPTextEncoder(Tower):
 def load_openclip(name: str) -> tuple[nn.Module, Any]:
     """Loader of "openclip:ARCHITECTURE/PRETRAINED", the second a tag of open_clip or a local .safetensors file.
 
-    Raises ValueError for unknown names and for weights that exist only as a pickle, FileNotFoundError when they cannot be had.
+    Raises ValueError for unknown names and for weights that exist only as a pickle, FileNotFoundError when they cannot
+    be had.
     """
     import open_clip
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg
@@ -93,20 +99,24 @@ def load_openclip(name: str) -> tuple[nn.Module, Any]:
     architecture, _, pretrained = name.partition("/")
     if architecture not in open_clip.list_models() or not pretrained:
         raise ValueError(
-            f'"openclip:{name}" should read openclip:ARCHITECTURE/PRETRAINED, such as openclip:ViT-L-14-quickgelu/openai; '
-            "open_clip.list_pretrained() lists them all"
+            f'"openclip:{name}" should read openclip:ARCHITECTURE/PRETRAINED, '
+            "such as openclip:ViT-L-14-quickgelu/openai; open_clip.list_pretrained() lists them all"
         )
     path, config = Path(pretrained).expanduser(), get_pretrained_cfg(architecture, pretrained)
     if not path.is_file():
         if not config:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
-            raise FileNotFoundError(f"{architecture} has no weights {pretrained!r}: neither a file nor one of the tags {tags}")
+            raise FileNotFoundError(
+                f"{architecture} has no weights {pretrained!r}: neither a file nor one of the tags {tags}"
+            )
         try:
             path = Path(download_pretrained(config))
         except Exception as error:  # any of a dozen network and Hub errors
             raise FileNotFoundError(f"the weights of openclip:{name} could not be downloaded: {error}") from error
     if path.suffix != ".safetensors":
-        raise ValueError(f"openclip:{name} comes as a pickle ({path.name}), which is not opened here: use safetensors weights")
+        raise ValueError(
+            f"openclip:{name} comes as a pickle ({path.name}), which is not opened here: use safetensors weights"
+        )
     quick = {"force_quick_gelu": True} if config.get("quick_gelu") else {}
     model = open_clip.create_model(architecture, pretrained=str(path), precision="fp32", **quick)
     return cast(nn.Module, model), open_clip.get_tokenizer(architecture)

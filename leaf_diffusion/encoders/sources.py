@@ -1,4 +1,4 @@
-"""Names such as "world:leaf": a table from prefix to loader, imported only when used, so that nobody imports upwards."""
+"""Names such as "world:leaf": a table from prefix to loader, imported when used, so that nobody imports upwards."""
 
 from __future__ import annotations
 

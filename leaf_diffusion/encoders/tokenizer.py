@@ -7,9 +7,9 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
@@ -23,7 +23,9 @@ def _clip_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("CLIP's vocabulary comes with open_clip: pip install open_clip_torch")
-    lines = gzip.decompress((Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
+    lines = (
+        gzip.decompress((Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
+    )
     merges = [(pair[0], pair[1]) for pair in (line.split() for line in lines[1 : CLIP_VOCABULARY - 512 - 2 + 1])]
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -36,11 +38,13 @@ def clip_tokenizer() -> CLIPTokenizer:
     """The real CLIP BPE (49,408 entries, context 77), built in memory; a new object at every call."""
     vocabulary, merges = _clip_bpe()
     # `vocab_file=` would silently map everything to end-of-text; BPE wants the merges as tuples
-    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=77)
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=cast(Any, list(merges)), model_max_length=77)
 
 
 class RowTokenizer:
-    """Texts to full token rows (begin ... end of text, neither cut nor padded), from a transformers or open_clip tokenizer.
+    """Texts to whole token rows (begin ... end of text, neither cut nor padded).
+
+    Made from a fast tokenizer of transformers or a SimpleTokenizer of open_clip.
 
     The backend of a fast tokenizer is copied: `padding=True` anywhere else would leave padding on in a shared one.
     """
@@ -54,16 +58,16 @@ class RowTokenizer:
                 raise ValueError("an open_clip tokenizer with a reduction mask drops tokens at random; use one without")
             self.bos_id, self.eos_id = int(tokenizer.sot_token_id), int(tokenizer.eot_token_id)
             self.max_id = int(tokenizer.vocab_size) - 1
-            clean = getattr(tokenizer.clean_fn, "__name__", "")
-            # two byte-identical vocabularies still differ in cleaning (ftfy, HTML entities), so the kind is hashed too
-            identity = f"open_clip {clean} {sorted(tokenizer.encoder.items())}"
         elif hasattr(tokenizer, "backend_tokenizer"):
             self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
             self._backend.no_padding()
             self._backend.no_truncation()
-            self.bos_id, self.eos_id, self.pad_id = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+            self.bos_id, self.eos_id, self.pad_id = (
+                tokenizer.bos_token_id,
+                tokenizer.eos_token_id,
+                tokenizer.pad_token_id,
+            )
             self.max_id = max(tokenizer.get_vocab().values())
-            identity = "transformers " + json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
         else:
             raise TypeError(
                 f"{type(tokenizer).__name__} is no tokenizer known here; "
@@ -71,7 +75,16 @@ class RowTokenizer:
             )
         if self.bos_id is None or self.eos_id is None:
             raise ValueError("the tokenizer has no begin- or end-of-text token, so nothing could be pooled")
-        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 hex over the vocabulary and how texts are cleaned and split."""
+        if self._backend is not None:
+            identity = "transformers " + json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
+        else:
+            clean = getattr(self.tokenizer.clean_fn, "__name__", "")
+            identity = f"open_clip {clean} {sorted(self.tokenizer.encoder.items())}"
+        return hashlib.sha256(identity.encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         if isinstance(texts, str):

@@ -46,13 +46,13 @@ class MeanScore:
         self._names = [scorer.encoder.name for scorer, _ in scorers]
         self.queries = [0] * len(prompts)
 
-    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " len"]]:
+    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt."""
         scores = self._mean([tower(candidates) for tower, _ in self._towers])
         self.queries = [count + len(each) for count, each in zip(self.queries, candidates, strict=True)]
         return scores
 
-    def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "len vocab"]]:
+    def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "_len vocab"]]:
         """The mean's gradient; ValueError where the towers do not share one vocabulary."""
         gradients = [tower.gradient(token_rows) for tower, _ in self._towers]
         widths = [tower[0].shape[1] if tower else 0 for tower in gradients]
@@ -75,6 +75,12 @@ class MeanScore:
 
     def _mean(self, towers: list[list[Tensor]]) -> list[Tensor]:
         return [
-            sum((factor[i] * each[i].to(towers[0][i].device) for factor, each in zip(self._factors, towers, strict=True)), 0.0 * towers[0][i])
+            sum(
+                (
+                    factor[i] * each[i].to(towers[0][i].device)
+                    for factor, each in zip(self._factors, towers, strict=True)
+                ),
+                0.0 * towers[0][i],
+            )
             for i in range(len(self.queries))
         ]

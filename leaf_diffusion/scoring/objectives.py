@@ -160,7 +160,9 @@ def _margin(classes: Tensor, label: int) -> Callable[[Tensor], Tensor]:
 
     def score(features: Tensor) -> Tensor:
         if features.shape[-1] != classes.shape[-1]:
-            raise ValueError(f"class_features have {classes.shape[-1]} features, the encoder gives {features.shape[-1]}")
+            raise ValueError(
+                f"class_features have {classes.shape[-1]} features, the encoder gives {features.shape[-1]}"
+            )
         logits = normalize(features, dim=-1) @ classes.T
         return logits[:, others].amax(-1) - logits[:, label]
 

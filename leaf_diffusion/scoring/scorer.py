@@ -19,8 +19,8 @@ class BoundScore(Protocol):
 
     queries: list[int]  # candidates scored for each prompt; duplicates count as asked
 
-    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " len"]]: ...
-    def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "len vocab"]]: ...
+    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]: ...
+    def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "_len vocab"]]: ...
     def clean(self) -> list[float]: ...
     def solved(self, i: int, score: float) -> bool: ...
 
@@ -78,7 +78,7 @@ class PlainScore:
         self.goals: list[Goal] = scorer.objective.goals(self.encoder, prompts)
         self.queries = [0] * len(prompts)
 
-    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " len"]]:
+    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt; an empty `Candidates` gives an empty one."""
         _one_each("candidate lists", len(candidates), len(self.prompts))
         for i, each in enumerate(candidates):
@@ -99,7 +99,11 @@ class PlainScore:
                     for i in owners[row]:
                         positions.setdefault(i, []).append(position)
                 for i, chosen in positions.items():
-                    mine = features if len(chosen) == len(batch) else features[torch.tensor(chosen, device=features.device)]
+                    mine = (
+                        features
+                        if len(chosen) == len(batch)
+                        else features[torch.tensor(chosen, device=features.device)]
+                    )
                     scores: list[float] = self.goals[i](mine).float().tolist()
                     known[i].update((batch[position], score) for position, score in zip(chosen, scores, strict=True))
         return [torch.tensor([known[i][row] for row in rows], dtype=torch.float32) for i, rows in enumerate(asked)]
@@ -116,7 +120,7 @@ class PlainScore:
         if batch:
             yield batch
 
-    def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "len vocab"]]:
+    def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "_len vocab"]]:
         """d score / d one-hot token for one row a prompt: what a token-level attack ranks replacements by."""
         _one_each("token rows", len(token_rows), len(self.prompts))
         table = self.encoder.token_embedding().detach()
@@ -154,4 +158,6 @@ def _rows(encoder: TextEncoder, candidates: Candidates) -> list[tuple[int, ...]]
 
 def _one_each(what: str, given: int, prompts: int) -> None:
     if given != prompts:
-        raise ValueError(f"got {given} {what} for {prompts} bound prompts: give one a prompt (Candidates.none() where finished)")
+        raise ValueError(
+            f"got {given} {what} for {prompts} bound prompts: give one a prompt (Candidates.none() where finished)"
+        )

@@ -1,0 +1,84 @@
+"""Exchanging the text encoder of a pipeline: what has to fit, and how the new one becomes the pipeline's class."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+from torch import nn
+
+from leaf_diffusion.encoders.base import TextEncoder, Tower
+from leaf_diffusion.encoders.huggingface import LEGACY_EOS, text_config_of, text_model_of, token_table
+
+
+def check_swap(old: nn.Module, new: nn.Module, tokenizer_old: Any, tokenizer_new: Any = None) -> None:
+    """ValueError that names every misfit between a pipeline's text model and the one to take its place.
+
+    The pipeline keeps its own tokenizer, so the new model has to read the same ids (`tokenizer_new=None`: it does),
+    and its UNet was trained on states of one width. Widths of projections count where the pipeline's model has one.
+    """
+    before, after = text_config_of(text_model_of(old)), text_config_of(text_model_of(new))
+    sizes = [
+        ("width (hidden_size)", before.hidden_size, after.hidden_size),
+        ("vocabulary (embedded tokens)", *(token_table(text_model_of(each)).weight.shape[0] for each in (old, new))),
+        ("context length (max_position_embeddings)", before.max_position_embeddings, after.max_position_embeddings),
+    ]
+    if projected := getattr(old, "text_projection", None):
+        other = getattr(new, "text_projection", None)
+        sizes.append(
+            ("projection width", projected.weight.shape[0], "none" if other is None else other.weight.shape[0])
+        )
+    misfits = [f"{what}: the pipeline has {a}, the new encoder {b}" for what, a, b in sizes if a != b]
+    eos = tokenizer_old.eos_token_id
+    vocabulary = tokenizer_old.get_vocab()
+    if tokenizer_new is not None and tokenizer_new is not tokenizer_old:
+        misfits += _tokenizer_misfits(vocabulary, eos, tokenizer_new)
+    # eos_token_id=2 (SD-1.5's own config) pools at the largest id, the same place where end-of-text is the largest
+    pools_at = max(vocabulary.values()) if after.eos_token_id == LEGACY_EOS != eos else after.eos_token_id
+    if pools_at != eos:
+        misfits.append(
+            f"pooling (eos_token_id): the pipeline's tokenizer ends texts with {eos}, "
+            f"the new encoder pools at {pools_at}"
+        )
+    if misfits:
+        raise ValueError(
+            "the text encoder does not fit the pipeline: "
+            + "; ".join(misfits)
+            + ". Use an encoder of the same CLIP family"
+        )
+
+
+def _tokenizer_misfits(vocabulary: dict[str, int], eos: int, new: Any) -> list[str]:
+    if hasattr(new, "sot_token_id"):
+        return ["tokenizer: the new encoder brings an open_clip tokenizer, the pipeline uses a transformers one"]
+    ids = set(vocabulary.items()) ^ set(new.get_vocab().items())
+    found = [f"tokenizer: {len(ids)} entries of the two vocabularies differ, such as {min(ids)[0]!r}"] if ids else []
+    if new.eos_token_id != eos:
+        found.append(f"end of text: the pipeline's tokenizer writes {eos}, the new encoder's {new.eos_token_id}")
+    return found
+
+
+def text_model_for_pipeline(encoder: TextEncoder | nn.Module, like: nn.Module) -> nn.Module:
+    """The encoder's weights as a module of `like`'s class, dtype and device; the encoder itself stays untouched.
+
+    A module that already is all that is returned as it is. Raises ValueError for towers that are no CLIP text model
+    of transformers, and where the class needs a projection that the encoder lacks.
+    """
+    module = cast(nn.Module, encoder.module if isinstance(encoder, Tower) else encoder)
+    source, table = text_model_of(module), token_table(text_model_of(like)).weight
+    own = token_table(source).weight
+    if type(module) is type(like) and (own.dtype, own.device) == (table.dtype, table.device):
+        return module
+    weights = {key.removeprefix("text_model."): value for key, value in source.state_dict().items()}
+    if (projection := getattr(module, "text_projection", None)) is not None:
+        weights["text_projection.weight"] = projection.weight
+    config = copy.deepcopy(text_config_of(module))
+    config.dtype = table.dtype  # transformers builds inner models in the config's dtype, and would round the weights
+    built = cast(Any, type(like))(config)
+    names = list(built.state_dict())  # with or without the prefix "text_model.", as class and version have it
+    if missing := [name for name in names if name.removeprefix("text_model.") not in weights]:
+        raise ValueError(
+            f"{type(module).__name__} lacks {missing[0]!r}, which the pipeline's {type(like).__name__} needs"
+        )
+    built.load_state_dict({name: weights[name.removeprefix("text_model.")] for name in names})
+    return cast(nn.Module, built.to(table.device, table.dtype).eval().requires_grad_(False))

@@ -1,0 +1,82 @@
+"""The spelling corrector."""
+
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leaf_diffusion.encoders.base import Defence
+from leaf_diffusion.encoders.defences import Speller, english_speller
+
+WORDS = {"cat": 10, "bat": 99, "umbrella": 5, "red": 50, "a": 100, "on": 80, "don't": 3, "white": 4, "i": 9}
+SPELLER = Speller(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("given_text", "wanted"),
+    [
+        ("a red umbrela", "a red umbrella"),  # deletion
+        ("a rxed umbrellla", "a red umbrella"),  # insertions
+        ("Umbrxlla, RED umbrellaa!", "Umbrella, RED umbrella!"),  # case and punctuation
+        ("UMBRELA  (wh1te)\tdont", "UMBRELLA  (white)\tdon't"),  # spaces stay, digits are errors
+        ("rde umbrell-cat", "red umbrella-cat"),  # swapped neighbours, hyphens
+        ("zat", "bat"),  # two words one edit away: the more frequent
+        ("umbxxlla zebra x 42", "umbxxlla zebra x 42"),  # nothing near, single letters, numbers
+        ("cat's", "cat's"),
+        ("", ""),
+    ],
+)
+def test_corrections(given_text, wanted):
+    assert SPELLER([given_text]) == [wanted]
+
+
+def test_two_edits_only_when_asked():
+    assert Speller(WORDS, max_distance=2)(["umbxxlla"]) == ["umbrella"]
+    assert Speller({"cut": 1, "umbrella": 1}, max_distance=2)(["cxt"]) == ["cut"]
+
+
+def test_ties_without_frequencies():
+    speller = Speller(["cat", "bat", "can", "cast"])
+    assert speller(["cap"]) == ["can"]  # first letter, then length, then alphabet
+    assert speller(["catt"]) == ["cat"]  # shorter than "cast"
+    assert speller(["xat"]) == ["bat"]
+    assert Speller(["bat", "cat"])(["cct"]) == ["cat"]
+
+
+@given(st.lists(st.sampled_from(sorted(WORDS)), min_size=1, max_size=8))
+@settings(max_examples=30, deadline=None)
+def test_right_sentences_stay(words):
+    assert SPELLER([" ".join(words)]) == [" ".join(words)]
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_idempotent_and_keeps_spaces(text):
+    (once,) = SPELLER([text])
+    assert [c for c in once if c.isspace()] == [c for c in text if c.isspace()]
+    assert SPELLER([once]) == [once]
+
+
+def test_english():
+    speller = english_speller()
+    assert isinstance(speller, Defence)
+    assert speller(["a phto of two catts on the beech"]) == ["a photo of two cats on the beech"]
+    assert speller.fingerprint == english_speller().fingerprint != SPELLER.fingerprint
+
+
+def test_fast_enough_for_attacks():
+    speller, rng = english_speller(), random.Random(0)
+    base = "a red umbrella on a sandy beach"
+    texts = [base[:i] + rng.choice("abcdefghij") + base[i:] for i in range(len(base)) for _ in range(30)]
+    start = time.perf_counter()
+    speller(texts)
+    assert time.perf_counter() - start < 5
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="dictionary is empty"):
+        Speller([])
+    with pytest.raises(ValueError, match="1 or 2"):
+        Speller(WORDS, max_distance=3)

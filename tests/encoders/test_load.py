@@ -1,0 +1,164 @@
+"""load_text_encoder: every kind of source, and every way in which one can be wrong."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from leaf_diffusion.encoders import load_text_encoder, sources
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+CONFIG = CLIPTextConfig(**SIZES, projection_dim=8, eos_token_id=49407, bos_token_id=49406)
+TEXTS = ["a red umbrella", "an other one"]
+
+
+def tower(cls=CLIPTextModelWithProjection):
+    torch.manual_seed(0)
+    return cls(copy.deepcopy(CONFIG)).eval()  # saving in half precision would write into a shared config
+
+
+def features(encoder):
+    return encoder.features(encoder.tokenize(TEXTS))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_folder_with_its_tokenizer(tmp_path):
+    model = tower()
+    model.save_pretrained(tmp_path)
+    clip_tokenizer().save_pretrained(tmp_path)
+    encoder = load_text_encoder(tmp_path)
+    assert torch.equal(features(encoder), features(load_text_encoder(model, tokenizer=clip_tokenizer())))
+    assert encoder.name == str(tmp_path) and not any(p.requires_grad for p in encoder.module.parameters())
+    assert not encoder.module.training
+
+
+def test_folder_without_tokenizer_has_clips(tmp_path):
+    tower().save_pretrained(tmp_path)
+    assert load_text_encoder(str(tmp_path)).tokenize(["a cat"]) == [[49406, 320, 2368, 49407]]
+
+
+def test_whole_clip_folder_with_stale_projection_width(tmp_path):
+    vision = {**SIZES, "image_size": 8, "patch_size": 4}
+    clip = CLIPModel(CLIPConfig(text_config=CONFIG.to_dict(), vision_config=vision, projection_dim=12)).eval()
+    clip.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["projection_dim"] = 512  # as in the published ViT-H
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder = load_text_encoder(tmp_path)
+    assert isinstance(encoder.module, CLIPTextModelWithProjection)
+    torch.testing.assert_close(features(encoder), features(load_text_encoder(clip, tokenizer=clip_tokenizer())))
+
+
+def test_pipeline_folder_and_subfolder(tmp_path):
+    model = tower(CLIPTextModel)
+    model.save_pretrained(tmp_path / "text_encoder")
+    clip_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    pooled = load_text_encoder(model, tokenizer=clip_tokenizer()).features([[49406, 320, 49407]], "pooled")
+    encoder = load_text_encoder(tmp_path, subfolder="text_encoder")
+    assert torch.equal(encoder.features([[49406, 320, 49407]], "pooled"), pooled)
+    (tmp_path / "model_index.json").write_text("{}")
+    assert torch.equal(load_text_encoder(tmp_path).features([[49406, 320, 49407]], "pooled"), pooled)
+    assert isinstance(load_text_encoder(tmp_path).module, CLIPTextModel)
+
+
+def test_a_module_needs_its_tokenizer_and_is_left_alone():
+    model = tower()
+    with pytest.raises(ValueError, match="pass tokenizer="):
+        load_text_encoder(model)
+    half = load_text_encoder(model, tokenizer=clip_tokenizer(), dtype="bfloat16")
+    assert half.dtype == torch.bfloat16 and model.dtype == torch.float32
+    assert features(half).dtype == torch.float32
+    assert load_text_encoder(model, tokenizer=clip_tokenizer()).module is model
+
+
+def test_half_precision_files_are_computed_in_float32(tmp_path):
+    tower().half().save_pretrained(tmp_path)
+    assert load_text_encoder(tmp_path).dtype == torch.float32
+    assert load_text_encoder(tmp_path, dtype=torch.float16).dtype == torch.float16
+    with pytest.raises(ValueError, match="unknown dtype 'fp17'"):
+        load_text_encoder(tmp_path, dtype="fp17")
+
+
+def toy(name):
+    return tower(), clip_tokenizer()
+
+
+def test_registered_prefixes(monkeypatch):
+    monkeypatch.setattr(sources, "_LOADERS", dict(sources._LOADERS))
+    sources.register("toy", f"{__name__}:toy")
+    encoder = load_text_encoder("toy:anything", defence="speller")
+    assert encoder.name == "toy:anything" and encoder.preprocess(["a red umbrela"]) == ["a red umbrella"]
+    with pytest.raises(ValueError, match="no revision or subfolder"):
+        load_text_encoder("toy:anything", revision="main")
+    with pytest.raises(ValueError, match="unknown defence 'moat'; known: speller"):
+        load_text_encoder("toy:anything", defence="moat")
+    with pytest.raises(ValueError, match="prefix without"):
+        sources.register("a:b", "c:d")
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder", "wrold:leaf", "nobody/nothing"])
+def test_missing_models(source):
+    with pytest.raises(
+        FileNotFoundError, match=rf"no text encoder '{source}'(.|\n)*Hugging Face Hub(.|\n)*world:original"
+    ):
+        load_text_encoder(source)
+
+
+def test_pickles_are_refused(tmp_path):
+    CONFIG.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no \*.safetensors"):
+        load_text_encoder(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(ValueError, match=r"only pickled weights \(pytorch_model.bin\)"):
+        load_text_encoder(tmp_path)
+
+
+def test_incomplete_weights_are_refused(tmp_path):
+    tower().save_pretrained(tmp_path)
+    save_file({"text_projection.weight": torch.zeros(8, 16)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"the weights lack .* tensors"):
+        load_text_encoder(tmp_path)
+
+
+def test_other_models_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match='model_type "bert" is no CLIP text tower'):
+        load_text_encoder(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
+def test_adapter_is_merged_into_a_copy(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = tower()
+    before = features(load_text_encoder(model, tokenizer=clip_tokenizer())).clone()
+    lora = peft.get_peft_model(
+        tower(), peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    lora.save_pretrained(tmp_path / "lora")
+    encoder = load_text_encoder(model, tokenizer=clip_tokenizer(), adapter=tmp_path / "lora")
+    ids = clip_tokenizer()(TEXTS, padding=True, return_tensors="pt").input_ids
+    torch.testing.assert_close(features(encoder), lora.eval()(input_ids=ids).text_embeds)
+    plain = load_text_encoder(model, tokenizer=clip_tokenizer())
+    assert torch.equal(features(plain), before) and not torch.allclose(features(encoder), before)
+    assert encoder.fingerprint != plain.fingerprint and encoder.name.endswith("+lora")
+    with pytest.raises(ValueError, match="tensors have no place"):
+        load_text_encoder(tower(CLIPTextModel), tokenizer=clip_tokenizer(), adapter=tmp_path / "lora")
+
+
+def test_missing_or_pickled_adapters(tmp_path):
+    pytest.importorskip("peft")
+    with pytest.raises(FileNotFoundError, match="neither a folder nor on the Hugging Face Hub"):
+        load_text_encoder(tower(), tokenizer=clip_tokenizer(), adapter="nobody/lora")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"adapter_model.safetensors not found"):
+        load_text_encoder(tower(), tokenizer=clip_tokenizer(), adapter=tmp_path)

@@ -1,0 +1,107 @@
+"""Exchanging a pipeline's text model: each misfit is named."""
+
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from leaf_diffusion.encoders.huggingface import HFTextEncoder
+from leaf_diffusion.encoders.swap import check_swap, text_model_for_pipeline
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+
+TOKENIZER = clip_tokenizer()
+
+
+def tower(cls=CLIPTextModelWithProjection, seed=0, **changes):
+    torch.manual_seed(seed)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+    }
+    return cls(CLIPTextConfig(**{**sizes, "eos_token_id": 49407, "bos_token_id": 49406, **changes})).eval()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"hidden_size": 24}, r"width \(hidden_size\): the pipeline has 16, the new encoder 24"),
+        ({"vocab_size": 50000}, "vocabulary .*49408, the new encoder 50000"),
+        ({"max_position_embeddings": 64}, "context length .*77, the new encoder 64"),
+        ({"eos_token_id": 7}, r"pooling \(eos_token_id\).*49407, the new encoder pools at 7"),
+    ],
+)
+def test_misfits_are_named(changes, named):
+    with pytest.raises(ValueError, match=named):
+        check_swap(tower(CLIPTextModel), tower(**changes), TOKENIZER)
+
+
+def test_all_misfits_at_once():
+    with pytest.raises(ValueError, match=r"width.*; context length"):
+        check_swap(tower(CLIPTextModel), tower(hidden_size=24, max_position_embeddings=64), TOKENIZER)
+
+
+def test_projection_counts_where_the_pipeline_uses_one():
+    check_swap(tower(CLIPTextModel), tower(projection_dim=4), TOKENIZER)
+    with pytest.raises(ValueError, match="projection width: the pipeline has 8, the new encoder 4"):
+        check_swap(tower(), tower(projection_dim=4), TOKENIZER)
+    with pytest.raises(ValueError, match="projection width: the pipeline has 8, the new encoder none"):
+        check_swap(tower(), tower(CLIPTextModel), TOKENIZER)
+
+
+def test_other_tokenizers():
+    check_swap(tower(CLIPTextModel), tower(), TOKENIZER, clip_tokenizer())
+    other = clip_tokenizer()
+    other.add_tokens(["<cat-toy>"])
+    with pytest.raises(ValueError, match="1 entries of the two vocabularies differ, such as '<cat-toy>'"):
+        check_swap(tower(CLIPTextModel), tower(), TOKENIZER, other)
+
+
+def test_legacy_pooling_fits_until_tokens_are_added():
+    check_swap(tower(CLIPTextModel), tower(eos_token_id=2), TOKENIZER)
+    extended = clip_tokenizer()
+    extended.add_tokens(["<cat-toy>"])
+    with pytest.raises(ValueError, match="pools at 49408"):
+        check_swap(tower(CLIPTextModel), tower(eos_token_id=2), extended)
+
+
+def test_becomes_the_pipelines_class_dtype_and_copy():
+    new, like = tower(seed=1), tower(CLIPTextModel, seed=2).to(torch.float16)
+    encoder = HFTextEncoder(new, TOKENIZER)
+    built = text_model_for_pipeline(encoder, like)
+    assert type(built) is CLIPTextModel and built.dtype == torch.float16 and new.dtype == torch.float32
+    ids = torch.tensor(encoder.tokenize(["a red umbrella"]))
+    exact = text_model_for_pipeline(encoder, tower(CLIPTextModel, seed=2))
+    assert torch.equal(exact(ids).last_hidden_state, new(ids).last_hidden_state)
+    before = new(ids).last_hidden_state.clone()
+    with torch.no_grad():
+        exact.final_layer_norm.bias += 1
+    assert torch.equal(new(ids).last_hidden_state, before)
+
+
+def test_activation_comes_with_the_encoder():
+    new = tower(seed=1, hidden_act="gelu", num_hidden_layers=3)
+    built = text_model_for_pipeline(new, tower(CLIPTextModel))
+    ids = torch.tensor([[49406, 320, 49407]])
+    assert torch.equal(built(ids).last_hidden_state, new(ids).last_hidden_state)
+
+
+def test_a_half_precision_config_does_not_round_the_weights():
+    new = tower(seed=1)
+    new.config.dtype = torch.float16  # as in a config.json saved beside half-precision weights
+    built = text_model_for_pipeline(new, tower(CLIPTextModel))
+    assert built.dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(built.parameters(), new.text_model.parameters(), strict=True))
+
+
+def test_the_right_module_is_used_as_it_is():
+    model = tower(CLIPTextModel, seed=1)
+    assert text_model_for_pipeline(model, tower(CLIPTextModel)) is model
+
+
+def test_a_missing_projection_is_named():
+    with pytest.raises(ValueError, match=r"lacks 'text_projection.weight'"):
+        text_model_for_pipeline(tower(CLIPTextModel), tower())
+    with pytest.raises(ValueError, match="Linear is no CLIP text tower"):
+        text_model_for_pipeline(torch.nn.Linear(2, 2), tower())

@@ -1,0 +1,190 @@
+"""The pipeline, with tiny seeded components: stock pictures, round trips in both directions, swaps and attacks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoPipelineForText2Image,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from leaf_diffusion.attacks.charmer import Charmer
+from leaf_diffusion.encoders import Hidden, clip_tokenizer, load_text_encoder
+from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
+from leaf_diffusion.scoring import Drift
+
+PROMPT = "a red umbrella"
+
+
+def text_model(cls=CLIPTextModel, seed=0, **changes):
+    torch.manual_seed(seed)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+    }
+    model = cls(CLIPTextConfig(**{**sizes, "eos_token_id": 49407, "bos_token_id": 49406, **changes}))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    return {
+        "unet": unet.eval(),
+        "vae": vae.eval(),
+        "scheduler": DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        "text_encoder": text_model(),
+        "tokenizer": clip_tokenizer(),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def stock_folder(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stock")
+    StableDiffusionPipeline(**parts).save_pretrained(folder)
+    return folder
+
+
+def picture(pipe, prompt=PROMPT, **options):
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipe(prompt, num_inference_steps=2, generator=generator, output_type="np", **options).images
+
+
+def test_pictures_are_those_of_the_stock_pipeline(parts):
+    assert np.array_equal(picture(LeafStableDiffusionPipeline(**parts)), picture(StableDiffusionPipeline(**parts)))
+
+
+def test_round_trips_in_both_directions(stock_folder, tmp_path):
+    stock = StableDiffusionPipeline.from_pretrained(stock_folder)
+    leaf = LeafStableDiffusionPipeline.from_pretrained(stock_folder)
+    assert type(leaf) is LeafStableDiffusionPipeline
+    leaf.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert not list(tmp_path.rglob("*.bin"))
+    for cls in (StableDiffusionPipeline, DiffusionPipeline, AutoPipelineForText2Image):
+        loaded = cls.from_pretrained(tmp_path)
+        assert type(loaded) is StableDiffusionPipeline
+        assert np.array_equal(picture(loaded), picture(stock))
+    assert type(LeafStableDiffusionPipeline.from_pretrained(tmp_path)) is LeafStableDiffusionPipeline
+
+
+@pytest.mark.parametrize("given", ["folder", "module", "encoder"])
+def test_swapping_a_text_encoder(stock_folder, parts, tmp_path, given):
+    new = text_model(CLIPTextModelWithProjection, seed=1)
+    new.save_pretrained(tmp_path / "robust")
+    source = {
+        "folder": str(tmp_path / "robust"),
+        "module": new,
+        "encoder": load_text_encoder(new, tokenizer=clip_tokenizer()),
+    }[given]
+    leaf = LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=source)
+    assert type(leaf.text_encoder) is CLIPTextModel
+    expected = picture(StableDiffusionPipeline(**{**parts, "text_encoder": new.text_model}))
+    assert np.array_equal(picture(leaf), expected) and not np.array_equal(
+        expected, picture(StableDiffusionPipeline(**parts))
+    )
+    assert leaf.encoder.has_projection
+    rows = leaf.encoder.tokenize([PROMPT])
+    torch.testing.assert_close(leaf.encoder.features(rows), new(torch.tensor(rows)).text_embeds)
+    leaf.save_pretrained(tmp_path / "saved")  # a stock pipeline around the robust encoder, the projection left out
+    assert np.array_equal(picture(StableDiffusionPipeline.from_pretrained(tmp_path / "saved")), expected)
+
+
+def test_misfits_are_found_on_loading(stock_folder):
+    with pytest.raises(ValueError, match=r"does not fit the pipeline: width"):
+        LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=text_model(hidden_size=24))
+
+
+def test_pickles_are_never_opened(stock_folder):
+    with pytest.raises(ValueError, match="only safetensors"):
+        LeafStableDiffusionPipeline.from_pretrained(stock_folder, use_safetensors=False)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
+def test_adapter_on_the_pipelines_own_encoder(stock_folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = peft.get_peft_model(text_model(), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    lora.save_pretrained(tmp_path)
+    leaf = LeafStableDiffusionPipeline.from_pretrained(stock_folder, adapter=tmp_path)
+    rows = torch.tensor(leaf.encoder.tokenize([PROMPT]))
+    torch.testing.assert_close(leaf.text_encoder(rows).last_hidden_state, lora.eval()(input_ids=rows).last_hidden_state)
+
+
+def test_the_defence_reads_prompts_only(stock_folder):
+    class Swap:
+        name = fingerprint = "swap"
+
+        def __call__(self, texts):
+            return [text.replace("umbrlla", "umbrella") for text in texts]
+
+    plain = LeafStableDiffusionPipeline.from_pretrained(stock_folder)
+    defended = LeafStableDiffusionPipeline.from_pretrained(stock_folder, defence=Swap())
+    assert np.array_equal(picture(defended, "a red umbrlla"), picture(plain))
+    assert not np.array_equal(picture(plain, "a red umbrlla"), picture(plain))
+    assert np.array_equal(picture(defended, negative_prompt="umbrlla"), picture(plain, negative_prompt="umbrlla"))
+    named = LeafStableDiffusionPipeline.from_pretrained(stock_folder, defence="speller")
+    assert named.encoder.preprocess(["a red umbrela"]) == [PROMPT]
+
+
+def test_from_pipe_shares_components(stock_folder):
+    new = text_model(CLIPTextModelWithProjection, seed=1)
+    stock = StableDiffusionPipeline.from_pretrained(stock_folder)
+    leaf = LeafStableDiffusionPipeline.from_pipe(stock)
+    assert leaf.unet is stock.unet and np.array_equal(picture(leaf), picture(stock))
+    robust = LeafStableDiffusionPipeline.from_pipe(leaf, text_encoder=new)
+    assert robust.unet is stock.unet and leaf.text_encoder is stock.text_encoder
+    again = LeafStableDiffusionPipeline.from_pipe(robust)
+    assert again.encoder.has_projection and np.array_equal(picture(again), picture(robust))
+    assert np.array_equal(picture(StableDiffusionPipeline.from_pipe(robust)), picture(robust))
+
+
+def test_attack_on_the_pipelines_own_encoder(stock_folder):
+    attack = Charmer(n_positions=3)
+    leaf = LeafStableDiffusionPipeline.from_pretrained(stock_folder)
+    assert not leaf.encoder.has_projection  # so the default looks at pooled features
+    steps = []
+    result = leaf.attack([PROMPT], attack=attack, on_step=lambda done, total: steps.append((done, total)))[0]
+    assert result.distance == 1 and result.score > 0 and steps
+    rows = leaf.encoder.tokenize([PROMPT, result.perturbed])
+    clean, attacked = leaf.encoder.features(rows, "pooled").detach()
+    assert result.score == pytest.approx(float((clean - attacked).square().sum()), rel=1e-4)
+    projected = text_model(CLIPTextModelWithProjection, seed=1)
+    robust = LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=projected)
+    found = robust.attack([PROMPT], attack=attack, constraint=None)[0]
+    clean, attacked = (
+        projected(torch.tensor(robust.encoder.tokenize([PROMPT]))),
+        robust.encoder.features([found.token_ids]),
+    )
+    assert found.score == pytest.approx(float((clean.text_embeds - attacked).square().sum()), rel=1e-3)
+    assert robust.attack([PROMPT], attack=attack, objective=Drift("l2", feature=Hidden()))[0].score > 0
