@@ -117,7 +117,7 @@ def distribution_rows(
         return []
     pictures = [row for row in store.records("pictures") if row["protocol"] != "floor"]
     paths = list(dict.fromkeys(row["image"] for row in pictures))
-    features = {}
+    features: dict[str, np.ndarray] = {}
     for i in range(0, len(paths), 256):
         part = paths[i : i + 256]
         features.update(

@@ -197,3 +197,22 @@ def test_a_folder_of_another_run_and_a_file_are_refused(
     (tmp_path / "file").write_text("x")
     assert run(tmp_path / "file") == 2
     assert "file" in capsys.readouterr().out
+
+
+def test_another_pipeline_with_prompts_of_a_file(
+    untrained_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plain diffusers folder: no scenes and no judge, so drift is what can be measured; the rest is named as absent."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a café by the sea\nтри кота 🐈\n" + "long " * 90 + "\n", encoding="utf-8")
+    folder = str(untrained_world / "stable-diffusion")
+    more = ["--pipeline", folder, "--prompts", str(prompts), "--encoders", "original", "robust=world:leaf", "--k", "1"]
+    assert main([*more, *SMALL[2:], "--output", str(tmp_path / "run")]) == 0
+    assert "--clip-score-model" in capsys.readouterr().out
+    found = rows(tmp_path / "run")
+    assert {row["metric"] for row in found} == {"drift"}
+    assert {row["encoder"] for row in found} == {"original", "robust"}
+    attacks = lines(tmp_path / "run", "attacks")
+    assert {row["source"] for row in attacks} == {"original", "robust"}
+    assert [row["truncated"] for row in attacks if row["source"] == "robust"] == [False, False, True]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["counts"]["truncated"] == 2 * (1 + 1 + 2) + 1
