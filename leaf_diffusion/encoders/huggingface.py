@@ -23,7 +23,7 @@ def text_model_of(module: nn.Module) -> nn.Module:
         return module
     raise ValueError(
         f"{type(module).__name__} is no CLIP text tower; "
-        "expected CLIPTextModelWithProjection, CLIPModel, CLIPTextModel or an open_clip model"
+        "expected CLIPTextModelWithProjection, CLIPModel or CLIPTextModel of transformers"
     )
 
 
@@ -77,7 +77,7 @@ class HFTextEncoder(Tower):
         self._text = text_model_of(module)
         self.config = text_config_of(module)
         own = getattr(module, "text_projection", None)
-        self.projection = cast("nn.Linear | None", own if own is not None else projection)
+        self.projection: nn.Linear | None = own if own is not None else projection
         check_pooling(self.config, tokenizer)
         rows = RowTokenizer(tokenizer)
         limit = min(self.config.max_position_embeddings, int(getattr(tokenizer, "model_max_length", None) or 1 << 30))

@@ -36,7 +36,8 @@ def test_folder_with_its_tokenizer(tmp_path):
     clip_tokenizer().save_pretrained(tmp_path)
     encoder = load_text_encoder(tmp_path)
     assert torch.equal(features(encoder), features(load_text_encoder(model, tokenizer=clip_tokenizer())))
-    assert encoder.name == str(tmp_path) and not any(p.requires_grad for p in encoder.module.parameters())
+    assert encoder.name == str(tmp_path)
+    assert not any(p.requires_grad for p in encoder.module.parameters())
     assert not encoder.module.training
 
 
@@ -74,7 +75,8 @@ def test_a_module_needs_its_tokenizer_and_is_left_alone():
     with pytest.raises(ValueError, match="pass tokenizer="):
         load_text_encoder(model)
     half = load_text_encoder(model, tokenizer=clip_tokenizer(), dtype="bfloat16")
-    assert half.dtype == torch.bfloat16 and model.dtype == torch.float32
+    assert half.dtype == torch.bfloat16
+    assert model.dtype == torch.float32
     assert features(half).dtype == torch.float32
     assert load_text_encoder(model, tokenizer=clip_tokenizer()).module is model
 
@@ -95,7 +97,8 @@ def test_registered_prefixes(monkeypatch):
     monkeypatch.setattr(sources, "_LOADERS", dict(sources._LOADERS))
     sources.register("toy", f"{__name__}:toy")
     encoder = load_text_encoder("toy:anything", defence="speller")
-    assert encoder.name == "toy:anything" and encoder.preprocess(["a red umbrela"]) == ["a red umbrella"]
+    assert encoder.name == "toy:anything"
+    assert encoder.preprocess(["a red umbrela"]) == ["a red umbrella"]
     with pytest.raises(ValueError, match="no revision or subfolder"):
         load_text_encoder("toy:anything", revision="main")
     with pytest.raises(ValueError, match="unknown defence 'moat'; known: speller"):
@@ -148,8 +151,10 @@ def test_adapter_is_merged_into_a_copy(tmp_path):
     ids = clip_tokenizer()(TEXTS, padding=True, return_tensors="pt").input_ids
     torch.testing.assert_close(features(encoder), lora.eval()(input_ids=ids).text_embeds)
     plain = load_text_encoder(model, tokenizer=clip_tokenizer())
-    assert torch.equal(features(plain), before) and not torch.allclose(features(encoder), before)
-    assert encoder.fingerprint != plain.fingerprint and encoder.name.endswith("+lora")
+    assert torch.equal(features(plain), before)
+    assert not torch.allclose(features(encoder), before)
+    assert encoder.fingerprint != plain.fingerprint
+    assert encoder.name.endswith("+lora")
     with pytest.raises(ValueError, match="tensors have no place"):
         load_text_encoder(tower(CLIPTextModel), tokenizer=clip_tokenizer(), adapter=tmp_path / "lora")
 

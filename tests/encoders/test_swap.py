@@ -70,7 +70,9 @@ def test_becomes_the_pipelines_class_dtype_and_copy():
     new, like = tower(seed=1), tower(CLIPTextModel, seed=2).to(torch.float16)
     encoder = HFTextEncoder(new, TOKENIZER)
     built = text_model_for_pipeline(encoder, like)
-    assert type(built) is CLIPTextModel and built.dtype == torch.float16 and new.dtype == torch.float32
+    assert type(built) is CLIPTextModel
+    assert built.dtype == torch.float16
+    assert new.dtype == torch.float32
     ids = torch.tensor(encoder.tokenize(["a red umbrella"]))
     exact = text_model_for_pipeline(encoder, tower(CLIPTextModel, seed=2))
     assert torch.equal(exact(ids).last_hidden_state, new(ids).last_hidden_state)

@@ -13,11 +13,11 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders import Hidden, clip_tokenizer, load_text_encoder
-from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 from leaf_diffusion.scoring import Drift
 
 PROMPT = "a red umbrella"
@@ -111,9 +111,8 @@ def test_swapping_a_text_encoder(stock_folder, parts, tmp_path, given):
     leaf = LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=source)
     assert type(leaf.text_encoder) is CLIPTextModel
     expected = picture(StableDiffusionPipeline(**{**parts, "text_encoder": new.text_model}))
-    assert np.array_equal(picture(leaf), expected) and not np.array_equal(
-        expected, picture(StableDiffusionPipeline(**parts))
-    )
+    assert np.array_equal(picture(leaf), expected)
+    assert not np.array_equal(expected, picture(StableDiffusionPipeline(**parts)))
     assert leaf.encoder.has_projection
     rows = leaf.encoder.tokenize([PROMPT])
     torch.testing.assert_close(leaf.encoder.features(rows), new(torch.tensor(rows)).text_embeds)
@@ -161,11 +160,14 @@ def test_from_pipe_shares_components(stock_folder):
     new = text_model(CLIPTextModelWithProjection, seed=1)
     stock = StableDiffusionPipeline.from_pretrained(stock_folder)
     leaf = LeafStableDiffusionPipeline.from_pipe(stock)
-    assert leaf.unet is stock.unet and np.array_equal(picture(leaf), picture(stock))
+    assert leaf.unet is stock.unet
+    assert np.array_equal(picture(leaf), picture(stock))
     robust = LeafStableDiffusionPipeline.from_pipe(leaf, text_encoder=new)
-    assert robust.unet is stock.unet and leaf.text_encoder is stock.text_encoder
+    assert robust.unet is stock.unet
+    assert leaf.text_encoder is stock.text_encoder
     again = LeafStableDiffusionPipeline.from_pipe(robust)
-    assert again.encoder.has_projection and np.array_equal(picture(again), picture(robust))
+    assert again.encoder.has_projection
+    assert np.array_equal(picture(again), picture(robust))
     assert np.array_equal(picture(StableDiffusionPipeline.from_pipe(robust)), picture(robust))
 
 
@@ -175,7 +177,9 @@ def test_attack_on_the_pipelines_own_encoder(stock_folder):
     assert not leaf.encoder.has_projection  # so the default looks at pooled features
     steps = []
     result = leaf.attack([PROMPT], attack=attack, on_step=lambda done, total: steps.append((done, total)))[0]
-    assert result.distance == 1 and result.score > 0 and steps
+    assert result.distance == 1
+    assert result.score > 0
+    assert steps
     rows = leaf.encoder.tokenize([PROMPT, result.perturbed])
     clean, attacked = leaf.encoder.features(rows, "pooled").detach()
     assert result.score == pytest.approx(float((clean - attacked).square().sum()), rel=1e-4)

@@ -52,7 +52,8 @@ def test_anchored_drift():
 
 def test_toward_grows_as_the_target_nears():
     goal = Toward(["dogs", "two dogs"]).goals(ENCODER, PROMPTS)[0]
-    assert goal(FEATURES).argmax() == 2 and goal(FEATURES)[2] == pytest.approx(1, abs=1e-5)
+    assert goal(FEATURES).argmax() == 2
+    assert goal(FEATURES)[2] == pytest.approx(1, abs=1e-5)
     target = torch.randn(2, 8) * 7
     kept = target.clone()
     goals = Toward(target).goals(ENCODER, PROMPTS)
@@ -76,7 +77,8 @@ def test_margin_is_solved_once_the_label_flips():
 def test_token_states_can_be_attacked():
     goals = Drift("l2", feature=Hidden(-2)).goals(ENCODER, PROMPTS)
     own = ENCODER.features(ENCODER.tokenize(PROMPTS), Hidden(-2)).detach()
-    assert goals[0](own)[0] == pytest.approx(0, abs=1e-5) and goals[0](own)[1] > 0.01
+    assert goals[0](own)[0] == pytest.approx(0, abs=1e-5)
+    assert goals[0](own)[1] > 0.01
 
 
 def test_names_tell_objectives_apart():

@@ -57,7 +57,9 @@ def test_every_candidate_counts_the_last_one_too():
     """Public code loses the last of each batch; here the strongest candidate stands last."""
     texts = ["a red umbrella"] * 15 + ["zzz qqq xxx"]
     (scores,) = Scorer(ENCODER, max_batch_tokens=8).bind(["a red umbrella"])([Candidates.from_texts(texts)])
-    assert scores.shape == (16,) and scores.argmax() == 15 and scores[:15].abs().max() < 1e-6
+    assert scores.shape == (16,)
+    assert scores.argmax() == 15
+    assert scores[:15].abs().max() < 1e-6
 
 
 def test_duplicates_are_computed_once_and_counted_as_asked(monkeypatch):
@@ -67,15 +69,18 @@ def test_duplicates_are_computed_once_and_counted_as_asked(monkeypatch):
     monkeypatch.setattr(ENCODER, "features", lambda rows, what: seen.extend(rows) or features(rows, what))
     same = Candidates.from_texts(["a cat", "A CAT", "a  cat", "a dog"])
     first, second = bound([same, same])
-    assert len(seen) == 2 and bound.queries == [4, 4]
-    assert first[0] == first[1] == first[2] != first[3] and first[0] != second[0]
+    assert len(seen) == 2
+    assert bound.queries == [4, 4]
+    assert first[0] == first[1] == first[2] != first[3]
+    assert first[0] != second[0]
 
 
 def test_finished_prompts_and_token_rows():
     bound = Scorer(ENCODER).bind(PROMPTS)
     rows = ENCODER.tokenize(["a cat", "a dog"])
     scores = bound([Candidates.none(), Candidates.from_tokens(rows), Candidates.from_texts(["x"])])
-    assert [len(each) for each in scores] == [0, 2, 1] and bound.queries == [0, 2, 1]
+    assert [len(each) for each in scores] == [0, 2, 1]
+    assert bound.queries == [0, 2, 1]
     texts = bound([Candidates.none(), Candidates.from_texts(["a cat", "a dog"]), Candidates.none()])[1]
     torch.testing.assert_close(scores[1], texts)
     assert all(len(each) == 0 for each in bound([Candidates.none()] * 3))
@@ -84,7 +89,8 @@ def test_finished_prompts_and_token_rows():
 def test_clean_scores():
     assert Scorer(ENCODER).bind(PROMPTS).clean() == pytest.approx([0, 0, 0], abs=1e-6)
     anchored = Scorer(ENCODER, Drift("l2", anchor=encoder(1))).bind(PROMPTS)
-    assert min(anchored.clean()) > 0.01 and anchored.queries == [0, 0, 0]
+    assert min(anchored.clean()) > 0.01
+    assert anchored.queries == [0, 0, 0]
     toward = Scorer(ENCODER, Toward(PROMPTS)).bind(PROMPTS)
     assert toward.clean() == pytest.approx([1, 1, 1], abs=1e-5)
 
@@ -93,7 +99,8 @@ def test_the_defence_reads_the_candidates_first():
     speller = Speller(["a", "red", "umbrella"])
     bound = Scorer(encoder(defence=speller)).bind(["a red umbrella"])
     (scores,) = bound([Candidates.from_texts(["a red umbrlla", "a blue umbrella"])])
-    assert scores[0] == pytest.approx(0, abs=1e-6) and scores[1] > 0.01
+    assert scores[0] == pytest.approx(0, abs=1e-6)
+    assert scores[1] > 0.01
 
 
 def test_gradient_is_that_of_a_one_hot():
@@ -127,14 +134,16 @@ def test_margin_stops_an_attack_early():
     classes = ENCODER.features(ENCODER.tokenize([prompt, "a rd umbrella"])).detach()
     scorer = Scorer(ENCODER, Margin(classes, [0]))
     result = Charmer(n_positions=5)([prompt], scorer, k=3)[0]
-    assert result.clean_score < 0 < result.score and result.success is True
+    assert result.clean_score < 0 < result.score
+    assert result.success is True
     assert result.distance == 1  # solved in the first round, the other two were not asked
     assert result.queries < Charmer(n_positions=5)([prompt], Scorer(ENCODER), k=3)[0].queries
 
 
 def test_a_targeted_attack_nears_its_target():
     result = Charmer(n_positions=27)(["a rd umbrella"], Scorer(ENCODER, Toward(["a red umbrella"])), k=1)[0]
-    assert result.score == pytest.approx(1, abs=1e-5) and result.clean_score < result.score
+    assert result.score == pytest.approx(1, abs=1e-5)
+    assert result.clean_score < result.score
 
 
 def test_towers_of_different_norm_weigh_alike():
@@ -151,7 +160,8 @@ def test_towers_of_different_norm_weigh_alike():
     for one, other in zip(equal, unscaled, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)  # a tower's gain does not matter
     assert mean.queries == [40, 40, 40]
-    assert mean.clean() == pytest.approx([0, 0, 0], abs=1e-5) and not mean.solved(0, 1e9)
+    assert mean.clean() == pytest.approx([0, 0, 0], abs=1e-5)
+    assert not mean.solved(0, 1e9)
 
 
 def test_gradient_of_the_mean():
