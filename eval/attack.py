@@ -110,14 +110,14 @@ def attack_table(results: Sequence[AttackResult], title: str, rows: int) -> Tabl
     ordered = sorted(results, key=lambda result: -result.score)
     shown = ordered[: rows or None]
     table = Table(title=title, caption=f"{len(shown)} of {len(results)} prompts" if len(shown) < len(results) else None)
-    for column in ("distance", "score", "clean score", "queries"):
+    for column in ("distance", "score", "queries"):
         table.add_column(column, justify="right")
     table.add_column("attacked prompt")
     table.add_column("edits")
     for result in shown:
         text = marked(result.original, result.perturbed) + (" [yellow](truncated)[/]" if result.truncated else "")
         edited = escape(named(result.original, result.perturbed)) or "unchanged"
-        figures = (str(result.distance), f"{result.score:.4g}", f"{result.clean_score:.4g}", str(result.queries))
+        figures = (str(result.distance), f"{result.score:.4g}", str(result.queries))
         table.add_row(*figures, text, edited)
     return table
 

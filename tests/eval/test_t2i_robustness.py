@@ -202,7 +202,7 @@ def test_a_folder_of_another_run_and_a_file_are_refused(
 def test_another_pipeline_with_prompts_of_a_file(
     untrained_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A plain diffusers folder: no scenes and no judge, so drift is what can be measured; the rest is named as absent."""
+    """A plain diffusers folder: no scenes and no judge, so drift alone is measured, and what is left out is said."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a café by the sea\nтри кота 🐈\n" + "long " * 90 + "\n", encoding="utf-8")
     folder = str(untrained_world / "stable-diffusion")
