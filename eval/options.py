@@ -40,7 +40,7 @@ class Options:
     two_objects: float = 0.0
     """Share of two-object prompts among the world's."""
     limit: int | None = None
-    """Number of prompts. Default: 24 of the world's, all of a file's."""
+    """Number of prompts. Default: 32 of the world's, all of a file's."""
     attack: str = "charmer"
     """charmer, leaf, exhaustive (k=1 only) or random-typos."""
     k: tuple[int, ...] = (1, 2)
@@ -111,7 +111,7 @@ class Options:
             )
         fill: dict[str, Any] = {
             "encoders": WORLD_ENCODERS if world else ("original", "original+speller"),
-            "limit": 24 if own_prompts else None,
+            "limit": 32 if own_prompts else None,
             "neutral_source": "world:judge" if world else "none",
             "steps": 15 if world else 50,
             "guidance": 3.0 if world else 7.5,
