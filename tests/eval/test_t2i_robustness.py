@@ -98,6 +98,7 @@ def test_results_are_rows_with_means_and_paired_differences(finished: Path) -> N
         assert ("leaf", "original", "adaptive", "leaf", 1, metric) in keys
         assert ("leaf", "typo-augmented", "transfer", "judge", 2, metric) in keys
     assert ("original", None, "floor", None, 0, "drift") in keys
+    assert ("leaf", "original", "clean", None, 0, "sensitivity") in keys
     by_key = dict(zip(keys, found, strict=True))
     mine, base = (
         by_key["leaf", None, "clean", None, 0, "clip_score"],

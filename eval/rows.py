@@ -1,0 +1,107 @@
+"""Result rows: one metric of one encoder under one protocol, or a paired difference of two encoders."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from leaf_diffusion.eval.plan import Cell, Plan
+from leaf_diffusion.metrics import paired_bootstrap
+
+METRICS = {
+    "clip_score": "clip_score",
+    "clip_score_attacked_caption": "clip_score_attacked_caption",
+    "scene_accuracy": "scene_correct",
+    "drift": "drift",
+    "drift_features": "drift_features",
+}
+"""Metric -> field of a score record. Drift (pixel RMSE, 0 to 1) has the protocol "floor" beside it."""
+
+Values = dict[str, float]
+"""Prompt id -> value, the mean over seeds."""
+
+
+def result_rows(
+    plan: Plan, pictures: Sequence[dict[str, Any]], scores: Sequence[dict[str, Any]], attack: str, constraint: str
+) -> list[dict[str, Any]]:
+    """Means with bootstrap intervals over prompts, and paired differences between encoders.
+
+    Every encoder is compared with the first one; among the others the earlier is compared with the later.
+    """
+    values = _values(pictures, scores)
+    labels = list(dict.fromkeys(cell.encoder for cell in plan.cells))
+    rows = []
+    for cell in plan.cells:
+        for metric in METRICS:
+            if mine := values.get((cell, metric)):
+                rows.append(_row(cell, metric, mine, None, None, plan, attack, constraint))
+    for encoder, baseline in pairs_of(labels):
+        for cell in (cell for cell in plan.cells if cell.encoder == encoder and cell.protocol != "floor"):
+            other = Cell(baseline, cell.protocol, baseline if cell.protocol == "adaptive" else cell.source, cell.k)
+            for metric in METRICS:
+                mine, theirs = values.get((cell, metric)), values.get((other, metric))
+                if mine and theirs:
+                    rows.append(_row(cell, metric, mine, theirs, baseline, plan, attack, constraint))
+    return rows
+
+
+def _values(pictures: Sequence[dict[str, Any]], scores: Sequence[dict[str, Any]]) -> dict[tuple[Cell, str], Values]:
+    by_id = {row["id"]: row for row in scores}
+    seeds: dict[tuple[Cell, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for picture in pictures:
+        cell = cell_of(picture)
+        for metric, name in METRICS.items():
+            if cell.protocol == "floor" and not metric.startswith("drift"):
+                continue
+            value = by_id.get(picture["id"], {}).get(name)
+            if value is not None:
+                seeds[cell, metric][picture["prompt_id"]].append(float(value))
+    return {key: {prompt: float(np.mean(each)) for prompt, each in found.items()} for key, found in seeds.items()}
+
+
+def cell_of(row: dict[str, Any]) -> Cell:
+    return Cell(row["encoder"], row["protocol"], row["source"], row["k"])
+
+
+def _row(
+    cell: Cell,
+    metric: str,
+    mine: Values,
+    theirs: Values | None,
+    baseline: str | None,
+    plan: Plan,
+    attack: str,
+    constraint: str,
+) -> dict[str, Any]:
+    order = sorted(mine if theirs is None else mine.keys() & theirs.keys())
+    interval = paired_bootstrap([mine[p] for p in order], None if theirs is None else [theirs[p] for p in order])
+    row = bare_row(cell, metric, plan, attack, constraint) | {"baseline": baseline, "n": len(order)}
+    return row | {"mean": interval.mean, "ci_low": interval.ci_low, "ci_high": interval.ci_high}
+
+
+def bare_row(cell: Cell, metric: str, plan: Plan, attack: str, constraint: str) -> dict[str, Any]:
+    """A row in the order of its columns, nothing measured yet. An adaptive attack's source is the encoder itself."""
+    attacked = cell.source is not None
+    return {
+        "encoder": cell.encoder,
+        "baseline": None,
+        "protocol": cell.protocol,
+        "source": cell.source,
+        "attack": attack if attacked else None,
+        "constraint": constraint if attacked else None,
+        "k": cell.k,
+        "metric": metric,
+        "mean": None,
+        "ci_low": None,
+        "ci_high": None,
+        "n": 0,
+        "seeds": 1 if cell.protocol == "floor" else plan.seeds,
+    }
+
+
+def pairs_of(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """(encoder, baseline) of every difference."""
+    return [(b, a) if a == labels[0] else (a, b) for a, b in combinations(labels, 2)]
