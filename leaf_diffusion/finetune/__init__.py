@@ -1,0 +1,1 @@
+"""TextFARE finetuning: a text tower that keeps its embeddings under character edits."""
