@@ -91,7 +91,8 @@ class _WordConstraint(Constraint):
 
     def _verdicts(self, candidates: Candidates, judge: Callable[[Counter[str]], Verdict]) -> Iterator[bool]:
         base, slots, characters = candidates.base, candidates.slots, candidates.characters
-        assert base is not None and slots is not None and characters is not None
+        if base is None or slots is None or characters is None:
+            raise TypeError("only edits of a base text have windows")
         everything = Counter(self.known(base))
         windows: dict[int, tuple[str, str, Verdict]] = {}
         verdicts: dict[tuple[int, int], Verdict] = {}
