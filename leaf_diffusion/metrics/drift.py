@@ -1,0 +1,21 @@
+"""How far a picture moved when only its prompt was attacked (same seed, same encoder)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def pixel_rmse(a: Image.Image, b: Image.Image) -> float:
+    """Root mean square difference of RGB values in 0..1. Raises ValueError on unequal sizes."""
+    if a.size != b.size:
+        raise ValueError(f"pictures of one size are compared, not {a.size} and {b.size}")
+    x, y = (np.asarray(picture.convert("RGB"), dtype=np.float64) / 255 for picture in (a, b))
+    return float(np.sqrt(np.mean((x - y) ** 2)))
+
+
+def feature_drift(a: Tensor, b: Tensor) -> float:
+    """1 - cosine of two feature vectors [d], in 0..2."""
+    return float(1 - torch.cosine_similarity(a.float(), b.float().to(a.device), dim=0))
