@@ -1,0 +1,21 @@
+"""What a run is (spec), where it is kept (store), how it is read back (read) and written out (export)."""
+
+from leaf_diffusion.runs.export import results_csv, write_results
+from leaf_diffusion.runs.files import RunFolderError, atomic_write, png_ok
+from leaf_diffusion.runs.read import Run, load_run
+from leaf_diffusion.runs.spec import RunSpec, environment
+from leaf_diffusion.runs.store import RunStore, image_name
+
+__all__ = [
+    "Run",
+    "RunFolderError",
+    "RunSpec",
+    "RunStore",
+    "atomic_write",
+    "environment",
+    "image_name",
+    "load_run",
+    "png_ok",
+    "results_csv",
+    "write_results",
+]

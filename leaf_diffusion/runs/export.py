@@ -1,0 +1,63 @@
+"""results.json and results.csv: the figures of a run for people, spreadsheets and other tools."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from leaf_diffusion.runs.files import atomic_write
+
+COLUMNS = (
+    "encoder", "baseline", "protocol", "source", "attack", "constraint", "k",
+    "metric", "mean", "ci_low", "ci_high", "n", "seeds",
+)  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
+    """Write results.json and, of its "rows", results.csv. Non-finite numbers become null (an interval of one prompt).
+
+    Every row has the columns of COLUMNS; more are kept. Raises ValueError naming what a row lacks.
+    """
+    whole = {name: _finite(value) for name, value in results.items()}
+    clean: list[dict[str, Any]] = whole["rows"]
+    for index, row in enumerate(clean):
+        if missing := [name for name in COLUMNS if name not in row]:
+            raise ValueError(f"result row {index} lacks {', '.join(missing)}")
+    folder = Path(folder)
+    text = json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=1)
+    atomic_write(folder / "results.json", f"{text}\n".encode())
+    atomic_write(folder / "results.csv", results_csv(clean).encode())
+
+
+def results_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV text. Text that a spreadsheet would run as a formula gets a leading apostrophe; numbers stay numbers."""
+    extra = sorted({key for row in rows for key in row} - set(COLUMNS))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*COLUMNS, *map(csv_cell, extra)])
+    for row in rows:
+        writer.writerow([csv_cell(row.get(name)) for name in [*COLUMNS, *extra]])
+    return buffer.getvalue()
+
+
+def csv_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float):
+        return str(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,113 @@
+"""Files that appear whole or not at all, and errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from PIL import Image
+
+PROBE_BYTES = 1 << 20
+MAX_PIXELS = 64_000_000
+_HINTS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EROFS: "the file system is read-only; choose another output folder",
+    errno.EACCES: "this user may not write there; choose another output folder or change its permissions",
+    errno.EPERM: "this user may not write there; choose another output folder or change its permissions",
+    errno.ENOTDIR: "a part of the path is a file; choose another output folder",
+    errno.EEXIST: "a file stands where a folder is needed; choose another output folder",
+}
+
+
+class RunFolderError(OSError):
+    """A run folder cannot be used; the message says why and what to do."""
+
+
+@contextmanager
+def explained(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError into a RunFolderError that names the path and the remedy (errno is kept)."""
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, error.strerror or str(error))
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        after = ", then run the same command again: what was recorded so far is safe" if full else ""
+        raised = RunFolderError(f"{doing} {path} failed: {hint}{after}")
+        raised.errno = error.errno
+        raise raised from error
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """os.write until nothing is left (a nearly full disk takes only a part). Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write beside `path`, fsync, rename over it. A reader sees the old file or the new one. Raises RunFolderError."""
+    with explained(path, "writing"):
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            try:
+                write_all(fd, data)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut; file systems without that ability are left alone."""
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def probe(folder: Path) -> None:
+    """Really write one megabyte and remove it: permission bits lie (root, network disks). Raises RunFolderError."""
+    path = folder / f".probe-{os.getpid()}.tmp"
+    try:
+        with explained(folder, "writing into"):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                write_all(fd, b"\0" * PROBE_BYTES)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def png_ok(path: str | os.PathLike[str]) -> bool:
+    """True when the file is a whole picture of bounded size: checksums hold and every row decodes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with Image.open(path, formats=["PNG"]) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    return False
+                picture.verify()
+            with Image.open(path, formats=["PNG"]) as picture:
+                picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning):
+        return False
+    return True

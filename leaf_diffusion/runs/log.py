@@ -1,0 +1,97 @@
+"""One append-only JSONL file, and the lock that keeps a run folder to one writer."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from leaf_diffusion.runs.files import RunFolderError, explained, sync_folder, write_all
+from leaf_diffusion.runs.read import read_jsonl
+
+
+class Log:
+    """A JSONL file whose first `size` bytes are whole lines: a torn end is cut on opening, a failed write at once.
+
+    A record reaches the kernel at once (it survives a killed process) and the disk within `fsync_seconds` of appends.
+    """
+
+    def __init__(self, path: Path, fsync_seconds: float) -> None:
+        self.path, self.fsync_seconds = path, fsync_seconds
+        records, self.size, self.torn = read_jsonl(path)
+        self.records: dict[str, dict[str, Any]] = {}
+        for record in records:
+            self.records.setdefault(record["id"], record)
+        with explained(path, "opening"):
+            new = not path.exists()
+            self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            if self.torn:
+                os.ftruncate(self.fd, self.size)
+            if new:
+                sync_folder(path.parent)
+        self.synced = time.monotonic()
+        self.dirty = bool(self.torn)
+
+    def append(self, record: dict[str, Any]) -> bool:
+        """False, and nothing written, when the id stands there already."""
+        unit = record.get("id")
+        if not isinstance(unit, str) or not unit:
+            raise ValueError(f'a record needs a text "id": {self.path.name}, {str(record)[:120]}')
+        if unit in self.records:
+            return False
+        try:
+            text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+            line = text.encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"record {unit!r} does not fit into JSON: {error}") from error
+        with explained(self.path, "writing"):
+            try:
+                write_all(self.fd, line)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self.fd, self.size)
+                raise
+        self.size += len(line)
+        self.records[unit] = json.loads(text)
+        self.dirty = True
+        if time.monotonic() - self.synced >= self.fsync_seconds:
+            self.sync()
+        return True
+
+    def sync(self) -> None:
+        """Force the file onto the disk."""
+        if self.dirty:
+            with explained(self.path, "writing"):
+                os.fsync(self.fd)
+            self.dirty = False
+        self.synced = time.monotonic()
+
+
+def take_lock(path: Path) -> int:
+    """Hold `path` exclusively; returns the descriptor to close. Raises RunFolderError naming the other writer.
+
+    The kernel drops the lock with its process, so what a dead writer left needs no clearing.
+    """
+    with explained(path, "locking"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(fd, 200).decode(errors="replace").strip() or "another process"
+            os.close(fd)
+            message = f"{path.parent} is being written by {owner}; wait for it, or choose another output folder"
+            raise RunFolderError(message) from error
+        except OSError:
+            os.close(fd)
+            raise
+        with suppress(
+            OSError
+        ):  # the owner's name is a courtesy: a full disk is found by the probe, with its own message
+            os.ftruncate(fd, 0)
+            os.write(fd, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return fd

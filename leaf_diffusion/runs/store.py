@@ -1,0 +1,186 @@
+"""RunStore: append-only records and atomic pictures of one run. A killed run continues where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from PIL import Image
+
+from leaf_diffusion.runs.export import write_results
+from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe
+from leaf_diffusion.runs.log import Log, take_lock
+from leaf_diffusion.runs.read import read_spec
+from leaf_diffusion.runs.spec import RunSpec, environment
+
+_KIND = re.compile(r"[a-z0-9_-]+")
+_IMAGE = re.compile(r"images/[0-9a-f]{8,64}\.png")
+
+
+def image_name(unit_id: str) -> str:
+    """Path of a unit's picture in its run folder. Ids hold untrusted text, so only their hash touches the disk."""
+    return f"images/{hashlib.sha256(unit_id.encode()).hexdigest()[:24]}.png"
+
+
+class RunStore:
+    """The folder of one run, held by one writer; `RunStore.open` makes it or continues it.
+
+    Attributes: folder, spec, resumed (True when the run stood there), torn (kind -> bytes of a torn last line that was
+    cut on opening: its unit is computed again).
+    """
+
+    def __init__(self, folder: Path, spec: RunSpec, lock: int, fsync_seconds: float) -> None:
+        self.folder, self.spec, self.fsync_seconds = folder, spec, fsync_seconds
+        self.resumed = False
+        self.torn: dict[str, int] = {}
+        self._logs: dict[str, Log] = {}
+        # closes also when the owner forgot to: a store out of use must not keep its folder locked
+        self._release = weakref.finalize(self, _release, lock, self._logs)
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, spec: RunSpec, *, command: str | None = None, fsync_seconds: float = 2.0
+    ) -> RunStore:
+        """Make the folder of a run, or continue the same run in it, before any work is done.
+
+        command: what repeats the run, for environment.json; default sys.argv.
+        Raises RunFolderError for the folder of another run (naming what differs), a non-empty folder that is no run,
+        one that another process writes or that cannot be written, a full disk; ValueError for a damaged folder.
+        """
+        folder = Path(folder)
+        with explained(folder, "creating"):
+            folder.mkdir(parents=True, exist_ok=True)
+        _check_owner(folder, spec)
+        store = cls(folder, spec, take_lock(folder / ".lock"), fsync_seconds)
+        try:
+            _check_owner(folder, spec)
+            probe(folder)
+            store.resumed = (folder / "spec.json").exists()
+            if not store.resumed:
+                atomic_write(folder / "spec.json", _pretty(spec.to_dict()))
+            _record_environment(folder / "environment.json", command)
+            with explained(folder, "creating folders in"):
+                (folder / "records").mkdir(exist_ok=True)
+                (folder / "images").mkdir(exist_ok=True)
+            for path in sorted((folder / "records").glob("*.jsonl")):
+                store._log(path.stem)
+        except BaseException:
+            store._release()
+            raise
+        return store
+
+    def done(self, kind: str) -> set[str]:
+        """Ids already recorded: the work left is the plan minus this set."""
+        return set(self._log(kind).records)
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """Records of a kind in the order they were written."""
+        return list(self._log(kind).records.values())
+
+    def append(self, kind: str, record: Mapping[str, Any]) -> bool:
+        """Add a record, a JSON object with a text "id". Returns False, changing nothing, when the id is there already.
+
+        Raises ValueError for what JSON cannot hold (NaN too) and RunFolderError when the disk refuses; the file then
+        still ends in a whole line, so the same call may be tried again.
+        """
+        return self._log(kind).append(dict(record))
+
+    def save_image(self, path: str, image: Image.Image) -> str:
+        """Write a picture, whole or not at all, at "images/<hex digits>.png" (see `image_name`); returns that path."""
+        if not _IMAGE.fullmatch(path):
+            raise ValueError(f"a picture is kept as images/<hexadecimal digits>.png, not {path!r}")
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        atomic_write(self.folder / path, buffer.getvalue())
+        return path
+
+    def load_image(self, path: str) -> Image.Image:
+        """A picture of this run. Raises RunFolderError when it is missing or truncated."""
+        if not _IMAGE.fullmatch(path):
+            raise ValueError(f"a picture is kept as images/<hexadecimal digits>.png, not {path!r}")
+        if not png_ok(self.folder / path):
+            raise RunFolderError(f"{self.folder / path} is missing or damaged; run the same command in a new folder")
+        with Image.open(self.folder / path, formats=["PNG"]) as picture:
+            return picture.copy()
+
+    def damaged_images(self, kind: str = "pictures") -> set[str]:
+        """Paths of recorded pictures that are missing or truncated: draw them again and `save_image` them."""
+        paths = {record["image"] for record in self.records(kind) if "image" in record}
+        return {path for path in paths if not png_ok(self.folder / path)}
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write results.json and results.csv; see `leaf_diffusion.runs.write_results`."""
+        self.flush()
+        write_results(self.folder, results)
+
+    def flush(self) -> None:
+        """Force all records onto the disk."""
+        for log in self._logs.values():
+            log.sync()
+
+    def close(self) -> None:
+        """Flush and let the folder go; closing twice is fine."""
+        if self._release.alive:
+            try:
+                self.flush()
+            finally:
+                self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _log(self, kind: str) -> Log:
+        if not self._release.alive:
+            raise ValueError("this run store is closed")
+        if kind not in self._logs:
+            if not _KIND.fullmatch(kind):
+                raise ValueError(f"a kind of record is named with a-z, 0-9, _ and -: {kind!r}")
+            log = self._logs[kind] = Log(self.folder / "records" / f"{kind}.jsonl", self.fsync_seconds)
+            if log.torn:
+                self.torn[kind] = log.torn
+        return self._logs[kind]
+
+
+def _check_owner(folder: Path, spec: RunSpec) -> None:
+    path = folder / "spec.json"
+    if path.exists():
+        if lines := spec.differences(read_spec(path)):
+            more = f"\n  ... and {len(lines) - 12} more" if len(lines) > 12 else ""
+            detail = "\n  ".join(lines[:12]) + more
+            raise RunFolderError(f"{folder} holds another run; choose another output folder. It differs in\n  {detail}")
+        return
+    foreign = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".tmp"))
+    if foreign:
+        names = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        raise RunFolderError(f"{folder} is not empty and no run folder (it holds {names}); choose another folder")
+
+
+def _record_environment(path: Path, command: str | None) -> None:
+    now = environment(command)
+    if path.exists():
+        with suppress(ValueError):  # beside the identity: damage here is no reason to stop
+            first = json.loads(path.read_text(encoding="utf-8"))
+            now = first | {"reopened": [*first.get("reopened", []), now]}
+    atomic_write(path, _pretty(now))
+
+
+def _release(lock: int, logs: dict[str, Log]) -> None:
+    for log in logs.values():
+        os.close(log.fd)
+    logs.clear()
+    os.close(lock)
+
+
+def _pretty(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
