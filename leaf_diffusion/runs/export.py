@@ -39,7 +39,7 @@ def results_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """CSV text. Text that a spreadsheet would run as a formula gets a leading apostrophe; numbers stay numbers."""
     extra = sorted({key for row in rows for key in row} - set(COLUMNS))
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv.writer(buffer)  # CRLF (RFC 4180): then a lone CR or LF in a text is quoted too
     writer.writerow([*COLUMNS, *map(csv_cell, extra)])
     for row in rows:
         writer.writerow([csv_cell(row.get(name)) for name in [*COLUMNS, *extra]])

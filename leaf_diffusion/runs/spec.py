@@ -73,12 +73,12 @@ class RunSpec:
     def differences(self, other: RunSpec) -> list[str]:
         """One line for each setting in which `self` (asked) differs from `other` (recorded)."""
         asked, recorded = _flat(self.settings), _flat(other.settings)
-        lines = []
+        lines: list[str] = []
         for key in sorted(asked.keys() | recorded.keys()):
             new, old = asked.get(key, _MISSING), recorded.get(key, _MISSING)
             if new != old:
                 lines.append(f"{key}: {_short(old)} there, {_short(new)} asked")
-        return lines
+        return lines or [f"identity: {other.identity} there, {self.identity} asked"] * (self.identity != other.identity)
 
 
 def environment(command: str | None = None) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
         for key, item in value.items():
             merged |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
         return merged
-    return {prefix: canonical_json(value)}
+    return {prefix: canonical_json(value)} if prefix else {}
 
 
 def _short(text: str, limit: int = 80) -> str:

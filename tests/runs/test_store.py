@@ -1,0 +1,217 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, files, image_name, load_run, log, png_ok
+
+SPEC = RunSpec({"attack": "charmer", "k": [1, 2], "encoders": {"original": "aa", "leaf": "bb"}})
+
+
+def record(unit: str, **values: Any) -> dict[str, Any]:
+    return {"unit": "attack", "id": unit, **values}
+
+
+def test_a_killed_process_loses_nothing_and_resuming_is_a_set_difference(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from leaf_diffusion.runs import RunSpec, RunStore\n"
+        f"store = RunStore.open(sys.argv[1], RunSpec({dict(SPEC.settings)!r}), fsync_seconds=3600)\n"
+        "for i in range(50): store.append('attacks', {'id': f'unit {i}', 'text': '\\u2028 é'})\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], check=False).returncode == -9
+    with RunStore.open(tmp_path / "run", SPEC, command="again") as store:
+        assert store.resumed
+        assert {f"unit {i}" for i in range(60)} - store.done("attacks") == {f"unit {i}" for i in range(50, 60)}
+        assert store.records("attacks")[0]["text"] == "\u2028 é"
+    environment = load_run(tmp_path / "run").environment
+    assert [again["command"] for again in environment["reopened"]] == ["again"]
+
+
+def test_a_duplicate_is_ignored_and_the_first_kept(tmp_path: Path) -> None:
+    with RunStore.open(tmp_path, SPEC) as store:
+        assert store.append("attacks", record("a", score=1))
+        assert not store.append("attacks", record("a", score=2))
+        assert store.records("attacks") == [record("a", score=1)]
+    path = tmp_path / "records" / "attacks.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"id": "a", "score": 3}\n')
+    assert load_run(tmp_path).records("attacks") == [record("a", score=1)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(cut=st.integers(1, 40))
+def test_a_torn_last_line_is_cut_and_the_rest_kept(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    folder = tmp_path_factory.mktemp("torn")
+    with RunStore.open(folder, SPEC) as store:
+        for i in range(3):
+            store.append("attacks", record(f"unit {i}", note="x" * 10))
+    path = folder / "records" / "attacks.jsonl"
+    data = path.read_bytes()
+    path.write_bytes(data[:-cut])
+    assert [r["id"] for r in load_run(folder).records("attacks")] == ["unit 0", "unit 1"]
+    with RunStore.open(folder, SPEC) as store:
+        assert store.done("attacks") == {"unit 0", "unit 1"}
+        assert store.torn == {"attacks": len(data) // 3 - cut}
+        store.append("attacks", record("unit 2", note="x" * 10))
+    assert path.read_bytes() == data
+
+
+def test_zeros_left_by_a_power_cut_are_cut_too(tmp_path: Path) -> None:
+    with RunStore.open(tmp_path, SPEC) as store:
+        store.append("attacks", record("a"))
+    path = tmp_path / "records" / "attacks.jsonl"
+    path.write_bytes(path.read_bytes() + b"\0" * 100)
+    with RunStore.open(tmp_path, SPEC) as store:
+        assert (store.done("attacks"), store.torn) == ({"a"}, {"attacks": 100})
+
+
+def test_damage_in_the_middle_names_the_line(tmp_path: Path) -> None:
+    with RunStore.open(tmp_path, SPEC) as store:
+        for unit in "abc":
+            store.append("attacks", record(unit))
+    path = tmp_path / "records" / "attacks.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:-3], lines[2], ""]))
+    with pytest.raises(ValueError, match=r"attacks\.jsonl, line 2 is damaged"):
+        RunStore.open(tmp_path, SPEC)
+
+
+def test_the_folder_of_another_run_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    RunStore.open(tmp_path, SPEC).close()
+    other = RunSpec({"attack": "leaf", "k": [1, 2], "encoders": {"original": "aa", "leaf": "cc"}, "new": 1})
+    with pytest.raises(RunFolderError) as error:
+        RunStore.open(tmp_path, other)
+    assert 'attack: "charmer" there, "leaf" asked' in str(error.value)
+    assert 'encoders.leaf: "bb" there, "cc" asked' in str(error.value)
+    assert "new: (absent) there, 1 asked" in str(error.value)
+    assert "\n  k: " not in str(error.value)
+
+
+def test_a_foreign_folder_and_a_file_are_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"not empty and no run folder \(it holds holiday.jpg\)"):
+        RunStore.open(tmp_path, SPEC)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+    with pytest.raises(RunFolderError, match="file stands where a folder is needed"):
+        RunStore.open(tmp_path / "holiday.jpg", SPEC)
+    with pytest.raises(RunFolderError, match="part of the path is a file"):
+        RunStore.open(tmp_path / "holiday.jpg" / "run", SPEC)
+
+
+def test_a_second_writer_is_refused_until_the_first_has_gone(tmp_path: Path) -> None:
+    first = RunStore.open(tmp_path, SPEC)
+    with pytest.raises(RunFolderError, match=f"being written by process {os.getpid()}"):
+        RunStore.open(tmp_path, SPEC)
+    del first  # forgotten, not closed
+    RunStore.open(tmp_path, SPEC).close()
+    with pytest.raises(ValueError, match="closed"):
+        closed = RunStore.open(tmp_path, SPEC)
+        closed.close()
+        closed.close()
+        closed.done("attacks")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.EROFS, "read-only"), (errno.ENOSPC, "disk is full"), (errno.EACCES, "may not write")]
+)
+def test_an_unwritable_folder_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def refuse(fd: int, data: bytes) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "write_all", refuse)
+    with pytest.raises(RunFolderError, match=said) as error:
+        RunStore.open(tmp_path / "run", SPEC)
+    assert error.value.errno == number
+    monkeypatch.undo()
+    RunStore.open(tmp_path / "run", SPEC).close()  # nothing in the way of a second try
+
+
+def test_a_disk_that_fills_up_leaves_whole_lines_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 150
+
+    def write_some(fd: int, data: bytes) -> None:
+        nonlocal room
+        part = data[:room]
+        os.write(fd, part)
+        room -= len(part)
+        if len(part) < len(data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = RunStore.open(tmp_path, SPEC)
+    monkeypatch.setattr(log, "write_all", write_some)
+    monkeypatch.setattr(files, "write_all", write_some)
+    with pytest.raises(RunFolderError, match="disk is full; free some space, then run the same command again"):
+        for i in range(9):
+            store.append("attacks", record(f"unit {i}"))
+    with pytest.raises(RunFolderError, match="disk is full"):
+        store.save_image(image_name("a"), Image.new("RGB", (8, 8)))
+    done = store.done("attacks")
+    assert 0 < len(done) < 9
+    assert list((tmp_path / "images").iterdir()) == []
+    room = 10_000
+    for i in range(9):
+        store.append("attacks", record(f"unit {i}"))
+    store.close()
+    text = (tmp_path / "records" / "attacks.jsonl").read_text()
+    assert [json.loads(line)["id"] for line in text.splitlines()] == [f"unit {i}" for i in range(9)]
+
+
+def test_pictures_are_whole_or_known_to_be_damaged(tmp_path: Path) -> None:
+    with RunStore.open(tmp_path, SPEC) as store:
+        picture = Image.effect_noise((32, 32), 50).convert("RGB")
+        paths = [store.save_image(image_name(unit), picture) for unit in ("a", "../../b", "c")]
+        for path in paths:
+            store.append("pictures", record(path, image=path))
+        assert store.damaged_images() == set()
+        assert store.load_image(paths[1]).tobytes() == picture.tobytes()
+        whole = (tmp_path / paths[0]).read_bytes()
+        (tmp_path / paths[0]).write_bytes(whole[:-30])
+        (tmp_path / paths[2]).unlink()
+        assert store.damaged_images() == {paths[0], paths[2]}
+        with pytest.raises(RunFolderError, match="missing or damaged"):
+            store.load_image(paths[0])
+        store.save_image(paths[0], picture)
+        assert store.damaged_images() == {paths[2]}
+        for bad in ("../evil.png", "images/../../x.png", "/etc/passwd", "images/evil.exe"):
+            with pytest.raises(ValueError, match="hexadecimal"):
+                store.save_image(bad, picture)
+            with pytest.raises(ValueError, match="hexadecimal"):
+                store.load_image(bad)
+
+
+def test_png_ok_sees_every_kind_of_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.effect_noise((16, 16), 50).save(path)
+    data = path.read_bytes()
+    assert png_ok(path)
+    for cut in (0, 4, 20, len(data) // 2, len(data) - 13):
+        path.write_bytes(data[:cut])
+        assert not png_ok(path), cut
+    path.write_bytes(data[:60] + bytes([data[60] ^ 1]) + data[61:])
+    assert not png_ok(path)
+    Image.new("RGB", (4, 4)).save(path, format="JPEG")
+    assert not png_ok(path)
+    assert not png_ok(tmp_path / "absent.png")
+
+
+def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
+    with RunStore.open(tmp_path, SPEC) as store:
+        with pytest.raises(ValueError, match='needs a text "id"'):
+            store.append("attacks", {"score": 1})
+        with pytest.raises(ValueError, match="'a' does not fit into JSON"):
+            store.append("attacks", record("a", score=float("nan")))
+        with pytest.raises(ValueError, match="kind of record"):
+            store.append("../attacks", record("a"))
+        assert store.append("attacks", record("a", score=0.5))
