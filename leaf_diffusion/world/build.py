@@ -22,7 +22,6 @@ from leaf_diffusion.world.diffusion import reconstruct, reconstruction_psnr, sch
 from leaf_diffusion.world.figures import generation_figures, text_figures
 from leaf_diffusion.world.judge import SceneJudge, judge_figures, train_judge
 from leaf_diffusion.world.paths import weights, weights_root
-from leaf_diffusion.world.robust import finetune_world
 from leaf_diffusion.world.scenes import Scene, pixels, render, sample_scene
 from leaf_diffusion.world.sources import load_clip, load_judge_module, load_world_encoder, overlay
 
@@ -44,8 +43,8 @@ RECIPES = {
     "judge-clip": Recipe(1200, 101, 1e-3),
     "vae": Recipe(2000, 3, 2e-3),
     "unet": Recipe(3000, 4, 1e-3),
-    "encoders/leaf": Recipe(600, 5, 1e-3),
-    "encoders/typo-augmented": Recipe(600, 5, 1e-3),
+    "encoders/leaf": Recipe(500, 5, 1e-3),
+    "encoders/typo-augmented": Recipe(500, 5, 1e-3),
 }
 SCENES_FOR_UNET = 30_000
 
@@ -159,6 +158,8 @@ def assemble(folder: Path) -> StableDiffusionPipeline:
 
 def build_robust(name: str) -> Callable[[Recipe, Path, torch.device], Figures]:
     def build(recipe: Recipe, work: Path, device: torch.device) -> Figures:
+        from leaf_diffusion.world.robust import finetune_world
+
         folder = finetune_world(name, work / name, steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, device=device)
         original = halves(load_world_encoder("original")[0].state_dict())
         save_file(overlay(original, halves(load_file(folder / "model.safetensors"))), target(f"encoders/{name}") / "overlay.safetensors")

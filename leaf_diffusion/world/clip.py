@@ -32,7 +32,7 @@ JUDGE_CONFIG = {
 def new_clip() -> CLIPModel:
     """An untrained CLIP at the world's scale: text 128 wide x 4 layers, a small ViT, the real vocabulary."""
     text = {"hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "num_hidden_layers": 4, "num_attention_heads": 4}
-    text |= {"bos_token_id": EOS - 1, "eos_token_id": EOS, "pad_token_id": EOS, "hidden_act": "quick_gelu"}
+    text |= {"projection_dim": PROJECTION, "bos_token_id": EOS - 1, "eos_token_id": EOS, "pad_token_id": EOS, "hidden_act": "quick_gelu"}
     vision = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
     vision |= {"image_size": SIZE, "patch_size": 4, "hidden_act": "quick_gelu"}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))

@@ -109,7 +109,7 @@ def new_unet() -> UNet2DConditionModel:
 
 def scheduler() -> DPMSolverMultistepScheduler:
     """The stock scheduler that samples a flow-matching model."""
-    return DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0, final_sigmas_type="zero")
+    return DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0, final_sigmas_type="zero", steps_offset=1)
 
 
 def train_unet(

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.finetune.train import TextFAREConfig, finetune_text_encoder
+from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
 from leaf_diffusion.world.captions import describe
 from leaf_diffusion.world.scenes import sample_scene
 
@@ -24,7 +24,7 @@ def finetune_world(name: str, output: Path, *, steps: int, seed: int, lr: float,
     """Finetune the world's original encoder: "leaf" by the LEAF attack, "typo-augmented" by one random typo a caption."""
     attack = {"leaf": "leaf", "typo-augmented": "random-typos"}[name]
     config = TextFAREConfig(
-        attack=attack, rho=30, k=1, batch_size=64, max_steps=steps, lr=lr, warmup_steps=50, weight_decay=1e-4, seed=seed
+        attack=attack, rho=20, k=1, batch_size=64, max_steps=steps, lr=lr, warmup_steps=50, weight_decay=1e-4, seed=seed
     )
     encoder = load_text_encoder("world:original", device=device)
     return finetune_text_encoder(encoder, training_captions(20_000), output, config)
