@@ -10,9 +10,6 @@ from typing import Literal
 
 import numpy as np
 import tyro
-from leaf_diffusion.eval.prompts import from_file, marked, named, write_attacks
-from leaf_diffusion.eval.search import attack_row, chunks, find
-from leaf_diffusion.eval.setup import EncoderName, check_writable
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +17,9 @@ from rich.table import Table
 
 from leaf_diffusion.attacks import AttackResult, attack_from_name
 from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.eval.prompts import from_file, marked, named, write_attacks
+from leaf_diffusion.eval.search import attack_row, chunks, find
+from leaf_diffusion.eval.setup import EncoderName, check_writable
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name

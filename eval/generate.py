@@ -7,14 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from PIL import Image
+
+from leaf_diffusion.encoders.base import Tower
 from leaf_diffusion.eval.plan import PictureUnit, content_id
 from leaf_diffusion.eval.search import Attacked, chunks
 from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 from leaf_diffusion.runs import RunStore
-from PIL import Image
-
-from leaf_diffusion.encoders.base import Tower
 from leaf_diffusion.world.figures import noise_seed
 
 

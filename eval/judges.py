@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from leaf_diffusion.eval.options import Options
 from PIL import Image
 from torch import Tensor
 
+from leaf_diffusion.eval.options import Options
 from leaf_diffusion.world import SceneJudge, load_judge_clip, real_pictures
 
 REAL_PICTURES = 500

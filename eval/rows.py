@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+
 from leaf_diffusion.eval.plan import Cell, Plan
 from leaf_diffusion.metrics import paired_bootstrap
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
 from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.search import chunks
 from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.metrics import clip_score_from_features, feature_drift, pixel_rmse
 from leaf_diffusion.runs import RunStore
-from PIL import Image
-from torch import Tensor
 
 AT_ONCE = 256
 

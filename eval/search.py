@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from leaf_diffusion.eval.prompts import Prompt, edits
-
 from leaf_diffusion.attacks import Attack, AttackResult, Charmer, attack_from_name
 from leaf_diffusion.encoders.base import Tower
+from leaf_diffusion.eval.prompts import Prompt, edits
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name

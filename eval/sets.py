@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+
 from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.plan import Cell, Plan
 from leaf_diffusion.eval.rows import bare_row, cell_of, pairs_of
@@ -13,7 +14,6 @@ from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.eval.zero_shot_world import sensitivity
 from leaf_diffusion.metrics import cmmd, frechet_distance, kid, paired_bootstrap
 from leaf_diffusion.runs import RunStore
-
 from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.figures import zero_shot_anchors
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from leaf_diffusion.eval import prompts as prompt_sets
-from leaf_diffusion.eval.options import Options
-from leaf_diffusion.eval.plan import Plan, make_plan
-from leaf_diffusion.eval.prompts import Prompt
-from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 from torch import nn
 
 from leaf_diffusion.attacks import attack_from_name
 from leaf_diffusion.encoders.base import Feature, Tower
 from leaf_diffusion.encoders.load import load_text_encoder, wrap
 from leaf_diffusion.encoders.swap import check_swap
+from leaf_diffusion.eval import prompts as prompt_sets
+from leaf_diffusion.eval.options import Options
+from leaf_diffusion.eval.plan import Plan, make_plan
+from leaf_diffusion.eval.prompts import Prompt
+from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 
 WORLD_LABELS = ("original", "leaf", "typo-augmented", "judge")
 

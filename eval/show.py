@@ -7,14 +7,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from leaf_diffusion.eval.judges import Judges
-from leaf_diffusion.eval.setup import Setup
-from leaf_diffusion.runs import RunStore
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from leaf_diffusion.eval.judges import Judges
+from leaf_diffusion.eval.setup import Setup
+from leaf_diffusion.runs import RunStore
 
 
 def totals(setup: Setup) -> dict[str, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.runs import RunSpec, RunStore

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
 from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.rows import result_rows
 from leaf_diffusion.eval.sets import distribution_rows, sensitivity_rows

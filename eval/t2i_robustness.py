@@ -9,6 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.markup import escape
+
 from leaf_diffusion.eval.generate import draw_all
 from leaf_diffusion.eval.judges import load_judges
 from leaf_diffusion.eval.options import parse
@@ -20,8 +23,6 @@ from leaf_diffusion.eval.show import Bars, print_plan, print_summary, quiet
 from leaf_diffusion.eval.specification import open_store
 from leaf_diffusion.eval.summarise import summarise
 from leaf_diffusion.reports import write_report
-from rich.console import Console
-from rich.markup import escape
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,8 +16,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from leaf_diffusion.eval.setup import EncoderName, check_writable
-from leaf_diffusion.metrics import paired_bootstrap
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -28,6 +26,8 @@ from torch.nn.functional import normalize
 from leaf_diffusion.attacks import Exhaustive
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.eval.setup import EncoderName, check_writable
+from leaf_diffusion.metrics import paired_bootstrap
 from leaf_diffusion.scoring.objectives import Margin
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name

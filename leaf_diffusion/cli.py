@@ -7,10 +7,16 @@ from importlib import import_module
 from leaf_diffusion import __version__
 
 COMMANDS = {
-    "evaluate": ("leaf_diffusion.eval.t2i_robustness:main", "attack prompts, generate pictures, measure, write the report"),
+    "evaluate": (
+        "leaf_diffusion.eval.t2i_robustness:main",
+        "attack prompts, generate pictures, measure, write the report",
+    ),
     "attack": ("leaf_diffusion.eval.attack:main", "attack the prompts of a file and write the attack set"),
     "finetune": ("leaf_diffusion.finetune.cli:main", "make a text encoder robust (TextFARE with the LEAF attack)"),
-    "zero-shot-text": ("leaf_diffusion.eval.zero_shot_world:main", "exact robust accuracy in the world's zero-shot text task"),
+    "zero-shot-text": (
+        "leaf_diffusion.eval.zero_shot_world:main",
+        "exact robust accuracy in the world's zero-shot text task",
+    ),
     "report": ("leaf_diffusion.reports.cli:main", "write the report of a run folder again"),
     "world": ("leaf_diffusion.world.cli:main", "train or show the embedded world"),
 }

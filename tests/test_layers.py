@@ -51,7 +51,9 @@ def test_every_package_has_its_layer() -> None:
 def test_imports_point_down(package: str, file: Path) -> None:
     for name in imported(file):
         parts = name.split(".")
-        assert parts[0] not in ("pipelines", "eval"), f"{file}: import leaf_diffusion.{name}, or each class exists twice"
+        assert parts[0] not in ("pipelines", "eval"), (
+            f"{file}: import leaf_diffusion.{name}, or each class exists twice"
+        )
         if parts[0] == "leaf_diffusion" and len(parts) > 1 and parts[1] in RANK and parts[1] != package:
             same_commands = {parts[1], package} == {"cli", "eval"}
             assert RANK[parts[1]] < RANK[package] or same_commands, f"{file} ({package}) imports {name}"

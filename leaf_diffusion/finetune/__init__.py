@@ -1,1 +1,14 @@
-"""TextFARE finetuning: a text tower that keeps its embeddings under character edits."""
+"""Finetuning that makes a CLIP text encoder robust: TextFARE with the LEAF attack, and its control."""
+
+from leaf_diffusion.finetune.captions import read_captions, split_captions
+from leaf_diffusion.finetune.textfare import held_out_figures, textfare_loss
+from leaf_diffusion.finetune.train import TextFAREConfig, finetune_text_encoder
+
+__all__ = [
+    "TextFAREConfig",
+    "finetune_text_encoder",
+    "held_out_figures",
+    "read_captions",
+    "split_captions",
+    "textfare_loss",
+]

@@ -7,4 +7,13 @@ from leaf_diffusion.world.judge_clip import load_judge_clip
 from leaf_diffusion.world.paths import pipeline_path
 from leaf_diffusion.world.sources import load_clip, seen_tokens
 
-__all__ = ["SceneJudge", "WorldPrompt", "load_clip", "load_judge_clip", "pipeline_path", "real_pictures", "seen_tokens", "world_prompts"]
+__all__ = [
+    "SceneJudge",
+    "WorldPrompt",
+    "load_clip",
+    "load_judge_clip",
+    "pipeline_path",
+    "real_pictures",
+    "seen_tokens",
+    "world_prompts",
+]

@@ -17,7 +17,16 @@ from transformers import CLIPTextModel
 
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.world.captions import describe, web_caption
-from leaf_diffusion.world.clip import EOS, clip_features, clip_figures, judge_features, new_clip, new_judge, pad_rows, train_contrastive
+from leaf_diffusion.world.clip import (
+    EOS,
+    clip_features,
+    clip_figures,
+    judge_features,
+    new_clip,
+    new_judge,
+    pad_rows,
+    train_contrastive,
+)
 from leaf_diffusion.world.diffusion import reconstruct, reconstruction_psnr, scheduler, train_unet, train_vae
 from leaf_diffusion.world.figures import generation_figures, text_figures
 from leaf_diffusion.world.judge import SceneJudge, judge_figures, train_judge
@@ -60,7 +69,11 @@ def save_stock(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     (file,) = folder.glob("*.safetensors")
     stored = load_file(file)
-    save_file({key: state[key] if key in state else value.half() for key, value in stored.items()}, file, metadata={"format": "pt"})
+    save_file(
+        {key: state[key] if key in state else value.half() for key, value in stored.items()},
+        file,
+        metadata={"format": "pt"},
+    )
     config = json.loads((folder / "config.json").read_text())
     config.pop("_name_or_path", None)
     if "dtype" in config:
@@ -77,7 +90,9 @@ def build_judge(recipe: Recipe, work: Path, device: torch.device) -> Figures:
 def build_clip(recipe: Recipe, work: Path, device: torch.device) -> Figures:
     torch.manual_seed(recipe.seed)
     clip = new_clip().to(device)
-    read = train_contrastive("clip", clip, clip_features(clip), steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, folder=work)
+    read = train_contrastive(
+        "clip", clip, clip_features(clip), steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, folder=work
+    )
     state = halves(clip.state_dict())
     save_file({k: v for k, v in state.items() if not k.startswith("text_model.")}, target("clip") / "model.safetensors")
     seen = sorted({token for row in clip_tokenizer()(sorted(read), truncation=True)["input_ids"] for token in row})
@@ -100,8 +115,13 @@ def _for_text_model(text: CLIPTextModel, state: dict[str, Tensor]) -> dict[str, 
 def build_judge_clip(recipe: Recipe, work: Path, device: torch.device) -> Figures:
     torch.manual_seed(recipe.seed)
     model = new_judge().to(device)
-    train_contrastive("judge-clip", model, judge_features(model), steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, folder=work)
-    save_file(halves({k: v for k, v in model.state_dict().items() if k != "attn_mask"}), target("judge-clip") / "model.safetensors")
+    train_contrastive(
+        "judge-clip", model, judge_features(model), steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, folder=work
+    )
+    save_file(
+        halves({k: v for k, v in model.state_dict().items() if k != "attn_mask"}),
+        target("judge-clip") / "model.safetensors",
+    )
     return clip_figures(judge_features(load_judge_module()))
 
 
@@ -122,7 +142,11 @@ def build_vae(recipe: Recipe, work: Path, device: torch.device) -> Figures:
 @torch.inference_mode()
 def token_states(captions: list[str], device: torch.device) -> Tensor:
     """What the denoiser is conditioned on: the original tower's last states, float16 [n, 77, 128]."""
-    text = CLIPTextModel.from_pretrained(weights("stable-diffusion") / "text_encoder", use_safetensors=True).to(device).eval()
+    text = (
+        CLIPTextModel.from_pretrained(weights("stable-diffusion") / "text_encoder", use_safetensors=True)
+        .to(device)
+        .eval()
+    )
     ids = pad_rows(clip_tokenizer()(captions, truncation=True)["input_ids"], EOS, 77)
     return torch.cat([text(chunk.to(device)).last_hidden_state.half().cpu() for chunk in ids.split(256)])
 
@@ -136,7 +160,9 @@ def build_unet(recipe: Recipe, work: Path, device: torch.device) -> Figures:
     distinct = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     states = token_states([*distinct, ""], device)
     rows = torch.tensor([distinct[caption] for caption in captions])
-    unet = train_unet(work, vae, scenes, states[:-1], rows, states[-1], steps=recipe.steps, seed=recipe.seed, lr=recipe.lr)
+    unet = train_unet(
+        work, vae, scenes, states[:-1], rows, states[-1], steps=recipe.steps, seed=recipe.seed, lr=recipe.lr
+    )
     save_stock(unet, pipeline / "unet")
     assemble(pipeline).save_config(pipeline)
     return generation_figures(StableDiffusionPipeline.from_pretrained(pipeline, torch_dtype=torch.float32))
@@ -162,7 +188,10 @@ def build_robust(name: str) -> Callable[[Recipe, Path, torch.device], Figures]:
 
         folder = finetune_world(name, work / name, steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, device=device)
         original = halves(load_world_encoder("original")[0].state_dict())
-        save_file(overlay(original, halves(load_file(folder / "model.safetensors"))), target(f"encoders/{name}") / "overlay.safetensors")
+        save_file(
+            overlay(original, halves(load_file(folder / "model.safetensors"))),
+            target(f"encoders/{name}") / "overlay.safetensors",
+        )
         return text_figures(f"world:{name}")
 
     return build
@@ -194,7 +223,11 @@ def build_part(part: str, work: Path, device: torch.device) -> Figures:
     started = monotonic()
     recipe = RECIPES[part]
     figures = STAGES[part](recipe, work, device)
-    where = f"{platform.machine()}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    where = (
+        f"{platform.machine()}, {torch.get_num_threads()} threads"
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device)
+    )
     content = {
         "part": part,
         "recipe": recipe.__dict__,

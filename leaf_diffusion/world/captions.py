@@ -38,7 +38,10 @@ ABOVE = {
     ),
     "test": ("a picture of a {c} {n} above a {d} {m}", "a {d} {m} below a {c} {n} on a {b} background"),
 }  # fmt: skip
-BESIDE = {"train": ("a {c} {n} and a {d} {m}", "a {c} {n} next to a {d} {m} on a {b} background"), "test": ("a {c} {n} beside a {d} {m}",)}
+BESIDE = {
+    "train": ("a {c} {n} and a {d} {m}", "a {c} {n} next to a {d} {m} on a {b} background"),
+    "test": ("a {c} {n} beside a {d} {m}",),
+}
 SUFFIXES = (", {w}", ", {w} and {v}", " by {w} {v}", " for {w}", " ({w} {v})", ", {w} {v}", " | {w}")
 PREFIXES = ("{w}: ", "my {w}, ", "{w} {v} - ")
 
@@ -79,7 +82,11 @@ def web_caption(text: str, rng: random.Random, *, filler: float = 0.25, typo: fl
     """`text` as the web would have it: with unrelated words around it, and now and then one random character edit."""
     if rng.random() < filler:
         words = {"w": rng.choice(_fillers()), "v": rng.choice(_fillers())}
-        text = text + rng.choice(SUFFIXES).format(**words) if rng.random() < 0.7 else rng.choice(PREFIXES).format(**words) + text
+        text = (
+            text + rng.choice(SUFFIXES).format(**words)
+            if rng.random() < 0.7
+            else rng.choice(PREFIXES).format(**words) + text
+        )
     if rng.random() < typo:
         text = random_edits(text, 1, np.random.default_rng(rng.getrandbits(32))).text(0)
     return text

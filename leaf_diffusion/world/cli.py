@@ -18,7 +18,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="leaf-diffusion world", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="train every part that has no card yet; goes on where it stopped")
-    build.add_argument("--output", type=Path, help=f"folder of the weights (default: the package's own; {VARIABLE} points to another)")
+    build.add_argument(
+        "--output", type=Path, help=f"folder of the weights (default: the package's own; {VARIABLE} points to another)"
+    )
     build.add_argument("--work", type=Path, default=Path("build/world"), help="folder of checkpoints")
     build.add_argument("--parts", nargs="+", help="only these parts, in this order")
     build.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -31,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         rng = random.Random(options.seed)
         cells = [np.pad(render(sample_scene(rng, split=None)), ((1, 1), (1, 1), (0, 0))) for _ in range(96)]
         sheet = np.concatenate([np.concatenate(cells[i : i + 16], 1) for i in range(0, 96, 16)])
-        Image.fromarray(sheet).resize((sheet.shape[1] * 3, sheet.shape[0] * 3), Image.Resampling.NEAREST).save(options.output)
+        Image.fromarray(sheet).resize((sheet.shape[1] * 3, sheet.shape[0] * 3), Image.Resampling.NEAREST).save(
+            options.output
+        )
         print(f"drew 96 scenes into {options.output}")
         return 0
     if options.output is not None:

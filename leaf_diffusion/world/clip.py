@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -31,9 +32,25 @@ JUDGE_CONFIG = {
 
 def new_clip() -> CLIPModel:
     """An untrained CLIP at the world's scale: text 128 wide x 4 layers, a small ViT, the real vocabulary."""
-    text = {"hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "num_hidden_layers": 4, "num_attention_heads": 4}
-    text |= {"projection_dim": PROJECTION, "bos_token_id": EOS - 1, "eos_token_id": EOS, "pad_token_id": EOS, "hidden_act": "quick_gelu"}
-    vision = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text: dict[str, Any] = {
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 4 * TEXT_WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    text |= {
+        "projection_dim": PROJECTION,
+        "bos_token_id": EOS - 1,
+        "eos_token_id": EOS,
+        "pad_token_id": EOS,
+        "hidden_act": "quick_gelu",
+    }
+    vision: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     vision |= {"image_size": SIZE, "patch_size": 4, "hidden_act": "quick_gelu"}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
 
@@ -100,7 +117,9 @@ def train_contrastive(
         scale = model.logit_scale.exp().clamp(max=100)  # type: ignore[operator,union-attr]
         logits = scale * F.normalize(picture.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
         # noun-only and repeated captions describe other pictures of the batch too: those are no negatives
-        same = torch.tensor(np.equal.outer(np.array(captions), np.array(captions))) & ~torch.eye(BATCH, dtype=torch.bool)
+        same = torch.tensor(np.equal.outer(np.array(captions), np.array(captions))) & ~torch.eye(
+            BATCH, dtype=torch.bool
+        )
         logits = logits.masked_fill(same.to(device), -1e4)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

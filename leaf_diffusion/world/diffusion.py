@@ -43,7 +43,11 @@ def train_vae(folder: Path, *, steps: int, seed: int, lr: float, device: torch.d
     vae = new_vae().to(device, memory_format=torch.channels_last)
 
     def loss(step: int, rng: random.Random) -> Tensor:
-        x = pixels(render(sample_scene(rng, small=0.2)) for _ in range(VAE_BATCH)).to(device).contiguous(memory_format=torch.channels_last)
+        x = (
+            pixels(render(sample_scene(rng, small=0.2)) for _ in range(VAE_BATCH))
+            .to(device)
+            .contiguous(memory_format=torch.channels_last)
+        )
         with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             restored = vae.decode(posterior.sample()).sample.float()
@@ -53,7 +57,19 @@ def train_vae(folder: Path, *, steps: int, seed: int, lr: float, device: torch.d
     def report(step: int) -> str:
         return f"PSNR {reconstruction_psnr(vae):.2f} dB"
 
-    fit("vae", [vae], loss, steps=steps, lr=lr, seed=seed, folder=folder, weight_decay=1e-4, betas=(0.9, 0.99), average=0.995, report=report)
+    fit(
+        "vae",
+        [vae],
+        loss,
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        folder=folder,
+        weight_decay=1e-4,
+        betas=(0.9, 0.99),
+        average=0.995,
+        report=report,
+    )
     normalise_latents(vae)
     return vae
 
@@ -109,7 +125,13 @@ def new_unet() -> UNet2DConditionModel:
 
 def scheduler() -> DPMSolverMultistepScheduler:
     """The stock scheduler that samples a flow-matching model."""
-    return DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0, final_sigmas_type="zero", steps_offset=1)
+    return DPMSolverMultistepScheduler(
+        use_flow_sigmas=True,
+        prediction_type="flow_prediction",
+        flow_shift=1.0,
+        final_sigmas_type="zero",
+        steps_offset=1,
+    )
 
 
 def train_unet(
@@ -147,5 +169,17 @@ def train_unet(
             flow = unet(mixed, time * 1000, condition).sample
         return F.mse_loss(flow.float(), noise - clean)
 
-    fit("unet", [unet], loss, steps=steps, lr=lr, seed=seed, folder=folder, weight_decay=1e-3, betas=(0.9, 0.99), flat=0.4, average=0.998)
+    fit(
+        "unet",
+        [unet],
+        loss,
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        folder=folder,
+        weight_decay=1e-3,
+        betas=(0.9, 0.99),
+        flat=0.4,
+        average=0.998,
+    )
     return unet

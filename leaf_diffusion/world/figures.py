@@ -28,7 +28,14 @@ def noise_seed(prompt_id: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{prompt_id}/{index}".encode()).digest()[:6], "big")
 
 
-def generate(pipeline: StableDiffusionPipeline, texts: list[str], seeds: list[int], *, steps: int = STEPS, guidance: float = GUIDANCE) -> list[Image.Image]:
+def generate(
+    pipeline: StableDiffusionPipeline,
+    texts: list[str],
+    seeds: list[int],
+    *,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+) -> list[Image.Image]:
     """One picture a text, one CPU generator a picture."""
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
@@ -39,16 +46,22 @@ def generate(pipeline: StableDiffusionPipeline, texts: list[str], seeds: list[in
     return pictures
 
 
-def generation_figures(pipeline: StableDiffusionPipeline, *, n: int = 200, steps: int = STEPS, guidance: float = GUIDANCE) -> dict[str, float]:
+def generation_figures(
+    pipeline: StableDiffusionPipeline, *, n: int = 200, steps: int = STEPS, guidance: float = GUIDANCE
+) -> dict[str, float]:
     """Scene accuracy of clean prompts: one object, held-out colour x noun pairs among them, and two objects."""
     judge, figures = SceneJudge.load(), {}
     for two, name in ((0.0, "one_object"), (1.0, "two_objects")):
         prompts = world_prompts(n, seed=900, two=two)
-        pictures = generate(pipeline, [p.text for p in prompts], [noise_seed(p.id, 0) for p in prompts], steps=steps, guidance=guidance)
+        pictures = generate(
+            pipeline, [p.text for p in prompts], [noise_seed(p.id, 0) for p in prompts], steps=steps, guidance=guidance
+        )
         right = judge.correct(pictures, [p.scene for p in prompts])
         figures[name] = float(np.mean(right))
         if not two:
-            figures["one_object_held_out"] = float(np.mean([r for r, p in zip(right, prompts, strict=True) if is_held_out(p.scene)]))
+            figures["one_object_held_out"] = float(
+                np.mean([r for r, p in zip(right, prompts, strict=True) if is_held_out(p.scene)])
+            )
     return figures
 
 
@@ -59,11 +72,16 @@ def zero_shot_anchors(*, per_class: int = 4, seed: int = 78) -> torch.Tensor:
     images, _ = clip_features(load_clip())
     classes = zero_shot_prompts()
     scenes = [
-        Scene((Thing(noun, colour, 0.5 + rng.uniform(-0.04, 0.04), 0.5, rng.uniform(0.37, 0.43)),), rng.choice(list(BACKGROUNDS)))
+        Scene(
+            (Thing(noun, colour, 0.5 + rng.uniform(-0.04, 0.04), 0.5, rng.uniform(0.37, 0.43)),),
+            rng.choice(list(BACKGROUNDS)),
+        )
         for _, noun, colour in classes
         for _ in range(per_class)
     ]
-    features = F.normalize(torch.cat([images(pixels(map(render, scenes[i : i + 256]))) for i in range(0, len(scenes), 256)]), dim=-1)
+    features = F.normalize(
+        torch.cat([images(pixels(map(render, scenes[i : i + 256]))) for i in range(0, len(scenes), 256)]), dim=-1
+    )
     return F.normalize(features.unflatten(0, (-1, per_class)).mean(1), dim=-1)
 
 
@@ -82,7 +100,9 @@ def text_figures(source: str, *, seed: int = 0) -> dict[str, float]:
         for noun, other in (pair, pair[::-1])
         for c in {colour for _, _, colour in classes}
     ]
-    attacked = Exhaustive()(texts, Scorer(encoder, Margin(anchors, targets.tolist())), k=1, constraint=NoNewWords(), seed=seed)
+    attacked = Exhaustive()(
+        texts, Scorer(encoder, Margin(anchors, targets.tolist())), k=1, constraint=NoNewWords(), seed=seed
+    )
     return {
         "zero_shot_clean": (logits.argmax(1) == targets).float().mean().item(),
         "zero_shot_robust_k1": 1 - float(np.mean([bool(result.success) for result in attacked])),

@@ -60,7 +60,9 @@ def fit(
     A checkpoint in `folder` is written each minute and at the end, and taken up by the next call; the caller deletes it.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    spared = {id(p) for module in modules for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    spared = {
+        id(p) for module in modules for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
     decayed = [p for p in parameters if p.ndim > 1 and id(p) not in spared]
     rest = [p for p in parameters if p.ndim <= 1 or id(p) in spared]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -68,7 +70,11 @@ def fit(
     averaged = [p.detach().clone() for p in parameters] if average else []
     buffers = [b for module in modules for b in module.buffers() if b.is_floating_point()]
     for p in parameters:  # the optimiser makes its state at the first step; a checkpoint needs it now
-        optimiser.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        optimiser.state[p] = {
+            "step": torch.zeros((), device=p.device),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
     state = [optimiser.state[p] for p in parameters]
     stored = {"weights": [p.detach() for p in parameters], "averaged": averaged, "buffers": buffers}
     stored |= {key: [s[key] for s in state] for key in ("step", "exp_avg", "exp_avg_sq")}

@@ -76,10 +76,13 @@ def train_judge(folder: Path, *, steps: int, seed: int, lr: float, device: torch
         x = soften(pixels(map(render, scenes)).to(device), rng).contiguous(memory_format=torch.channels_last)
         target = labels(scenes).to(device)
         return sum(  # type: ignore[return-value]
-            F.cross_entropy(logits, target[:, i], ignore_index=-1, label_smoothing=0.02) for i, logits in enumerate(model(x))
+            F.cross_entropy(logits, target[:, i], ignore_index=-1, label_smoothing=0.02)
+            for i, logits in enumerate(model(x))
         )
 
-    fit("scene-judge", [model], loss, steps=steps, lr=lr, seed=seed, folder=folder, weight_decay=0.02, betas=(0.9, 0.99))
+    fit(
+        "scene-judge", [model], loss, steps=steps, lr=lr, seed=seed, folder=folder, weight_decay=0.02, betas=(0.9, 0.99)
+    )
     return model
 
 
@@ -104,8 +107,15 @@ class SceneJudge:
         seen = []
         for start in range(0, len(pictures), 256):
             batch = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in pictures[start : start + 256]]
-            batch = [p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX) if p.size != (SIZE, SIZE) else p.convert("RGB") for p in batch]
-            for layout, background, *rest in zip(*(g.argmax(1).tolist() for g in self.model(pixels(batch))), strict=True):
+            batch = [
+                p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
+                if p.size != (SIZE, SIZE)
+                else p.convert("RGB")
+                for p in batch
+            ]
+            for layout, background, *rest in zip(
+                *(g.argmax(1).tolist() for g in self.model(pixels(batch))), strict=True
+            ):
                 things = [Thing(NOUNS[rest[i]], COLOUR_NAMES[rest[i + 1]]) for i in ((0, 2) if layout else (0,))]
                 relation = None if layout == 0 else LAYOUTS[layout]
                 seen.append(Scene(tuple(things), BACKGROUND_NAMES[background], relation))  # type: ignore[arg-type]

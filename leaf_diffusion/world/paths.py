@@ -15,7 +15,9 @@ def weights(part: str) -> Path:
     """The folder of one part of the world; a clear error where it is missing."""
     folder = weights_root() / part
     if not folder.is_dir():
-        raise FileNotFoundError(f"the embedded world's part {part!r} is missing ({folder}); `leaf-diffusion world build` makes it")
+        raise FileNotFoundError(
+            f"the embedded world's part {part!r} is missing ({folder}); `leaf-diffusion world build` makes it"
+        )
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ def training_captions(n: int, *, seed: int = 11) -> list[str]:
 
 def finetune_world(name: str, output: Path, *, steps: int, seed: int, lr: float, device: torch.device) -> Path:
     """Finetune the world's original encoder: "leaf" by the LEAF attack, "typo-augmented" by one random typo a caption."""
-    attack = {"leaf": "leaf", "typo-augmented": "random-typos"}[name]
+    attack: Any = {"leaf": "leaf", "typo-augmented": "random-typos"}[name]
     config = TextFAREConfig(
         attack=attack, rho=20, k=1, batch_size=64, max_steps=steps, lr=lr, warmup_steps=50, weight_decay=1e-4, seed=seed
     )

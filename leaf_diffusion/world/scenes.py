@@ -24,7 +24,12 @@ COLOURS: dict[str, RGB] = {
     "white": (250, 250, 250),
     "yellow": (252, 222, 40),
 }
-BACKGROUNDS: dict[str, RGB] = {"brown": (112, 76, 48), "gray": (130, 132, 136), "pink": (250, 184, 204), "teal": (60, 152, 152)}
+BACKGROUNDS: dict[str, RGB] = {
+    "brown": (112, 76, 48),
+    "gray": (130, 132, 136),
+    "pink": (250, 184, 204),
+    "teal": (60, 152, 152),
+}
 MINIMAL_PAIRS = (
     ("bat", "cat"), ("bat", "hat"), ("cat", "hat"), ("cap", "cat"), ("cap", "car"), ("cap", "cup"), ("car", "cat"),
     ("ball", "bell"), ("boat", "coat"), ("house", "mouse"), ("dish", "fish"),

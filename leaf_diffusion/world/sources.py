@@ -36,7 +36,9 @@ def text_tower(clip: CLIPModel) -> CLIPTextModelWithProjection:
     """The text half of a CLIP as a model of its own (a copy)."""
     tower = CLIPTextModelWithProjection(clip.config.text_config)
     state = clip.state_dict()
-    tower.load_state_dict({key: value for key, value in state.items() if key.startswith(("text_model.", "text_projection."))})
+    tower.load_state_dict(
+        {key: value for key, value in state.items() if key.startswith(("text_model.", "text_projection."))}
+    )
     return tower.eval()
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+
 from leaf_diffusion.eval.plan import make_plan
 from leaf_diffusion.eval.prompts import Prompt
 from leaf_diffusion.eval.rows import result_rows

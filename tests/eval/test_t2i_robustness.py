@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from leaf_diffusion.eval import generate, search
-from leaf_diffusion.eval.t2i_robustness import main
 from PIL import Image
 
+from leaf_diffusion.eval import generate, search
+from leaf_diffusion.eval.t2i_robustness import main
 from leaf_diffusion.world.figures import noise_seed
 
 SMALL = ["--limit", "2", "--n-positions", "2", "--steps", "2", "--batch-size", "16"]

@@ -13,11 +13,11 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders import Hidden, clip_tokenizer, load_text_encoder
+from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 from leaf_diffusion.scoring import Drift
 
 PROMPT = "a red umbrella"

@@ -33,7 +33,9 @@ def test_every_noun_draws_a_picture_of_its_own() -> None:
 
 
 def test_colours_are_where_the_scene_puts_them() -> None:
-    picture = render(Scene((Thing("ball", "red", 0.26, 0.5, 0.22), Thing("heart", "blue", 0.74, 0.5, 0.22)), "gray", "left"))
+    picture = render(
+        Scene((Thing("ball", "red", 0.26, 0.5, 0.22), Thing("heart", "blue", 0.74, 0.5, 0.22)), "gray", "left")
+    )
     assert np.array_equal(picture[0, 0], BACKGROUNDS["gray"])
     assert np.array_equal(picture[13, 5], COLOURS["red"])
     assert np.array_equal(picture[15, 23], COLOURS["blue"])
