@@ -1,0 +1,75 @@
+"""Captions: from a text file, the held-out ones, and the order in which training sees them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class CaptionFile:
+    """The captions of a text file, stripped, in order, and how many blank lines were left out."""
+
+    texts: list[str]
+    blank: int
+
+
+def read_caption_file(path: Path) -> CaptionFile:
+    """One caption a line, UTF-8. FileNotFoundError, or ValueError for a file without captions or of other bytes."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no caption file {path}: expected a text file, one caption a line")
+    texts, blank = [], 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                where = f"{path}, line {number}"
+                raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+            if text:
+                texts.append(text)
+            else:
+                blank += 1
+    if not texts:
+        raise ValueError(f"no captions in {path} ({blank} blank lines): expected one caption a line")
+    return CaptionFile(texts, blank)
+
+
+def read_captions(path: Path) -> list[str]:
+    """The captions alone of `read_caption_file`."""
+    return read_caption_file(path).texts
+
+
+def split_captions(
+    captions: Sequence[str], held_out: float = 0.1, at_most: int | None = None
+) -> tuple[list[str], list[str]]:
+    """(training captions, held-out ones): a share of the distinct captions, those of lowest hash, at least one.
+
+    The hash decides, so equal captions never stand on both sides and the order of the captions does not matter.
+    """
+    ranked = sorted(set(captions), key=lambda text: hashlib.sha256(text.encode()).digest())
+    if len(ranked) < 2:
+        raise ValueError(f"{len(ranked)} distinct captions cannot be split: give at least 2, or a held-out set")
+    n = max(1, int(held_out * len(ranked)))
+    kept = ranked[: n if at_most is None else min(n, at_most)]
+    out = set(kept)
+    return [text for text in captions if text not in out], kept
+
+
+def batch_indices(n: int, start: int, count: int, seed: int) -> list[int]:
+    """Which of `n` captions stand at `count` positions, from `start` on, of the endless training order.
+
+    Every epoch holds all of them once, in an order that follows from (seed, epoch) alone: a resumed training, another
+    number of processes or another split into batches sees the same captions in the same update.
+    """
+    places = (divmod(position, n) for position in range(start, start + count))
+    return [int(_permutation(n, seed, epoch)[place]) for epoch, place in places]
+
+
+@lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(n)

@@ -1,0 +1,68 @@
+"""The model card of a finetuned encoder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from leaf_diffusion import __version__
+from leaf_diffusion.finetune.config import TextFAREConfig
+
+_ROWS = (("clean", "clean caption"), ("typos", "random typos"), ("leaf", "LEAF attack"))
+_TEMPLATE = """---
+library_name: transformers
+tags: [clip, text-encoder, adversarial-robustness, leaf_diffusion]
+---
+
+# Text encoder finetuned with TextFARE
+
+A `CLIPTextModelWithProjection`, finetuned from {name} with leaf_diffusion {version} so that its embeddings stay
+close to the original's of the clean caption when characters are edited
+([arXiv 2506.03355](https://arxiv.org/abs/2506.03355)). {trained_on}
+
+{held_out} held-out captions ({truncated} of them longer than the context and cut) against the original's clean
+embeddings; each attack is made anew on the encoder that it measures. k = {k}. Drift: squared L2 over the embeddings'
+mean squared norm.
+
+| input | cosine before | after | drift before | after |
+|---|---|---|---|---|
+{table}
+
+{steps} steps of {per_update} captions, out of {captions}. Settings:
+
+{settings}
+
+```python
+from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
+
+pipe = LeafStableDiffusionPipeline.from_pretrained("the original's pipeline", text_encoder="this folder")
+```
+"""
+
+
+def model_card(
+    name: str,
+    config: TextFAREConfig,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    counts: Mapping[str, int],
+) -> str:
+    """README.md of an encoder finetuned from `name`; `before` and `after` as `held_out_figures` gives them.
+
+    `counts`: steps, per_update, captions, held_out, truncated.
+    """
+    leaf = "It was trained on captions under the LEAF attack."
+    control = "It is a control: it was trained on captions with random typos, which no attack has chosen."
+    rows = [
+        f"| {label} | {before[f'cosine_{key}']:.3f} | {after[f'cosine_{key}']:.3f} "
+        f"| {before[f'drift_{key}']:.3f} | {after[f'drift_{key}']:.3f} |"
+        for key, label in _ROWS
+    ]
+    return _TEMPLATE.format(
+        name=json.dumps(" ".join(name.split()).replace("`", "'"), ensure_ascii=False),
+        version=__version__,
+        trained_on=leaf if config.attack == "leaf" else control,
+        k=config.k,
+        table="\n".join(rows),
+        settings="\n".join(f"- {key}: {value}" for key, value in asdict(config).items()),
+        **counts,
+    )

@@ -1,0 +1,81 @@
+"""What a TextFARE finetuning can be told; the defaults are the paper's recipe for ViT-L/14."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from leaf_diffusion.attacks import Attack, LeafAttack, RandomTypos
+
+_CHOICES = {
+    "attack": ("leaf", "random-typos"),
+    "constraint": ("no-new-words", "published", "none"),
+    "mixed_precision": ("no", "fp16", "bf16"),
+    "save_dtype": ("float32", "float16"),
+}
+
+
+@dataclass(frozen=True)
+class TextFAREConfig:
+    """The recipe. An update sees `batch_size * accumulation * processes` captions."""
+
+    attack: Literal["leaf", "random-typos"] = "leaf"
+    """What the captions are trained on: the LEAF attack, or (the control) random typos, which nothing has scored."""
+    rho: int = 50
+    """Candidates of each of the LEAF attack's two stages."""
+    k: int = 1
+    """Character edits a caption."""
+    constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
+    batch_size: int = 128
+    """Captions that a process attacks and learns from at once."""
+    accumulation: int = 1
+    """Batches an update."""
+    epochs: float = 30.0
+    max_steps: int | None = None
+    """Updates; takes the place of epochs."""
+    lr: float = 1e-5
+    weight_decay: float = 1e-4
+    """On matrices; gains, biases and token embeddings are left out."""
+    warmup_steps: int = 1400
+    """Updates of linear warm-up; a cosine to zero follows."""
+    seed: int = 0
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    eval_every: int = 500
+    """Updates between held-out measurements; before and after training they are always made."""
+    checkpoint_every: int = 500
+    """Updates between checkpoints."""
+    save_dtype: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("rho", "k", "batch_size", "accumulation", "max_steps", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("lr", "epochs"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
+
+    def steps(self, captions: int, processes: int) -> int:
+        """Updates in all; ValueError where the warm-up would not end within them."""
+        steps = self.max_steps or math.ceil(self.epochs * captions / (self.batch_size * self.accumulation * processes))
+        if self.warmup_steps > steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} does not end within the {steps} steps of this training: "
+                "lower it (a tenth of the steps, say) or train for longer"
+            )
+        return steps
+
+    def new_attack(self) -> Attack:
+        return LeafAttack(rho=self.rho) if self.attack == "leaf" else RandomTypos()
+
+
+def rate(step: int, steps: int, warmup_steps: int) -> float:
+    """The share of the learning rate at update `step` (from 0): linear warm-up, then a cosine to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))

@@ -1,0 +1,108 @@
+"""TextFARE (paper, section 3): the loss, the captions it is taken on, and the figures that tell whether it helped."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from leaf_diffusion.attacks import Attack, LeafAttack, RandomTypos
+from leaf_diffusion.attacks.base import bind_constraint, generators
+from leaf_diffusion.encoders.base import Feature, TextEncoder
+from leaf_diffusion.scoring import Goal, Scorer
+from leaf_diffusion.text import Constraint
+
+Figures = dict[str, float]
+
+
+def textfare_loss(encoder_features: Float[Tensor, "n d"], anchor_features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Mean over captions of the squared L2 distance (sum over features) between projected, unnormalised embeddings:
+    the trained tower's of the perturbed caption and the frozen original's of the clean one."""
+    if encoder_features.shape != anchor_features.shape:
+        shapes = f"{tuple(encoder_features.shape)} do not fit the anchor's {tuple(anchor_features.shape)}"
+        raise ValueError(f"features {shapes}")
+    return (encoder_features.float() - anchor_features.float()).square().sum(-1).mean()
+
+
+class AnchorDrift:
+    """The attacker's side of the loss: the squared L2 distance to features [n, d] that are known already.
+
+    The same number as `Drift("l2", anchor=original)`, which runs the original once for every prompt of each bind.
+    """
+
+    feature: Feature = "projected"
+    name = "drift(l2, anchor=features)"
+
+    def __init__(self, features: Float[Tensor, "n d"]) -> None:
+        self.features = features
+
+    def goals(self, encoder: TextEncoder, prompts: Sequence[str]) -> list[Goal]:
+        if len(prompts) != len(self.features):
+            raise ValueError(f"{len(prompts)} prompts for the features of {len(self.features)}")
+        return [_squared_distance_to(row) for row in self.features.to(encoder.device)]
+
+
+def _squared_distance_to(row: Tensor) -> Goal:
+    return Goal(lambda features: (features.float() - row).square().sum(-1))
+
+
+@torch.no_grad()
+def embed(encoder: TextEncoder, texts: Sequence[str], at_once: int = 256) -> Float[Tensor, "n d"]:
+    """Projected features of the texts, without gradients."""
+    rows = encoder.tokenize(texts)
+    return torch.cat([encoder.features(rows[i : i + at_once]) for i in range(0, len(rows), at_once)])
+
+
+def _scorer(encoder: TextEncoder, targets: Float[Tensor, "n d"]) -> Scorer:
+    tokens = 4096 if encoder.device.type == "cpu" else 65_536
+    return Scorer(encoder, AnchorDrift(targets), max_batch_tokens=tokens)
+
+
+def attack_captions(
+    attack: Attack,
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    targets: Float[Tensor, "n d"],
+    *,
+    k: int,
+    constraint: Constraint | None,
+    seed: int,
+) -> list[str]:
+    """Each caption as `attack` perturbs it on `encoder` as it is now, away from its target.
+
+    Runs the attack without the verification of its call, which would cost a training step another pass.
+    """
+    score = _scorer(encoder, targets).bind(captions)
+    allowed, rngs = bind_constraint(constraint, captions), generators(captions, seed)
+    found = attack.run(captions, score, k=k, allowed=allowed, rngs=rngs, on_step=None)
+    return [str(text) for text in found]
+
+
+def held_out_figures(
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    targets: Float[Tensor, "n d"],
+    *,
+    k: int,
+    constraint: Constraint | None,
+    rho: int = 50,
+    seed: int = 0,
+) -> Figures:
+    """Means over captions, against `targets` [n, d], the original's embeddings of the clean captions.
+
+    `drift_*` is the squared L2 distance over the targets' mean squared norm, `cosine_*` the cosine; `*_clean` of the
+    captions as they are, `*_typos` with `k` random edits, `*_leaf` under the LEAF attack on `encoder`.
+    """
+    attacks: dict[str, Attack] = {"typos": RandomTypos(), "leaf": LeafAttack(rho=rho)}
+    given = {"clean": list(captions)}
+    for name, attack in attacks.items():
+        results = attack(captions, _scorer(encoder, targets), k=k, constraint=constraint, seed=seed)
+        given[name] = [result.perturbed for result in results]
+    unit = float(targets.square().sum(-1).mean())
+    figures: Figures = {}
+    for name, texts in given.items():
+        features = embed(encoder, texts)
+        figures[f"drift_{name}"] = float(textfare_loss(features, targets)) / unit
+        figures[f"cosine_{name}"] = float(cosine_similarity(features, targets).mean())
+    return figures

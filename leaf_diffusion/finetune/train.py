@@ -1,0 +1,182 @@
+"""TextFARE finetuning: one loop, from top to bottom.
+
+Several processes: `accelerate launch -m leaf_diffusion.finetune.cli --source ... --captions ... --output ...`.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from leaf_diffusion.attacks.base import check_prompts
+from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.encoders.huggingface import HFTextEncoder
+from leaf_diffusion.finetune.captions import batch_indices, split_captions
+from leaf_diffusion.finetune.card import model_card
+from leaf_diffusion.finetune.checkpoint import Checkpoint, append_log, cut_log, read_state, write_state
+from leaf_diffusion.finetune.config import TextFAREConfig as TextFAREConfig
+from leaf_diffusion.finetune.config import rate as rate
+from leaf_diffusion.finetune.save import save_encoder
+from leaf_diffusion.finetune.textfare import Figures, attack_captions, embed, held_out_figures, textfare_loss
+from leaf_diffusion.finetune.tower import Projected, check_encoder, new_optimiser, trainable_copy
+from leaf_diffusion.text import constraint_from_name
+
+LOG_EVERY = 10
+HELD_OUT = 256
+_COLUMNS = (
+    TextColumn("finetuning, loss {task.fields[loss]}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeRemainingColumn(),
+)
+
+
+def finetune_text_encoder(
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    output: Path | str,
+    config: TextFAREConfig | None = None,
+    *,
+    held_out: Sequence[str] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
+    """Finetune a copy of `encoder` (a transformers CLIP text tower) and save it in `output`; returns that folder.
+
+    Minimises the squared L2 distance between the original's embedding of a caption and the copy's of the attacked one
+    (paper, section 3). `held_out` captions are measured on; default: a tenth of `captions`, 256 at most. `on_log` gets
+    each row of the log. The folder is a Hugging Face one: safetensors, tokenizer, README.md with the figures; and
+    training_log.jsonl. The same call continues where it was broken off, and returns at once when it had finished.
+
+    Raises ValueError for captions, an encoder or a folder that cannot serve, before the training starts; RuntimeError
+    where the loss is no finite number any more.
+    """
+    output, config = Path(output), config or TextFAREConfig()
+    original, constraint = check_encoder(encoder), constraint_from_name(config.constraint)
+    captions = check_prompts(captions)
+    if held_out is None:
+        captions, held_out = split_captions(captions, at_most=HELD_OUT)
+    held_out = check_prompts(held_out)
+    if not captions or not held_out:
+        raise ValueError(f"{len(captions)} captions to train on and {len(held_out)} held out: there must be some")
+
+    accelerator = Accelerator(
+        cpu=original.device.type == "cpu",
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.accumulation,
+    )
+    rank, processes, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    steps, per_update = config.steps(len(captions), processes), config.batch_size * config.accumulation * processes
+    identity = _identity(original, captions, held_out, config, steps, per_update)
+    state = read_state(output, identity)
+    if state is not None and state["finished"]:
+        return output
+
+    tower = trainable_copy(original).to(accelerator.device)
+    trained = HFTextEncoder(tower, original.tokenizer, name="trained")
+    model, optimiser = accelerator.prepare(
+        Projected(trained), new_optimiser(tower, lr=config.lr, weight_decay=config.weight_decay)
+    )
+    checkpoint = Checkpoint(output, tower, optimiser.optimizer)
+    step, numbers = checkpoint.load()
+    if accelerator.scaler is not None and "scaler" in numbers:
+        accelerator.scaler.load_state_dict(numbers["scaler"])
+    accelerator.wait_for_everyone()  # everybody has read the folder: now it may be written to
+
+    def measure(encoder: TextEncoder) -> Figures:
+        return held_out_figures(encoder, held_out, targets, k=config.k, constraint=constraint)
+
+    def log(row: dict[str, Any]) -> None:
+        append_log(output, row)
+        if "drift_leaf" in row:
+            progress.console.print(", ".join(f"{name} {value:.4g}" for name, value in row.items()), highlight=False)
+        if on_log is not None:
+            on_log(row)
+
+    attack = config.new_attack()
+    with Progress(*_COLUMNS, disable=not main) as progress:
+        bar = progress.add_task("", total=steps, completed=step, loss="-")
+        before: Figures = {}
+        if main:
+            output.mkdir(parents=True, exist_ok=True)
+            targets = embed(original, held_out)
+            before = state["before"] if state is not None else measure(original)
+            write_state(output, identity, finished=False, before=before)
+            cut_log(output, step)
+            if step == 0:
+                log({"step": 0} | before)
+        while step < steps:
+            started, losses = monotonic(), []
+            seed = config.seed * 1_000_003 + step
+            torch.manual_seed(seed * processes + rank)  # for towers with dropout
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * rate(step, steps, config.warmup_steps)
+            for part in range(config.accumulation):
+                first = ((step * config.accumulation + part) * processes + rank) * config.batch_size
+                indices = batch_indices(len(captions), first, config.batch_size, config.seed)
+                batch = [captions[i] for i in indices]
+                clean = embed(original, batch).to(accelerator.device)
+                tower.eval()
+                with accelerator.autocast():
+                    attacked = attack_captions(
+                        attack, trained, batch, clean, k=config.k, constraint=constraint, seed=seed
+                    )
+                tower.train()
+                with accelerator.accumulate(model):
+                    loss = textfare_loss(model(trained.tokenize(attacked)), clean)
+                    accelerator.backward(loss)
+                    optimiser.step()
+                    optimiser.zero_grad()
+                losses.append(loss.detach())
+            mean = float(cast(Tensor, accelerator.reduce(torch.stack(losses).mean(), "mean")))
+            if not math.isfinite(mean):
+                raise RuntimeError(f"step {step + 1}: the loss is {mean}; lower lr={config.lr:g}, or train in float32")
+            step += 1
+            progress.update(bar, completed=step, loss=f"{mean:.4f}")
+            if main:
+                row = {"step": step, "loss": mean, "lr": optimiser.param_groups[0]["lr"]}
+                row["captions_per_second"] = round(per_update / (monotonic() - started), 2)
+                if step % config.eval_every == 0 or step == steps:
+                    tower.eval()
+                    row |= measure(trained)
+                if step % LOG_EVERY == 0 or "drift_leaf" in row:
+                    log(row)
+                if step % config.checkpoint_every == 0 or step == steps:
+                    scaler = accelerator.scaler
+                    checkpoint.save(step, {} if scaler is None else {"scaler": scaler.state_dict()})
+
+        if main:
+            tower.eval()
+            after = measure(trained)
+            counts = {"steps": steps, "per_update": per_update, "captions": len(captions), "held_out": len(held_out)}
+            counts["truncated"] = sum(original.is_truncated(held_out))
+            card = model_card(original.name, config, before, after, counts)
+            save_encoder(tower, original.tokenizer, card, output, getattr(torch, config.save_dtype))
+            write_state(output, identity, finished=True, before=before, after=after, counts=counts)
+            checkpoint.remove()
+    accelerator.wait_for_everyone()
+    return output
+
+
+def _identity(
+    encoder: HFTextEncoder,
+    captions: Sequence[str],
+    held_out: Sequence[str],
+    config: TextFAREConfig,
+    steps: int,
+    per_update: int,
+) -> dict[str, Any]:
+    """What makes two trainings the same; how an update is spread over batches and processes does not belong to it."""
+    settings = asdict(config)
+    for name in ("batch_size", "accumulation", "epochs", "max_steps", "checkpoint_every", "eval_every"):
+        del settings[name]
+    texts = {"captions": captions, "held_out": held_out}
+    hashes = {name: hashlib.sha256("\n".join(value).encode()).hexdigest() for name, value in texts.items()}
+    return settings | hashes | {"encoder": encoder.fingerprint, "steps": steps, "per_update": per_update}

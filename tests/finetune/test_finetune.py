@@ -1,0 +1,148 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
+
+from leaf_diffusion.attacks import LeafAttack
+from leaf_diffusion.encoders import load_text_encoder
+from leaf_diffusion.encoders.huggingface import HFTextEncoder
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions, split_captions
+from leaf_diffusion.finetune.textfare import attack_captions, embed, held_out_figures
+from leaf_diffusion.finetune.train import batch_indices, rate
+from leaf_diffusion.text import NoNewWords, distance
+
+COLOURS, THINGS = ("red", "blue", "green", "white"), ("cat", "house", "boat", "umbrella", "tree", "cup")
+CAPTIONS = [f"a photo of a {c} {n}" for c in COLOURS for n in THINGS]
+SETTINGS = {"rho": 6, "batch_size": 8, "lr": 2e-3, "warmup_steps": 2, "checkpoint_every": 2, "eval_every": 100}
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def encoder() -> HFTextEncoder:
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+    )  # fmt: skip
+    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), clip_tokenizer(), name="tiny")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(CLIPTextModelWithProjection.from_pretrained(folder).state_dict())
+
+
+def run(encoder: HFTextEncoder, folder: Path, **settings: object) -> Path:
+    config = TextFAREConfig(**{**SETTINGS, **settings})  # type: ignore[arg-type]
+    return finetune_text_encoder(encoder, CAPTIONS[:18], folder, config, held_out=CAPTIONS[18:])
+
+
+def test_finetuning_lowers_the_drift_under_attack(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    before = {key: value.clone() for key, value in encoder.module.state_dict().items()}
+    folder = run(encoder, tmp_path, max_steps=25)
+    log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    assert log[-1]["drift_leaf"] < 0.8 * log[0]["drift_leaf"]
+    assert all(torch.equal(value, before[key]) for key, value in encoder.module.state_dict().items())
+    # what is written loads without this package, tokenizer and all, and says what was measured
+    assert AutoTokenizer.from_pretrained(folder)("a cat")["input_ids"] == clip_tokenizer()("a cat")["input_ids"]
+    finetuned = load_text_encoder(folder)
+    targets = embed(encoder, CAPTIONS[18:])
+    figures = held_out_figures(finetuned, CAPTIONS[18:], targets, k=1, constraint=NoNewWords())
+    assert figures["drift_leaf"] == pytest.approx(log[-1]["drift_leaf"], rel=1e-3)
+    assert f"{log[-1]['drift_leaf']:.3f}" in (folder / "README.md").read_text()
+    # a token that no caption and no edit can hold has not moved
+    unseen = clip_tokenizer()("zebra")["input_ids"][1]
+    key = "text_model.embeddings.token_embedding.weight"
+    assert torch.equal(weights(folder)[key][unseen], before[key][unseen])
+    assert not list(folder.rglob("*.bin"))
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(
+    encoder: HFTextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights(run(encoder, tmp_path / "whole", max_steps=7))
+    calls = 0
+
+    def broken(*args: object, **kwargs: object) -> list[str]:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise Interrupt
+        return attack_captions(*args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("leaf_diffusion.finetune.train.attack_captions", broken)
+        with pytest.raises(Interrupt):
+            run(encoder, tmp_path / "cut", max_steps=7)
+    assert (tmp_path / "cut" / "checkpoint" / "state.safetensors").exists()
+    with pytest.raises(ValueError, match="other settings"):
+        run(encoder, tmp_path / "cut", max_steps=7, seed=1)
+    resumed = weights(run(encoder, tmp_path / "cut", max_steps=7))
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    assert not list((tmp_path / "cut").rglob("checkpoint/*"))
+
+
+def test_accumulation_equals_the_larger_batch(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    large = weights(run(encoder, tmp_path / "a", max_steps=2, batch_size=8, lr=1e-4, attack="random-typos"))
+    small = weights(
+        run(encoder, tmp_path / "b", max_steps=2, batch_size=4, accumulation=2, lr=1e-4, attack="random-typos")
+    )
+    # a key's bias has no gradient but rounding, which Adam's first steps blow up to the size of lr
+    start = {key: value for key, value in encoder.module.state_dict().items() if "k_proj.bias" not in key}
+    moved = sum(float((large[key] - value).square().sum()) for key, value in start.items())
+    apart = sum(float((large[key] - small[key]).square().sum()) for key in start)
+    assert apart < 1e-3 * moved
+
+
+def test_the_control_searches_nothing(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    folder = run(encoder, tmp_path, max_steps=3, attack="random-typos")
+    assert "random-typos" in (folder / "README.md").read_text()
+
+
+def test_attacked_captions_drift_more_than_random_ones(encoder: HFTextEncoder) -> None:
+    targets = embed(encoder, CAPTIONS)
+    attacked = attack_captions(LeafAttack(rho=20), encoder, CAPTIONS, targets, k=1, constraint=NoNewWords(), seed=3)
+    assert all(distance(a, b) <= 1 and NoNewWords().holds(a, b) for a, b in zip(CAPTIONS, attacked, strict=True))
+    figures = held_out_figures(encoder, CAPTIONS, targets, k=1, constraint=NoNewWords())
+    assert figures["drift_clean"] == pytest.approx(0, abs=1e-6)
+    assert figures["drift_leaf"] > figures["drift_typos"] > 0
+
+
+def test_schedule_and_data_order() -> None:
+    rates = [rate(step, 20, 5) for step in range(20)]
+    assert rates[4] == 1 and rates == [*sorted(rates[:5]), *sorted(rates[5:], reverse=True)] and rates[-1] < 0.05
+    stream = batch_indices(7, 0, 21, seed=1)
+    assert all(sorted(stream[i : i + 7]) == list(range(7)) for i in (0, 7, 14)) and stream[:7] != stream[7:14]
+    assert batch_indices(7, 5, 6, seed=1) == stream[5:11]
+
+
+def test_caption_files(tmp_path: Path) -> None:
+    file = tmp_path / "captions.txt"
+    file.write_text("a cat\n\n  a café  \n", encoding="utf-8")
+    assert read_captions(file) == ["a cat", "a café"]
+    file.write_text(" \n")
+    with pytest.raises(ValueError, match="no captions"):
+        read_captions(file)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="UTF-8"):
+        read_captions(file)
+    with pytest.raises(FileNotFoundError, match=r"nothing\.txt"):
+        read_captions(tmp_path / "nothing.txt")
+    train, held = split_captions([f"caption {i}" for i in range(1000)] * 2, held_out=0.1)
+    assert not set(train) & set(held) and 50 < len(set(held)) < 150
+
+
+@pytest.mark.parametrize("wrong", [{"rho": 0}, {"lr": -1.0}, {"attack": "charmer"}, {"max_steps": 0}])
+def test_wrong_settings(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TextFAREConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_too_few_captions(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="captions"):
+        finetune_text_encoder(encoder, [], tmp_path)
