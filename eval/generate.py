@@ -43,7 +43,7 @@ def draw_all(setup: Setup, store: RunStore, attacked: Attacked, advance: Callabl
 
 def with_encoder(pipeline: Any, encoder: Tower) -> Any:
     """The pipeline around another text encoder; the rest is shared."""
-    swapped = LeafStableDiffusionPipeline.from_pipe(pipeline, text_encoder=encoder, torch_dtype=pipeline.dtype)
+    swapped = LeafStableDiffusionPipeline.from_pipe(pipeline, text_encoder=encoder, dtype=pipeline.dtype)
     swapped.set_progress_bar_config(disable=True)
     return swapped
 

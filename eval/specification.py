@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,11 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
     """Everything that decides the results, as JSON values."""
     options, pipeline = setup.options, setup.pipeline
     chosen = {name: value for name, value in asdict(options).items() if name not in NOT_IDENTITY}
-    scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
+    scheduler = {
+        name: value if not isinstance(value, float) or math.isfinite(value) else str(value)  # JSON has no infinity
+        for name, value in pipeline.scheduler.config.items()
+        if not name.startswith("_")
+    }
     return {
         "experiment": "t2i-robustness",
         **{name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},

@@ -128,7 +128,7 @@ def build_judge_clip(recipe: Recipe, work: Path, device: torch.device) -> Figure
 def build_vae(recipe: Recipe, work: Path, device: torch.device) -> Figures:
     vae = train_vae(work, steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, device=device)
     save_stock(vae, target("stable-diffusion") / "vae")
-    vae = AutoencoderKL.from_pretrained(target("stable-diffusion") / "vae", torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(target("stable-diffusion") / "vae", dtype=torch.float32).eval()
     rng = random.Random("vae figures")
     figures = {"psnr_db": reconstruction_psnr(vae)}
     for two, name in ((0.0, "judge_one_object"), (1.0, "judge_two_objects")):
@@ -153,7 +153,7 @@ def token_states(captions: list[str], device: torch.device) -> Tensor:
 
 def build_unet(recipe: Recipe, work: Path, device: torch.device) -> Figures:
     pipeline = weights("stable-diffusion")
-    vae = AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32).eval().to(device)
+    vae = AutoencoderKL.from_pretrained(pipeline / "vae", dtype=torch.float32).eval().to(device)
     rng = random.Random(f"unet scenes {recipe.seed}")
     scenes: list[Scene] = [sample_scene(rng, two=0.5, small=0.05) for _ in range(SCENES_FOR_UNET)]
     captions = [web_caption(describe(scene, rng)[0], rng, filler=0.1, typo=0.02) for scene in scenes]
@@ -165,16 +165,16 @@ def build_unet(recipe: Recipe, work: Path, device: torch.device) -> Figures:
     )
     save_stock(unet, pipeline / "unet")
     assemble(pipeline).save_config(pipeline)
-    return generation_figures(StableDiffusionPipeline.from_pretrained(pipeline, torch_dtype=torch.float32))
+    return generation_figures(StableDiffusionPipeline.from_pretrained(pipeline, dtype=torch.float32))
 
 
 def assemble(folder: Path) -> StableDiffusionPipeline:
     """The stock pipeline from its parts, so that its index can be written."""
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        vae=AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32),
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True),
         tokenizer=clip_tokenizer(),
-        unet=UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32),
         scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,

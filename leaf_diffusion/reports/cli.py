@@ -1,0 +1,38 @@
+"""`leaf-diffusion report <run folder>`: write the report again from what the run recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from leaf_diffusion.reports.headline import headline
+from leaf_diffusion.reports.html import write_report
+from leaf_diffusion.reports.results import Results
+from leaf_diffusion.reports.table import results_table
+from leaf_diffusion.runs import load_run
+
+
+@dataclass(frozen=True)
+class Options:
+    """Write report.html of a finished run and print its main table."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, such as runs/t2i-world-1a2b3c4d."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report of a run folder; returns the exit status. Raises OSError or ValueError when it is none."""
+    options = tyro.cli(Options, args=argv, prog="leaf-diffusion report")
+    results = Results(load_run(options.run).results["rows"])
+    path = write_report(options.run)
+    console = Console()
+    console.print(results_table(results))
+    said = headline(results)
+    console.print(escape(f"{said.text} {said.clean}".strip()), highlight=False)
+    console.print(f"report: {escape(str(path))}", soft_wrap=True, highlight=False)
+    return 0

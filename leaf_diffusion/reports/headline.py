@@ -1,0 +1,91 @@
+"""The result in one sentence, computed from the rows and worded by what the interval allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leaf_diffusion.reports.results import Metric, Results, Row, Setting
+
+_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """text: the sentence; clean: what the encoder costs without an attack; verdict: better, worse, open or none."""
+
+    text: str
+    clean: str
+    verdict: str
+
+
+def headline(results: Results) -> Headline:
+    """The main metric of the robust encoder against the baseline in the focus setting."""
+    metric, robust, focus = results.main, results.robust, results.focus
+    if metric is None or focus is None:
+        return Headline("This run holds no attacked pictures, so it says nothing about robustness.", "", "none")
+    theirs = results.get(results.baseline, focus, metric.key)
+    if robust is None or theirs is None:
+        value = "" if theirs is None else f": {metric.title.lower()} {metric.show(theirs['mean'])} (n={theirs['n']})"
+        return Headline(f"{_where(focus)} the encoder “{results.baseline}” stands alone{value}.", "", "none")
+    mine, difference = (results.get(robust, focus, metric.key, baseline) for baseline in (None, results.baseline))
+    if mine is None or difference is None:
+        return Headline(f"{_where(focus)} “{robust}” and “{results.baseline}” were not measured together.", "", "none")
+    verdict = _verdict(difference, metric)
+    return Headline(
+        _sentence(results, metric, focus, robust, mine, theirs, difference), _clean(results, metric), verdict
+    )
+
+
+def _sentence(
+    results: Results, metric: Metric, focus: Setting, robust: str, mine: Row, theirs: Row, difference: Row
+) -> str:
+    a, b = metric.show(mine["mean"]), metric.show(theirs["mean"])
+    if metric.key == "scene_accuracy":
+        body = f"the encoder “{robust}” keeps {a} of the pictures right, “{results.baseline}” {b}"
+    elif metric.higher_is_better:
+        body = f"the pictures of “{robust}” reach a {metric.title} of {a}, those of “{results.baseline}” {b}"
+    else:
+        body = f"the pictures of “{robust}” move by {a}, those of “{results.baseline}” by {b}"
+    n = f"n={difference['n']} prompt" + ("s" if difference["n"] != 1 else "")
+    size = metric.show_difference(difference["mean"]) + (" points" if metric.unit == "%" else "")
+    interval = metric.show_interval(difference)
+    spread = f"95% interval {interval}" if interval else "no interval from one prompt"
+    tail = {
+        "better": "",
+        "worse": f" “{robust}” is the worse one here.",
+        "open": " The interval includes 0: this run shows no difference.",
+        "unknown": " Too little to tell them apart.",
+    }[_verdict(difference, metric)]
+    return f"{_where(focus)} {body} ({n}, difference {size}, {spread}).{tail}"
+
+
+def _where(setting: Setting) -> str:
+    count = f"{_NUMBERS.get(setting.k, setting.k)}-character"
+    if setting.protocol == "adaptive":
+        return f"Under {count} adaptive attacks (k={setting.k})"
+    return f"Under {count} attacks found on “{setting.source}” (k={setting.k})"
+
+
+def _verdict(difference: Row, metric: Metric) -> str:
+    low, high = difference["ci_low"], difference["ci_high"]
+    if low is None or high is None:
+        return "unknown"
+    if low <= 0 <= high:
+        return "open"
+    return "better" if (low > 0) == metric.higher_is_better else "worse"
+
+
+def _clean(results: Results, metric: Metric) -> str:
+    """What the robust encoder costs on clean prompts."""
+    clean, robust = Setting("clean"), results.robust
+    if robust is None or not metric.higher_is_better:
+        return ""
+    mine, theirs = (results.get(label, clean, metric.key) for label in (robust, results.baseline))
+    difference = results.get(robust, clean, metric.key, results.baseline)
+    if mine is None or theirs is None or difference is None:
+        return ""
+    interval = metric.show_interval(difference)
+    size = metric.show_difference(difference["mean"]) + (" points" if metric.unit == "%" else "")
+    spread = f", 95% interval {interval}" if interval else ""
+    values = f"“{robust}” {metric.show(mine['mean'])}, “{results.baseline}” {metric.show(theirs['mean'])}"
+    return f"Without an attack: {values} (difference {size}{spread})."

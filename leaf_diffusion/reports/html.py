@@ -1,0 +1,99 @@
+"""report.html: one file that needs no network and runs no script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from leaf_diffusion.reports import sections
+from leaf_diffusion.reports.gallery import gallery_rows
+from leaf_diffusion.reports.headline import headline
+from leaf_diffusion.reports.plots import plot_over_k
+from leaf_diffusion.reports.results import PAIRED, SETS, Results
+from leaf_diffusion.reports.uncounted import uncounted
+from leaf_diffusion.runs import Run, atomic_write, load_run
+
+MAX_BYTES = 15_000_000
+_RESERVED = 2_500_000  # tables, plots and markup beside the gallery's pictures
+
+
+def write_report(run: Run | str | Path) -> Path:
+    """Write <run folder>/report.html, smaller than 15 MB, and return its path. Nothing is computed but the layout.
+
+    Raises FileNotFoundError for no run folder, ValueError for a run without results, RunFolderError when it cannot be
+    written.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    path = run.folder / "report.html"
+    atomic_write(path, render(run).encode())
+    return path
+
+
+def render(run: Run) -> str:
+    """The report's HTML."""
+    environment = Environment(
+        loader=PackageLoader("leaf_diffusion.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(_values(run, MAX_BYTES - _RESERVED))
+
+
+def _values(run: Run, budget: int) -> dict[str, Any]:
+    found = run.results
+    results = Results(found["rows"])
+    rows = gallery_rows(run, baseline=results.baseline)
+    shown, left_out = sections.gallery(rows, results, budget)
+    main = results.main
+    keys = [key for key in PAIRED if results.has(key)]
+    first = [main.key] if main else []
+    sources = list(dict.fromkeys(s.source for s in results.settings if s.protocol == "transfer"))
+    plotted = [key for key in ("scene_accuracy", "clip_score", "drift") if results.has(key)]
+    settings = run.spec.settings
+    return {
+        "headline": headline(results),
+        "encoders": results.encoders,
+        "robust": results.robust,
+        "baseline": results.baseline,
+        "focus": results.focus,
+        "facts": _facts(results, len(rows), settings),
+        "telling": sections.telling(rows, results),
+        "main": [sections.means(results, key) for key in first],
+        "main_differences": [sections.differences(results, key) for key in first],
+        "means": [sections.means(results, key) for key in keys if key not in first],
+        "differences": [sections.differences(results, key) for key in keys if key not in first],
+        "sensitivity": [sections.means(results, "sensitivity")] if results.has("sensitivity") else [],
+        "plots": [
+            (sections.METRICS[key].title, [(title, Markup(svg)) for title, svg in plot_over_k(results, key, sources)])
+            for key in plotted
+        ],
+        "sets": [sections.means(results, key) for key in SETS if results.has(key)],
+        "feature_space": found.get("feature_space"),
+        "real_pictures": found.get("real_pictures"),
+        "attacks": found.get("attacks", []),
+        "uncounted": uncounted(rows, results, found, run.records("scores")),
+        "gallery": shown,
+        "left_out": left_out,
+        "command": run.environment.get("command", "not recorded"),
+        "environment": json.dumps(run.environment, indent=2, ensure_ascii=False),
+        "spec": json.dumps(settings, indent=2, ensure_ascii=False),
+        "identity": run.spec.identity,
+        "has_speller": any("+speller" in label for label in results.encoders),
+        "has_transfer": bool(sources),
+    }
+
+
+def _facts(results: Results, prompts: int, settings: Any) -> list[tuple[str, str]]:
+    attacked = next((row for row in results.rows if row["attack"]), None)
+    facts = [("prompts", str(prompts)), ("noises a prompt", str(max(row["seeds"] for row in results.rows)))]
+    if attacked is not None:
+        facts += [("attack", str(attacked["attack"])), ("constraint", str(attacked["constraint"]))]
+    if "pipeline" in settings:
+        facts.append(("pipeline", str(settings["pipeline"])))
+    return facts

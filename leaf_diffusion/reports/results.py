@@ -1,0 +1,157 @@
+"""Result rows, looked up and worded: what every report shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown. scale: 100 shows shares as percent."""
+
+    key: str
+    title: str
+    meaning: str
+    higher_is_better: bool = True
+    scale: float = 1.0
+    digits: int = 1
+    unit: str = ""
+
+    def show(self, value: float | None) -> str:
+        return "–" if value is None else f"{value * self.scale:.{self.digits}f}{self.unit}"
+
+    def show_difference(self, value: float | None) -> str:
+        """With its sign; a difference of percentages is in points."""
+        return "–" if value is None else f"{value * self.scale + 0.0:+.{self.digits}f}".replace("-", "−")
+
+    def show_interval(self, row: Row) -> str:
+        """ "60 to 82", or "" where there is none (one prompt, or a distance between sets)."""
+        if row.get("ci_low") is None or row.get("ci_high") is None:
+            return ""
+        low, high = (f"{row[name] * self.scale + 0.0:.{self.digits}f}" for name in ("ci_low", "ci_high"))
+        return f"{low} to {high}".replace("-", "−")
+
+
+METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric(
+            "scene_accuracy",
+            "Right pictures",
+            "share of pictures in which the scene judge finds every object and colour of the clean prompt",
+            scale=100,
+            digits=0,
+            unit="%",
+        ),
+        Metric("clip_score", "CLIPScore", "100 × cosine between picture and clean prompt, by a CLIP nobody attacked"),
+        Metric(
+            "drift",
+            "Drift",
+            "difference between the attacked and the clean picture of the same encoder and noise, RMSE of pixels in 0 to 1",
+            higher_is_better=False,
+            digits=3,
+        ),
+        Metric(
+            "drift_features",
+            "Drift in features",
+            "the same in the judge's features, 1 − cosine",
+            higher_is_better=False,
+            digits=3,
+        ),
+        Metric(
+            "clip_score_attacked_caption",
+            "CLIPScore, attacked prompt",
+            "the same against the attacked prompt: high means that the picture follows the misspelling",
+        ),
+        Metric(
+            "sensitivity",
+            "Sensitivity",
+            "share of minimal pairs (cat, hat) that the encoder tells apart; a deaf encoder would pass for robust",
+            scale=100,
+            digits=0,
+            unit="%",
+        ),
+        Metric("kid", "KID", "unbiased, polynomial kernel of degree 3", higher_is_better=False, digits=4),
+        Metric("cmmd", "CMMD", "Gaussian kernel, σ = 10, × 1000", higher_is_better=False, digits=2),
+        Metric("frechet", "Fréchet distance", "falls with n: compare equal n only", higher_is_better=False, digits=2),
+    )
+}
+PAIRED = ("scene_accuracy", "clip_score", "drift", "drift_features", "clip_score_attacked_caption")
+SETS = ("kid", "cmmd", "frechet")
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """What the prompts went through. source: "" when clean or adaptive (then it is the encoder itself)."""
+
+    protocol: str
+    source: str = ""
+    k: int = 0
+
+    @property
+    def label(self) -> str:
+        if self.protocol == "clean":
+            return "clean prompts"
+        if self.protocol == "floor":
+            return "clean prompts, another noise"
+        return f"{'attacked on itself' if self.protocol == 'adaptive' else f'attacked on {self.source}'}, k={self.k}"
+
+
+def setting_of(row: Row) -> Setting:
+    own = row["protocol"] != "transfer"
+    return Setting(row["protocol"], "" if own else row["source"] or "", row["k"] or 0)
+
+
+class Results:
+    """The rows of results.json by (encoder, setting, metric, baseline). Raises ValueError on no rows."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = list(rows)
+        if not self.rows:
+            raise ValueError(
+                "the run has no results yet: give the command that started it again, it goes on to the end"
+            )
+        self._index = {(r["encoder"], setting_of(r), r["metric"], r["baseline"]): r for r in self.rows}
+        self.encoders = list(dict.fromkeys(row["encoder"] for row in self.rows))
+        self.baseline = next((r["baseline"] for r in self.rows if r["baseline"] is not None), self.encoders[0])
+        self.encoders.sort(key=lambda label: label != self.baseline)
+        self.settings = list(dict.fromkeys(setting_of(r) for r in self.rows if r["protocol"] != "floor"))
+        sources = list(dict.fromkeys(setting.source for setting in self.settings))
+        self.settings.sort(key=lambda s: (("clean", "adaptive", "transfer").index(s.protocol), sources.index(s.source), s.k))
+        self.ks = sorted({s.k for s in self.settings if s.k})
+
+    def get(self, encoder: str, setting: Setting, metric: str, baseline: str | None = None) -> Row | None:
+        return self._index.get((encoder, setting, metric, baseline))
+
+    def has(self, metric: str) -> bool:
+        return any(row["metric"] == metric and row["protocol"] != "floor" for row in self.rows)
+
+    def settings_of(self, metric: str) -> list[Setting]:
+        found = {setting_of(row) for row in self.rows if row["metric"] == metric}
+        return [setting for setting in self.settings if setting in found]
+
+    @property
+    def main(self) -> Metric | None:
+        """The metric to lead with: right pictures where scenes are known, else CLIPScore, else drift."""
+        return next((METRICS[key] for key in PAIRED if self.has(key)), None)
+
+    @property
+    def robust(self) -> str | None:
+        """The encoder to set against the baseline: "leaf", else the first that is no defence, else any other."""
+        others = [label for label in self.encoders if label != self.baseline]
+        return min(others, key=lambda label: (label != "leaf", "+" in label, others.index(label)), default=None)
+
+    @property
+    def focus(self) -> Setting | None:
+        """The setting to lead with: the weakest adaptive attack, else the weakest one transferred from the baseline."""
+        attacked = [s for s in self.settings if s.k]
+        return min(attacked, key=lambda s: (s.protocol != "adaptive", s.source != self.baseline, s.k), default=None)
+
+    @property
+    def floor(self) -> Row | None:
+        """Drift with no attack at all, only another noise."""
+        return next((r for r in self.rows if r["protocol"] == "floor" and r["metric"] == "drift"), None)

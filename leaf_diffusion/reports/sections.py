@@ -1,0 +1,156 @@
+"""The report's tables and galleries as plain values: everything that the template prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from leaf_diffusion.reports.gallery import GalleryCell, GalleryRow, marks
+from leaf_diffusion.reports.pictures import data_uri
+from leaf_diffusion.reports.results import METRICS, Metric, Results, Row, Setting
+
+
+@dataclass(frozen=True)
+class Cell:
+    """text with a smaller line under it; tone: good, bad or ""; bar: (low, mean, high) in percent of the cell's width."""
+
+    text: str = "–"
+    sub: str = ""
+    tone: str = ""
+    bar: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One metric: a line a setting, a column an encoder or a pair of encoders."""
+
+    title: str
+    meaning: str
+    columns: Sequence[str]
+    lines: Sequence[tuple[str, Sequence[Cell], str]]
+    notes: Sequence[str] = field(default=())
+
+
+def means(results: Results, key: str) -> Matrix:
+    """A metric of every encoder in every setting."""
+    metric = METRICS[key]
+    lines = []
+    for setting in results.settings_of(key):
+        rows = [results.get(label, setting, key) for label in results.encoders]
+        if any(rows):
+            lines.append((setting.label, [_mean(row, metric) for row in rows], _n(rows)))
+    floor = results.floor if key == "drift" else None
+    notes = [f"Another noise and no attack at all: {metric.show(floor['mean'])} ({_n([floor])})."] if floor else []
+    return Matrix(metric.title, metric.meaning, results.encoders, lines, notes)
+
+
+def differences(results: Results, key: str) -> Matrix:
+    """Paired differences of a metric, encoder minus baseline, the first encoder's first."""
+    metric = METRICS[key]
+    pairs = list(
+        dict.fromkeys((r["encoder"], r["baseline"]) for r in results.rows if r["metric"] == key and r["baseline"])
+    )
+    order = {pair: i for i, pair in enumerate(combinations(results.encoders, 2))}
+    pairs.sort(key=lambda pair: order.get((pair[1], pair[0]), order.get(pair, len(order))))
+    lines = []
+    for setting in results.settings_of(key):
+        rows = [results.get(encoder, setting, key, baseline) for encoder, baseline in pairs]
+        if any(rows):
+            lines.append((setting.label, [_difference(row, metric) for row in rows], _n(rows)))
+    unit = ", in points" if metric.unit == "%" else ""
+    return Matrix(metric.title + unit, metric.meaning, [f"{a} − {b}" for a, b in pairs], lines)
+
+
+def _mean(row: Row | None, metric: Metric) -> Cell:
+    if row is None:
+        return Cell()
+    bar = None
+    if metric.unit == "%" and row.get("ci_low") is not None and row.get("ci_high") is not None:
+        bar = (100 * row["ci_low"], 100 * row["mean"], 100 * row["ci_high"])
+    return Cell(metric.show(row["mean"]), metric.show_interval(row), bar=bar)
+
+
+def _difference(row: Row | None, metric: Metric) -> Cell:
+    if row is None:
+        return Cell()
+    low, high, tone = row.get("ci_low"), row.get("ci_high"), ""
+    if low is not None and high is not None and (low > 0 or high < 0):
+        tone = "good" if (low > 0) == metric.higher_is_better else "bad"
+    return Cell(metric.show_difference(row["mean"]), metric.show_interval(row), tone)
+
+
+def _n(rows: Iterable[Row | None]) -> str:
+    """ "60", or "60 × 2" with two noises a prompt; a span where the encoders' n differ."""
+    sizes = sorted({row["n"] for row in rows if row is not None})
+    return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
+
+
+def picture(cell: GalleryCell | None, original: str) -> dict[str, Any] | None:
+    """A gallery cell for the template; None where that encoder has no such picture."""
+    if cell is None:
+        return None
+    uri, pixelated = data_uri(cell.image) if cell.image is not None else ("", False)
+    said = {True: "right", False: "wrong", None: ""}[cell.correct]
+    numbers = [("CLIPScore", cell.clip_score, 1), ("drift", cell.drift, 3)]
+    return {
+        "uri": uri,
+        "pixelated": pixelated,
+        "encoder": cell.encoder,
+        "label": cell.setting.label,
+        "verdict": said,
+        "numbers": ", ".join(f"{name} {value:.{digits}f}" for name, value, digits in numbers if value is not None),
+        "prompt": cell.prompt,
+        "marks": marks(original, cell.prompt) if cell.setting.k else [],
+        "given": cell.given if cell.given != cell.prompt else None,
+    }
+
+
+def telling(rows: Sequence[GalleryRow], results: Results, limit: int = 4) -> list[dict[str, Any]]:
+    """The prompts on which the robust encoder gains most over the baseline: 2 x 2 pictures each."""
+    robust, focus = results.robust, results.focus
+    if focus is None:
+        return []
+    labels = [results.baseline] + ([robust] if robust else [])
+    chosen = list(rows)
+    if robust:
+        chosen.sort(key=lambda row: row.gain(robust, results.baseline, focus), reverse=True)
+    return [
+        {
+            "prompt": row.prompt,
+            "lines": [
+                {
+                    "encoder": label,
+                    "clean": picture(row.cells.get((label, Setting("clean"))), row.prompt),
+                    "attacked": picture(row.cells.get((label, focus)), row.prompt),
+                }
+                for label in labels
+            ],
+        }
+        for row in chosen[:limit]
+        if (results.baseline, focus) in row.cells
+    ]
+
+
+def gallery(rows: Sequence[GalleryRow], results: Results, budget: int) -> tuple[list[dict[str, Any]], int]:
+    """Rows for the template while their pictures fit into `budget` bytes, and how many prompts were left out.
+
+    Shown: clean, each encoder attacked on itself, and the attacks found on the baseline (the same prompts for all).
+    """
+    settings = [s for s in results.settings if s.protocol != "transfer" or s.source == results.baseline]
+    if not any(s.k and s.protocol == "transfer" for s in settings):
+        settings = results.settings
+    shown: list[dict[str, Any]] = []
+    for row in rows:
+        lines: list[dict[str, Any]] = []
+        for setting in settings:
+            cells = [picture(row.cells.get((label, setting)), row.prompt) for label in results.encoders]
+            if any(cells):
+                shared = next(cell for cell in cells if cell) if setting.protocol == "transfer" else None
+                lines.append({"label": setting.label, "cells": cells, "shared": shared})
+        budget -= sum(len(cell["uri"]) for line in lines for cell in line["cells"] if cell)
+        if budget < 0:
+            break
+        shown.append({"prompt": row.prompt, "lines": lines})
+    return shown, len(rows) - len(shown)

@@ -1,0 +1,35 @@
+"""Results for the terminal, within 100 columns."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from leaf_diffusion.reports.results import Results
+
+
+def results_table(results: Results) -> Table:
+    """The main metric: one line a setting, one column an encoder, each mean with its 95% interval over prompts."""
+    metric = results.main
+    if metric is None:
+        return Table(title="no pictures were measured")
+    table = Table(
+        title=f"{metric.title}: mean and 95% interval over prompts",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        padding=(0, 1),
+    )
+    table.add_column("prompts", max_width=34)
+    for label in results.encoders:
+        table.add_column(escape(label), max_width=20)
+    table.add_column("n", justify="right")
+    for setting in results.settings_of(metric.key):
+        rows = [results.get(label, setting, metric.key) for label in results.encoders]
+        cells = []
+        for row in rows:
+            interval = "" if row is None else metric.show_interval(row)
+            value = "" if row is None else f"[bold]{metric.show(row['mean'])}[/]"
+            cells.append(f"{value} [dim]{interval}[/]" if interval else value)
+        table.add_row(escape(setting.label), *cells, str(max(row["n"] for row in rows if row is not None)))
+    return table

@@ -1,0 +1,67 @@
+"""What the figures leave out or count although it is odd: dropped, filtered, truncated, unchanged, not judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from leaf_diffusion.reports.gallery import GalleryRow
+from leaf_diffusion.reports.results import METRICS, PAIRED, Results, Row
+
+
+def uncounted(
+    rows: Sequence[GalleryRow], results: Results, found: Mapping[str, Any], scores: Sequence[Row]
+) -> list[tuple[str, str]]:
+    """(number, what it counts) of each thing, zeros too: a zero says that it was looked for."""
+    counts, n = found.get("counts", {}), len(scores)
+    paths = {cell.image for row in rows for cell in row.cells.values()}
+    black = sum(_is_black(path) for path in paths if path is not None)
+    damaged = sum(cell.image is None for row in rows for cell in row.cells.values())
+    short = _short(results, len(rows))
+    lines = [
+        (
+            str(len(short)),
+            f"means over fewer than the {len(rows)} prompts{': ' if short else ''}{'; '.join(short[:6])}",
+        ),
+        (
+            _count(counts, "truncated"),
+            "pictures from a prompt longer than the encoder reads: its end was cut, they count",
+        ),
+        (
+            _count(counts, "given_unchanged"),
+            "attacked pictures whose encoder read the clean prompt, as no edit was found or the defence undid it: they count",
+        ),
+        (
+            f"{sum(s.get('scene_correct') is None for s in scores)} of {n}",
+            "pictures without a verdict of a scene judge",
+        ),
+        (f"{sum(s.get('clip_score') is None for s in scores)} of {n}", "pictures without a CLIPScore"),
+        (str(black), "pictures wholly black, as a safety filter leaves them: they count"),
+        (str(damaged), "pictures missing or damaged on the disk: measured before, not shown below"),
+    ]
+    if "drawn" in counts:
+        lines.append(
+            (
+                f"{counts['drawn']} of {counts['pictures']}",
+                "pictures drawn; equal ones (same text, weights, noise) once",
+            )
+        )
+    return lines
+
+
+def _count(counts: Mapping[str, Any], name: str) -> str:
+    return str(counts[name]) if name in counts else "not counted:"
+
+
+def _short(results: Results, prompts: int) -> list[str]:
+    """Cells whose mean lacks prompts."""
+    short = [r for r in results.rows if r["metric"] in PAIRED and r["baseline"] is None and r["n"] < prompts]
+    return [f"{METRICS[r['metric']].title} of {r['encoder']}, {r['protocol']} k={r['k']}, n={r['n']}" for r in short]
+
+
+def _is_black(path: Path) -> bool:
+    with Image.open(path, formats=["PNG"]) as picture:
+        return picture.convert("L").getextrema() == (0, 0)
