@@ -28,8 +28,17 @@ def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[s
     assert all(name in error for name in COMMANDS)
 
 
-def test_an_error_that_the_user_can_mend_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["attack", "--prompts", "no/such/file.txt"]) == 2
-    error = capsys.readouterr().err
-    assert "no/such/file.txt" in error
-    assert "Traceback" not in error
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["attack", "--prompts", "no/such/file.txt"],
+        ["finetune", "--source", "world:original", "--captions", "no/such/file.txt", "--output", "nowhere"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_error_that_the_user_can_mend_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    shown = "".join(capsys.readouterr())
+    assert "no/such/file.txt" in shown
+    assert "Traceback" not in shown
+    assert len(shown.splitlines()) == 1

@@ -54,7 +54,8 @@ def new_optimiser(tower: nn.Module, lr: float, weight_decay: float) -> torch.opt
 
     Decay on the table would move the embedding of every token that no caption holds, towards nothing.
     """
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in tower.named_parameters():
         (kept if parameter.ndim < 2 or "token_embedding" in name else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]

@@ -115,9 +115,12 @@ def test_attacked_captions_drift_more_than_random_ones(encoder: HFTextEncoder) -
 
 def test_schedule_and_data_order() -> None:
     rates = [rate(step, 20, 5) for step in range(20)]
-    assert rates[4] == 1 and rates == [*sorted(rates[:5]), *sorted(rates[5:], reverse=True)] and rates[-1] < 0.05
+    assert rates[4] == 1
+    assert rates == [*sorted(rates[:5]), *sorted(rates[5:], reverse=True)]
+    assert rates[-1] < 0.05
     stream = batch_indices(7, 0, 21, seed=1)
-    assert all(sorted(stream[i : i + 7]) == list(range(7)) for i in (0, 7, 14)) and stream[:7] != stream[7:14]
+    assert all(sorted(stream[i : i + 7]) == list(range(7)) for i in (0, 7, 14))
+    assert stream[:7] != stream[7:14]
     assert batch_indices(7, 5, 6, seed=1) == stream[5:11]
 
 
@@ -134,7 +137,8 @@ def test_caption_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.txt"):
         read_captions(tmp_path / "nothing.txt")
     train, held = split_captions([f"caption {i}" for i in range(1000)] * 2, held_out=0.1)
-    assert not set(train) & set(held) and 50 < len(set(held)) < 150
+    assert not set(train) & set(held)
+    assert 50 < len(set(held)) < 150
 
 
 @pytest.mark.parametrize("wrong", [{"rho": 0}, {"lr": -1.0}, {"attack": "charmer"}, {"max_steps": 0}])
