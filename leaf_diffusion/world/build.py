@@ -52,8 +52,8 @@ RECIPES = {
     "judge-clip": Recipe(1200, 101, 1e-3),
     "vae": Recipe(2000, 3, 2e-3),
     "unet": Recipe(3000, 4, 1e-3),
-    "encoders/leaf": Recipe(500, 5, 1e-3),
-    "encoders/typo-augmented": Recipe(500, 5, 1e-3),
+    "encoders/leaf": Recipe(1500, 5, 1e-3),
+    "encoders/typo-augmented": Recipe(1500, 5, 1e-3),
 }
 SCENES_FOR_UNET = 30_000
 
