@@ -1,6 +1,7 @@
 """TextFARE finetuning: one loop, from top to bottom.
 
-Several processes: `accelerate launch -m leaf_diffusion.finetune.cli --source ... --captions ... --output ...`.
+Several processes, each of which attacks its own share of an update, give the same encoder:
+`accelerate launch -m leaf_diffusion.finetune.cli --source ...`, or the same with `torchrun --nproc-per-node N`.
 """
 
 import hashlib
@@ -55,8 +56,8 @@ def finetune_text_encoder(
     each row of the log. The folder is a Hugging Face one: safetensors, tokenizer, README.md with the figures; and
     training_log.jsonl. The same call continues where it was broken off, and returns at once when it had finished.
 
-    Raises ValueError for captions, an encoder or a folder that cannot serve, before the training starts; RuntimeError
-    where the loss is no finite number any more.
+    Raises ValueError for captions, an encoder or a folder that cannot serve, before the training starts, and where the
+    loss is no finite number any more.
     """
     output, config = Path(output), config or TextFAREConfig()
     original, constraint = check_encoder(encoder), constraint_from_name(config.constraint)
@@ -137,7 +138,7 @@ def finetune_text_encoder(
                 losses.append(loss.detach())
             mean = float(cast(Tensor, accelerator.reduce(torch.stack(losses).mean(), "mean")))
             if not math.isfinite(mean):
-                raise RuntimeError(f"step {step + 1}: the loss is {mean}; lower lr={config.lr:g}, or train in float32")
+                raise ValueError(f"step {step + 1}: the loss is {mean}; lower lr={config.lr:g}, or train in float32")
             step += 1
             progress.update(bar, completed=step, loss=f"{mean:.4f}")
             if main:

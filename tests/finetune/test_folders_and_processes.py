@@ -1,0 +1,169 @@
+"""Which folders and encoders a finetuning accepts, and that the number of processes does not matter."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from leaf_diffusion.encoders.defences import Speller
+from leaf_diffusion.encoders.huggingface import HFTextEncoder
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
+from leaf_diffusion.finetune.checkpoint import append_log, cut_log
+from leaf_diffusion.finetune.textfare import AnchorDrift, embed, textfare_loss
+from leaf_diffusion.finetune.tower import new_optimiser, trainable_copy
+from leaf_diffusion.scoring import Drift, Scorer
+from leaf_diffusion.text import Candidates
+
+CAPTIONS = [
+    f"a {c} {n} on a table" for c in ("red", "blue", "white") for n in ("cup", "dish", "key", "bell", "hat", "fish")
+]
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT |= {"projection_dim": 16, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+CONFIG = TextFAREConfig(attack="random-typos", batch_size=4, max_steps=2, warmup_steps=1, lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def tower() -> CLIPTextModelWithProjection:
+    torch.manual_seed(1)
+    return CLIPTextModelWithProjection(CLIPTextConfig(**TEXT)).eval()
+
+
+@pytest.fixture
+def encoder(tower: CLIPTextModelWithProjection) -> HFTextEncoder:
+    return HFTextEncoder(tower, clip_tokenizer(), name="tiny")
+
+
+def test_a_finished_training_is_not_repeated_and_another_one_refused(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    finetune_text_encoder(encoder, CAPTIONS, tmp_path, CONFIG)
+    written = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    finetune_text_encoder(encoder, CAPTIONS, tmp_path, CONFIG)
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="captions"):
+        finetune_text_encoder(encoder, [*CAPTIONS, "a new caption"], tmp_path, CONFIG)
+
+
+def test_a_folder_with_another_model_is_left_alone(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    encoder.module.save_pretrained(tmp_path)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="choose another folder"):
+        finetune_text_encoder(encoder, CAPTIONS, tmp_path, CONFIG)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        finetune_text_encoder(encoder, CAPTIONS, tmp_path / "file", CONFIG)
+
+
+def test_saved_in_half_precision(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    config = TextFAREConfig(**{**CONFIG.__dict__, "save_dtype": "float16"})
+    state = load_file(finetune_text_encoder(encoder, CAPTIONS, tmp_path, config) / "model.safetensors")
+    assert {value.dtype for value in state.values()} == {torch.float16}
+
+
+def test_encoders_that_cannot_be_finetuned(tower: CLIPTextModelWithProjection, tmp_path: Path) -> None:
+    plain = HFTextEncoder(CLIPTextModel(CLIPTextConfig(**TEXT)), clip_tokenizer())
+    with pytest.raises(ValueError, match="no text projection"):
+        finetune_text_encoder(plain, CAPTIONS, tmp_path, CONFIG)
+    defended = HFTextEncoder(tower, clip_tokenizer(), defence=Speller(["a", "red", "cup"]))
+    with pytest.raises(ValueError, match="speller"):
+        finetune_text_encoder(defended, CAPTIONS, tmp_path, CONFIG)
+
+
+def test_settings_that_cannot_work_are_refused_before_training(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="warmup_steps=1400 does not end within the 1 steps"):
+        finetune_text_encoder(encoder, CAPTIONS, tmp_path / "new", TextFAREConfig(max_steps=1))
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        finetune_text_encoder(encoder, ["a cup", " "], tmp_path / "new", CONFIG)
+    with pytest.raises(ValueError, match="0 held out"):
+        finetune_text_encoder(encoder, CAPTIONS, tmp_path / "new", CONFIG, held_out=[])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_diverged_training_says_so(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    config = TextFAREConfig(**{**CONFIG.__dict__, "lr": 1e38, "warmup_steps": 0, "max_steps": 5})
+    with pytest.raises(ValueError, match="lower lr"):
+        finetune_text_encoder(encoder, CAPTIONS, tmp_path, config)
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "CLIPTextModel and a projection"])
+def test_the_trained_copy_is_the_text_half_of_any_clip(kind: str, tower: CLIPTextModelWithProjection) -> None:
+    if kind == "CLIPModel":
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "patch_size": 16,
+            "image_size": 32,
+        }
+        config = CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=16)
+        source = HFTextEncoder(CLIPModel(config).eval(), clip_tokenizer())
+    else:
+        text = CLIPTextModel(CLIPTextConfig(**TEXT)).eval()
+        source = HFTextEncoder(text, clip_tokenizer(), projection=torch.nn.Linear(32, 24, bias=False))
+    copied = HFTextEncoder(trainable_copy(source).eval(), clip_tokenizer())
+    torch.testing.assert_close(embed(copied, CAPTIONS), embed(source, CAPTIONS))
+    assert not {p.data_ptr() for p in copied.module.parameters()} & {p.data_ptr() for p in source.module.parameters()}
+
+
+def test_nothing_but_matrices_decays(tower: CLIPTextModelWithProjection) -> None:
+    optimiser = new_optimiser(tower, lr=1.0, weight_decay=0.5)
+    decayed = {id(p) for group in optimiser.param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, p in tower.named_parameters() if id(p) in decayed}
+    assert "text_projection.weight" in names
+    assert not any(name.endswith("bias") or "norm" in name or "token_embedding" in name for name in names)
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(tower.parameters()))
+
+
+def test_the_attack_maximises_the_loss(encoder: HFTextEncoder) -> None:
+    other = HFTextEncoder(CLIPTextModelWithProjection(CLIPTextConfig(**TEXT)).eval(), clip_tokenizer(), name="anchor")
+    targets = embed(other, CAPTIONS)
+    found = [caption.replace("a", "q", 1) for caption in CAPTIONS]
+    known = Scorer(encoder, AnchorDrift(targets)).bind(CAPTIONS)([Candidates.from_texts([t]) for t in found])
+    general = Scorer(encoder, Drift("l2", anchor=other)).bind(CAPTIONS)([Candidates.from_texts([t]) for t in found])
+    torch.testing.assert_close(torch.cat(known), torch.cat(general))
+    torch.testing.assert_close(textfare_loss(embed(encoder, found), targets), torch.cat(known).mean())
+    with pytest.raises(ValueError, match="do not fit"):
+        textfare_loss(targets, targets[:, :3])
+
+
+def test_the_log_is_cut_where_training_goes_on(tmp_path: Path) -> None:
+    for step in (0, 10, 20):
+        append_log(tmp_path, {"step": step})
+    with (tmp_path / "training_log.jsonl").open("a") as file:
+        file.write('{"step": 3')
+    cut_log(tmp_path, 10)
+    assert (tmp_path / "training_log.jsonl").read_text() == '{"step": 0}\n{"step": 10}\n'
+    cut_log(tmp_path, 0)
+    assert (tmp_path / "training_log.jsonl").read_text() == ""
+
+
+def test_two_processes_end_where_one_does(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    folder, file = tmp_path / "tiny", tmp_path / "captions.txt"
+    encoder.module.save_pretrained(folder)  # type: ignore[operator]
+    file.write_text("\n".join(CAPTIONS))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [
+        "-m",
+        "leaf_diffusion.finetune.cli",
+        "--source",
+        str(folder),
+        "--captions",
+        str(file),
+        "--device",
+        "cpu",
+    ]
+    command += ["--output", str(tmp_path / "two"), "--config.batch-size", "2", "--config.max-steps", "2"]
+    command += ["--config.rho", "3", "--config.warmup-steps", "1", "--config.lr", "1e-3"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    config = TextFAREConfig(rho=3, batch_size=4, max_steps=2, warmup_steps=1, lr=1e-3)
+    # the folder holds no tokenizer, so both use CLIP's own; the same folder would continue, as the identity is equal
+    one = finetune_text_encoder(encoder, CAPTIONS, tmp_path / "one", config)
+    first, second = load_file(one / "model.safetensors"), load_file(tmp_path / "two" / "model.safetensors")
+    start = {key: value for key, value in encoder.module.state_dict().items() if "k_proj.bias" not in key}
+    moved = sum(float((first[key] - value).square().sum()) for key, value in start.items())
+    assert sum(float((first[key] - second[key]).square().sum()) for key in start) < 1e-3 * moved
+    assert finetune_text_encoder(encoder, CAPTIONS, tmp_path / "two", config) == tmp_path / "two"
