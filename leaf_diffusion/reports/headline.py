@@ -11,34 +11,42 @@ _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 @dataclass(frozen=True)
 class Headline:
-    """text: the sentence; clean: what the encoder costs without an attack; verdict: better, worse, open or none."""
+    """claim and evidence: the sentence; clean: what the encoder costs without an attack; verdict: how it came out.
 
-    text: str
-    clean: str
-    verdict: str
+    verdict: "better", "worse", "open" (the interval includes 0), "unknown" (no interval) or "none" (nothing to compare).
+    """
+
+    claim: str
+    evidence: str = ""
+    clean: str = ""
+    verdict: str = "none"
+
+    @property
+    def text(self) -> str:
+        """The whole sentence."""
+        return f"{self.claim} {self.evidence}".strip()
 
 
 def headline(results: Results) -> Headline:
     """The main metric of the robust encoder against the baseline in the focus setting."""
     metric, robust, focus = results.main, results.robust, results.focus
     if metric is None or focus is None:
-        return Headline("This run holds no attacked pictures, so it says nothing about robustness.", "", "none")
+        return Headline("This run holds no attacked pictures, so it says nothing about robustness.")
     theirs = results.get(results.baseline, focus, metric.key)
     if robust is None or theirs is None:
         value = "" if theirs is None else f": {metric.title.lower()} {metric.show(theirs['mean'])} (n={theirs['n']})"
-        return Headline(f"{_where(focus)} the encoder “{results.baseline}” stands alone{value}.", "", "none")
+        return Headline(f"{_where(focus)} the encoder “{results.baseline}” stands alone{value}.")
     mine, difference = (results.get(robust, focus, metric.key, baseline) for baseline in (None, results.baseline))
     if mine is None or difference is None:
-        return Headline(f"{_where(focus)} “{robust}” and “{results.baseline}” were not measured together.", "", "none")
+        return Headline(f"{_where(focus)} “{robust}” and “{results.baseline}” were not measured together.")
     verdict = _verdict(difference, metric)
-    return Headline(
-        _sentence(results, metric, focus, robust, mine, theirs, difference), _clean(results, metric), verdict
-    )
+    claim, evidence = _sentence(results, metric, focus, robust, mine, theirs, difference)
+    return Headline(claim, evidence, _clean(results, metric), verdict)
 
 
 def _sentence(
     results: Results, metric: Metric, focus: Setting, robust: str, mine: Row, theirs: Row, difference: Row
-) -> str:
+) -> tuple[str, str]:
     a, b = metric.show(mine["mean"]), metric.show(theirs["mean"])
     if metric.key == "scene_accuracy":
         body = f"the encoder “{robust}” keeps {a} of the pictures right, “{results.baseline}” {b}"
@@ -56,7 +64,7 @@ def _sentence(
         "open": " The interval includes 0: this run shows no difference.",
         "unknown": " Too little to tell them apart.",
     }[_verdict(difference, metric)]
-    return f"{_where(focus)} {body} ({n}, difference {size}, {spread}).{tail}"
+    return f"{_where(focus)} {body}", f"({n}, difference {size}, {spread}).{tail}"
 
 
 def _where(setting: Setting) -> str:

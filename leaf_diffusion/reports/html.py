@@ -84,6 +84,7 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
         "environment": json.dumps(run.environment, indent=2, ensure_ascii=False),
         "spec": json.dumps(settings, indent=2, ensure_ascii=False),
         "identity": run.spec.identity,
+        "has_floor": results.floor is not None,
         "has_speller": any("+speller" in label for label in results.encoders),
         "has_transfer": bool(sources),
     }

@@ -35,7 +35,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def plot_over_k(
-    results: Results, metric_key: str, sources: Sequence[str], *, width: float = 3.3
+    results: Results, metric_key: str, sources: Sequence[str], *, width: float = 2.9
 ) -> list[tuple[str, str]]:
     """(title, SVG) of a metric over k: first adaptive attacks, then one panel a source; empty where there is no data.
 
@@ -97,8 +97,8 @@ def _panel(
             shift = (index - (len(lines) - 1) / 2) * 0.05  # intervals of several encoders stay readable
             where = [k + shift for k in ks]
             errors = [
-                [m - low for m, low in zip(means, lows, strict=True)],
-                [h - m for m, h in zip(means, highs, strict=True)],
+                [max(mean - low, 0) for mean, low in zip(means, lows, strict=True)],
+                [max(high - mean, 0) for mean, high in zip(means, highs, strict=True)],
             ]
             marker = MARKERS[index % len(MARKERS)]
             axis.errorbar(
@@ -107,8 +107,6 @@ def _panel(
             )  # fmt: skip
         if metric.key == "drift" and results.floor is not None:
             axis.axhline(results.floor["mean"], color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-            axis.text(1, results.floor["mean"], "another noise, no attack", ha="right", va="bottom", fontsize=7.5,
-                      transform=axis.get_yaxis_transform())  # fmt: skip
         ks = [0, *results.ks] if metric.higher_is_better else results.ks
         axis.set(xticks=ks, xlim=(ks[0] - 0.3, ks[-1] + 0.3), ylim=limits, xlabel="edited characters k")
         axis.set_xticklabels(["0 (clean)" if k == 0 else str(k) for k in ks])
@@ -120,7 +118,7 @@ def _panel(
 
 def stand_in(index: int) -> str:
     """A colour that stands for encoder `index` until it becomes a CSS variable."""
-    return f"#0a0b{index + 16:02x}"
+    return f"#0a0b{index % 7 + 16:02x}"
 
 
 def _inline(svg: str, name: str) -> str:

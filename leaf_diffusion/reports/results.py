@@ -64,7 +64,7 @@ METRICS = {
         ),
         Metric(
             "clip_score_attacked_caption",
-            "CLIPScore, attacked prompt",
+            "CLIPScore to the attacked prompt",
             "the same against the attacked prompt: high means that the picture follows the misspelling",
         ),
         Metric(
@@ -121,7 +121,9 @@ class Results:
         self.encoders.sort(key=lambda label: label != self.baseline)
         self.settings = list(dict.fromkeys(setting_of(r) for r in self.rows if r["protocol"] != "floor"))
         sources = list(dict.fromkeys(setting.source for setting in self.settings))
-        self.settings.sort(key=lambda s: (("clean", "adaptive", "transfer").index(s.protocol), sources.index(s.source), s.k))
+        self.settings.sort(
+            key=lambda s: (("clean", "adaptive", "transfer").index(s.protocol), sources.index(s.source), s.k)
+        )
         self.ks = sorted({s.k for s in self.settings if s.k})
 
     def get(self, encoder: str, setting: Setting, metric: str, baseline: str | None = None) -> Row | None:

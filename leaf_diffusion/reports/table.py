@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from leaf_diffusion.reports.results import Results
+from leaf_diffusion.reports.results import Results, Setting
 
 
 def results_table(results: Results) -> Table:
@@ -20,9 +20,9 @@ def results_table(results: Results) -> Table:
         title_justify="left",
         padding=(0, 1),
     )
-    table.add_column("prompts", max_width=34)
+    table.add_column("attacked on", no_wrap=True)
     for label in results.encoders:
-        table.add_column(escape(label), max_width=20)
+        table.add_column(escape(label), max_width=22)
     table.add_column("n", justify="right")
     for setting in results.settings_of(metric.key):
         rows = [results.get(label, setting, metric.key) for label in results.encoders]
@@ -31,5 +31,11 @@ def results_table(results: Results) -> Table:
             interval = "" if row is None else metric.show_interval(row)
             value = "" if row is None else f"[bold]{metric.show(row['mean'])}[/]"
             cells.append(f"{value} [dim]{interval}[/]" if interval else value)
-        table.add_row(escape(setting.label), *cells, str(max(row["n"] for row in rows if row is not None)))
+        table.add_row(escape(_short(setting)), *cells, str(max(row["n"] for row in rows if row is not None)))
     return table
+
+
+def _short(setting: Setting) -> str:
+    if setting.protocol == "clean":
+        return "– (clean)"
+    return f"{setting.source or 'itself'}, k={setting.k}"

@@ -25,6 +25,8 @@ def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
     Every row has the columns of COLUMNS; more are kept. Raises ValueError naming what a row lacks.
     """
     whole = {name: _finite(value) for name, value in results.items()}
+    if not isinstance(whole.get("rows"), list):
+        raise ValueError('results hold "rows", a list')
     clean: list[dict[str, Any]] = whole["rows"]
     for index, row in enumerate(clean):
         if missing := [name for name in COLUMNS if name not in row]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 PROBE_BYTES = 1 << 20
 MAX_PIXELS = 64_000_000
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _HINTS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
@@ -52,8 +53,11 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write beside `path`, fsync, rename over it. A reader sees the old file or the new one. Raises RunFolderError."""
+def atomic_write(path: Path, data: bytes, *, sync_name: bool = True) -> None:
+    """Write beside `path`, fsync, rename over it. A reader sees the old file or the new one. Raises RunFolderError.
+
+    sync_name: also force the new name onto the disk; without it a power cut may undo the write, never halve it.
+    """
     with explained(path, "writing"):
         fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
@@ -68,7 +72,8 @@ def atomic_write(path: Path, data: bytes) -> None:
             with suppress(OSError):
                 os.unlink(name)
             raise
-        sync_folder(path.parent)
+        if sync_name:
+            sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -98,8 +103,12 @@ def probe(folder: Path) -> None:
 
 
 def png_ok(path: str | os.PathLike[str]) -> bool:
-    """True when the file is a whole picture of bounded size: checksums hold and every row decodes."""
+    """True when the file is a whole picture of bounded size: its last byte is there, checksums hold, it decodes."""
     try:
+        with open(path, "rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            if file.read() != _PNG_END:  # Pillow reads over a cut inside of the last chunk
+                return False
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with Image.open(path, formats=["PNG"]) as picture:
@@ -108,6 +117,6 @@ def png_ok(path: str | os.PathLike[str]) -> bool:
                 picture.verify()
             with Image.open(path, formats=["PNG"]) as picture:
                 picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning):
+    except (OSError, SyntaxError, ValueError, LookupError, EOFError, Image.DecompressionBombError, Warning):
         return False
     return True

@@ -36,6 +36,7 @@ class Log:
                 sync_folder(path.parent)
         self.synced = time.monotonic()
         self.dirty = bool(self.torn)
+        self.unsettled = False
 
     def append(self, record: dict[str, Any]) -> bool:
         """False, and nothing written, when the id stands there already."""
@@ -50,13 +51,18 @@ class Log:
         except (TypeError, ValueError) as error:
             raise ValueError(f"record {unit!r} does not fit into JSON: {error}") from error
         with explained(self.path, "writing"):
+            if self.unsettled:  # a torn line may stand there still: this one must not be glued to it
+                os.ftruncate(self.fd, self.size)
+            self.unsettled = True
             try:
                 write_all(self.fd, line)
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(self.fd, self.size)
+                    self.unsettled = False
                 raise
         self.size += len(line)
+        self.unsettled = False
         self.records[unit] = json.loads(text)
         self.dirty = True
         if time.monotonic() - self.synced >= self.fsync_seconds:

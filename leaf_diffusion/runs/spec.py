@@ -29,11 +29,13 @@ _MISSING = "(absent)"
 def canonical_json(value: Any) -> str:
     """Sorted keys, no spaces, no NaN: equal values give equal text. Raises ValueError for what JSON cannot hold."""
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text.encode()  # a lone surrogate (undecodable bytes of a command line) is no text
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"a run specification holds only JSON values (text, numbers, lists, mappings): {error}"
         ) from error
+    return text
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def environment(command: str | None = None) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "command": command or shlex.join(sys.argv),
+        "command": (command or shlex.join(sys.argv)).encode(errors="backslashreplace").decode(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -16,7 +16,7 @@ from typing import Any, Self
 from PIL import Image
 
 from leaf_diffusion.runs.export import write_results
-from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe
+from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe, sync_folder
 from leaf_diffusion.runs.log import Log, take_lock
 from leaf_diffusion.runs.read import read_spec
 from leaf_diffusion.runs.spec import RunSpec, environment
@@ -58,7 +58,8 @@ class RunStore:
         folder = Path(folder)
         with explained(folder, "creating"):
             folder.mkdir(parents=True, exist_ok=True)
-        _check_owner(folder, spec)
+        with explained(folder, "reading"):
+            _check_owner(folder, spec)
         store = cls(folder, spec, take_lock(folder / ".lock"), fsync_seconds)
         try:
             _check_owner(folder, spec)
@@ -70,6 +71,8 @@ class RunStore:
             with explained(folder, "creating folders in"):
                 (folder / "records").mkdir(exist_ok=True)
                 (folder / "images").mkdir(exist_ok=True)
+                for left in (folder / "images").glob(".*.tmp"):  # what a killed writer had not yet renamed
+                    left.unlink(missing_ok=True)
             for path in sorted((folder / "records").glob("*.jsonl")):
                 store._log(path.stem)
         except BaseException:
@@ -99,7 +102,7 @@ class RunStore:
             raise ValueError(f"a picture is kept as images/<hexadecimal digits>.png, not {path!r}")
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
-        atomic_write(self.folder / path, buffer.getvalue())
+        atomic_write(self.folder / path, buffer.getvalue(), sync_name=False)  # one sync for many names: flush()
         return path
 
     def load_image(self, path: str) -> Image.Image:
@@ -122,7 +125,8 @@ class RunStore:
         write_results(self.folder, results)
 
     def flush(self) -> None:
-        """Force all records onto the disk."""
+        """Force all records and pictures onto the disk."""
+        sync_folder(self.folder / "images")
         for log in self._logs.values():
             log.sync()
 

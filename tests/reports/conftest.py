@@ -44,6 +44,11 @@ def misspell(prompt: str, k: int, rng: random.Random) -> str:
 Make = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda fd: None)
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Make:
     """make_run(prompts=None, ...) -> run folder."""
@@ -70,7 +75,9 @@ def build(
     if prompts is None:
         prompts = [f"a {rng.choice(list(COLOURS))} {rng.choice(NOUNS)} on the grass" for _ in range(n)]
     values: dict[tuple[str, str, str | None, int, str], dict[str, float]] = {}
-    with RunStore.open(folder, RunSpec({"pipeline": "world", "prompts": prompts}), command="leaf-diffusion evaluate") as store:
+    with RunStore.open(
+        folder, RunSpec({"pipeline": "world", "prompts": prompts}), command="leaf-diffusion evaluate"
+    ) as store:
         for index, prompt in enumerate(prompts):
             texts: dict[tuple[str, int], str] = {}
             for source in [*hold, "judge"]:
@@ -103,7 +110,10 @@ def build(
                     "drift": drift,
                 }
                 store.append("scores", {"unit": "score", "id": unit, **score})
-                for metric, field in (("scene_accuracy", "scene_correct"), *((m, m) for m in score if m != "scene_correct")):
+                for metric, field in (
+                    ("scene_accuracy", "scene_correct"),
+                    *((m, m) for m in score if m != "scene_correct"),
+                ):
                     if score[field] is not None:
                         values.setdefault((*cell, metric), {})[str(index)] = float(score[field])
         store.write_results(results(values, list(hold), store, attacked))

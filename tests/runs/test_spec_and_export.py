@@ -43,7 +43,7 @@ def test_settings_are_copied_and_checked() -> None:
     spec = RunSpec(settings)
     settings["k"].append(2)
     assert spec.settings == {"k": [1]}
-    for bad in (float("nan"), {1, 2}, Path()):
+    for bad in (float("nan"), {1, 2}, Path(), "caf\udce9"):
         with pytest.raises(ValueError, match="only JSON values"):
             RunSpec({"bad": bad})
     with pytest.raises(ValueError, match="edited by hand"):
@@ -63,6 +63,8 @@ def test_results_are_written_for_people_and_machines(tmp_path: Path) -> None:
     assert (table[0]["encoder"], table[0]["mean"], table[0]["ci_low"], table[1]["note"]) == ("leaf", "0.5", "", "'=1")
     with pytest.raises(ValueError, match="row 0 lacks ci_high"):
         write_results(tmp_path, {"rows": [{k: v for k, v in row().items() if k != "ci_high"}]})
+    with pytest.raises(ValueError, match='hold "rows"'):
+        write_results(tmp_path, {})
 
 
 @pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])

@@ -168,6 +168,56 @@ def test_a_disk_that_fills_up_leaves_whole_lines_and_the_run_goes_on(
     assert [json.loads(line)["id"] for line in text.splitlines()] == [f"unit {i}" for i in range(9)]
 
 
+def test_a_torn_line_that_could_not_be_cut_is_cut_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def half(fd: int, data: bytes) -> None:
+        os.write(fd, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RunStore.open(tmp_path, SPEC) as store:
+        store.append("attacks", record("a"))
+        for failing in (half, interrupted):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "ftruncate", refuse)
+                patch.setattr(log, "write_all", failing)
+                with pytest.raises((RunFolderError, KeyboardInterrupt)):
+                    store.append("attacks", record("b"))
+        assert store.append("attacks", record("b"))
+    assert [r["id"] for r in load_run(tmp_path).records("attacks")] == ["a", "b"]
+    assert (tmp_path / "records" / "attacks.jsonl").read_bytes().count(b"\n") == 2
+
+
+def interrupted(fd: int, data: bytes) -> None:
+    os.write(fd, data)
+    raise KeyboardInterrupt
+
+
+def test_what_a_killed_writer_left_is_swept_on_reopening(tmp_path: Path) -> None:
+    with RunStore.open(tmp_path, SPEC) as store:
+        kept = store.save_image(image_name("a"), Image.new("RGB", (4, 4)))
+    (tmp_path / "images" / ".abc.png.x1.tmp").write_bytes(b"half")
+    RunStore.open(tmp_path, SPEC).close()
+    assert [path.name for path in (tmp_path / "images").iterdir()] == [Path(kept).name]
+
+
+def test_an_unreadable_folder_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(RunFolderError, match=r"reading .* failed: this user may not"):
+        RunStore.open(tmp_path, SPEC)
+
+
+def test_a_command_line_of_undecodable_bytes_is_recorded(tmp_path: Path) -> None:
+    RunStore.open(tmp_path, SPEC, command="evaluate --prompts caf\udce9.txt").close()
+    assert load_run(tmp_path).environment["command"] == "evaluate --prompts caf\\udce9.txt"
+
+
 def test_pictures_are_whole_or_known_to_be_damaged(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
         picture = Image.effect_noise((32, 32), 50).convert("RGB")
@@ -196,10 +246,12 @@ def test_png_ok_sees_every_kind_of_damage(tmp_path: Path) -> None:
     Image.effect_noise((16, 16), 50).save(path)
     data = path.read_bytes()
     assert png_ok(path)
-    for cut in (0, 4, 20, len(data) // 2, len(data) - 13):
+    for cut in (0, 4, 20, len(data) // 2, *range(len(data) - 20, len(data))):
         path.write_bytes(data[:cut])
         assert not png_ok(path), cut
     path.write_bytes(data[:60] + bytes([data[60] ^ 1]) + data[61:])
+    assert not png_ok(path)
+    path.write_bytes(data[:33] + data[-12:])  # no pixels at all
     assert not png_ok(path)
     Image.new("RGB", (4, 4)).save(path, format="JPEG")
     assert not png_ok(path)

@@ -1,0 +1,93 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leaf_diffusion.reports import gallery_rows, headline, show_gallery
+from leaf_diffusion.reports.gallery import marks
+from leaf_diffusion.reports.results import Results, Setting
+
+Make = Callable[..., Path]
+
+
+def row(encoder: str, mean: float, low: float | None, high: float | None, **values: Any) -> dict[str, Any]:
+    base = {"baseline": None, "protocol": "adaptive", "source": encoder, "attack": "charmer", "constraint": "none"}
+    rest = {"k": 1, "metric": "scene_accuracy", "n": 60, "seeds": 1}
+    return base | rest | {"encoder": encoder, "mean": mean, "ci_low": low, "ci_high": high} | values
+
+
+def said(leaf: float, low: float | None, high: float | None, **values: Any) -> Any:
+    rows = [row("original", 0.09, 0.0, 0.2, **values), row("leaf", leaf, 0.5, 0.8, **values)]
+    rows.append(row("leaf", leaf - 0.09, low, high, **(values | {"baseline": "original"})))
+    return headline(Results(rows))
+
+
+def test_a_clear_gain_is_one_sentence_with_everything_in_it() -> None:
+    found = said(0.71, 0.5, 0.73)
+    assert found.text == (
+        "Under one-character adaptive attacks (k=1) the encoder “leaf” keeps 71% of the pictures right, “original” 9% "
+        "(n=60 prompts, difference +62 points, 95% interval 50 to 73)."
+    )
+    assert found.verdict == "better"
+
+
+@pytest.mark.parametrize(
+    ("leaf", "low", "high", "verdict", "words"),
+    [
+        (0.11, -0.04, 0.08, "open", "95% interval −4 to 8). The interval includes 0: this run shows no difference."),
+        (0.09, 0.0, 0.0, "open", "includes 0"),
+        (0.02, -0.12, -0.01, "worse", "difference −7 points, 95% interval −12 to −1). “leaf” is the worse one here."),
+        (1.0, None, None, "unknown", "no interval from one prompt"),
+    ],
+)
+def test_words_follow_the_interval(leaf: float, low: Any, high: Any, verdict: str, words: str) -> None:
+    found = said(leaf, low, high)
+    assert found.verdict == verdict
+    assert words in found.text
+
+
+def test_less_drift_is_better_and_k_is_spelled() -> None:
+    found = said(0.02, -0.12, -0.01, metric="drift", k=2)
+    assert found.verdict == "better"
+    assert found.text.startswith("Under two-character adaptive attacks (k=2) the pictures of “leaf” move by 0.020")
+
+
+def test_transferred_attacks_name_their_source() -> None:
+    found = said(0.71, 0.5, 0.73, protocol="transfer", source="judge")
+    assert found.text.startswith("Under one-character attacks found on “judge” (k=1)")
+
+
+@given(st.text(max_size=12), st.text(max_size=12))
+def test_marks_tell_both_texts(original: str, perturbed: str) -> None:
+    pieces = marks(original, perturbed)
+    assert "".join(text for kind, text in pieces if kind != "ins") == original
+    assert "".join(text for kind, text in pieces if kind != "del") == perturbed
+
+
+def test_gallery_is_worst_first_and_pairs_every_cell(make_run: Make) -> None:
+    run = make_run()
+    rows = gallery_rows(run)
+    assert len(rows) == 12
+    assert [r.damage for r in rows] == sorted((r.damage for r in rows), reverse=True)
+    assert rows[0].damage[0] > rows[-1].damage[0]
+    for found in rows:
+        assert len(found.cells) == 4 * (1 + 2 + 2 * 2)
+        transferred = {c.prompt for (_, s), c in found.cells.items() if s == Setting("transfer", "judge", 1)}
+        assert len(transferred) == 1
+        lost = (
+            found.cells["original", Setting("clean")].correct
+            and not found.cells["original", Setting("adaptive", "", 1)].correct
+        )
+        assert not lost or found.damage[0] > 0 or found.damage[1] > 0
+
+
+def test_a_figure_for_notebooks(make_run: Make, tmp_path: Path) -> None:
+    run = make_run(n=3, prompts=["a $cat$ <b>", "b", "c"])
+    figure = show_gallery(run, k=1, limit=2, encoders=["original", "leaf"])
+    assert len(figure.axes) == 2 * 4
+    figure.savefig(tmp_path / "gallery.png")
+    with pytest.raises(ValueError, match="holds no pictures of prompts attacked on itself, k=7"):
+        show_gallery(run, k=7)
