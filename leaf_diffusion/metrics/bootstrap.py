@@ -29,8 +29,10 @@ def paired_bootstrap(
     values: one number a prompt, or one sequence a prompt (its seeds, averaged first; counts may differ). A mapping is
     taken in the order of its keys, so the order in which records were written does not matter. Prompts are drawn
     together on both sides. Raises ValueError on no prompt, on prompts that differ between the sides, on an empty prompt
-    or NaN (leave those out before, and count them).
+    or NaN (leave those out before, and count them), on resamples < 1 or a level outside 0..1.
     """
+    if resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"a bootstrap needs resamples >= 1 and 0 < level < 1, not {resamples} and {level}")
     means = _prompt_means(values)
     if against is not None:
         if isinstance(values, Mapping) != isinstance(against, Mapping):

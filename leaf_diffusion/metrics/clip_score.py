@@ -26,7 +26,6 @@ def clip_score_from_features(image: Tensor, text: Tensor) -> float:
     return float(100 * torch.cosine_similarity(image.float(), text.float().to(image.device), dim=0))
 
 
-@torch.inference_mode()
 def clip_scores(
     images: Sequence[Image.Image], texts: Sequence[str], model: ClipModel, *, batch_size: int = 64
 ) -> list[float]:
@@ -38,8 +37,9 @@ def clip_scores(
         raise ValueError(f"each picture needs its caption: {len(images)} pictures, {len(texts)} captions")
     scores: list[float] = []
     for start in range(0, len(images), batch_size):
-        pictures = model.encode_image(list(images[start : start + batch_size]))
-        captions = model.encode_text(list(texts[start : start + batch_size]))
+        with torch.inference_mode():
+            pictures = model.encode_image(list(images[start : start + batch_size]))
+            captions = model.encode_text(list(texts[start : start + batch_size]))
         scores += [clip_score_from_features(a, b) for a, b in zip(pictures, captions, strict=True)]
     return scores
 

@@ -18,4 +18,5 @@ def pixel_rmse(a: Image.Image, b: Image.Image) -> float:
 
 def feature_drift(a: Tensor, b: Tensor) -> float:
     """1 - cosine of two feature vectors [d], in 0..2."""
-    return float(1 - torch.cosine_similarity(a.float(), b.float().to(a.device), dim=0))
+    cosine = float(torch.cosine_similarity(a.float(), b.float().to(a.device), dim=0))
+    return 1 - min(1.0, max(-1.0, cosine))  # rounding takes the cosine beyond 1: equal vectors would drift by -1e-7

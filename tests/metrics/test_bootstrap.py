@@ -76,3 +76,6 @@ def test_wrong_input_is_refused() -> None:
         paired_bootstrap([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="mapping"):
         paired_bootstrap({"x": 1.0}, [1.0])
+    for wrong in ({"resamples": 0}, {"level": 95}):
+        with pytest.raises(ValueError, match="needs resamples >= 1"):
+            paired_bootstrap([1.0, 2.0], **wrong)  # type: ignore[arg-type]

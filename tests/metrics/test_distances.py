@@ -52,6 +52,12 @@ def test_frechet_of_known_gaussians_and_of_few_pictures() -> None:
     assert float(frechet_distance(x, y)) == pytest.approx(4)
 
 
+def test_frechet_is_biased_upwards_while_pictures_are_few() -> None:
+    rng = np.random.default_rng(3)
+    found = [float(frechet_distance(*rng.normal(size=(2, n, 32)))) for n in (8, 32, 512)]
+    assert found[0] > 1.5 * found[1] > 3 * found[2]
+
+
 def test_kid_equals_torchmetrics() -> None:
     a, b = sets(50, 50)
     reference = KernelInceptionDistance(feature=Flat(), subsets=3, subset_size=50)
