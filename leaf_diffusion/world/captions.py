@@ -99,7 +99,7 @@ def world_prompts(n: int, seed: int = 0, *, two: float = 0.0) -> list[WorldPromp
     """
     rng = random.Random(f"world prompts {seed}")
     prompts: dict[str, WorldPrompt] = {}
-    for _ in range(200 * n + 1000):
+    for _ in range(20 * n + 1000):
         if len(prompts) == n:
             break
         scene = sample_scene(rng, two=two, split="test" if rng.random() < 0.5 else "train", small=0.0)

@@ -22,7 +22,16 @@ def finetune_world(name: str, output: Path, *, steps: int, seed: int, lr: float,
     """Finetune the world's original encoder: "leaf" by the LEAF attack, "typo-augmented" by one random typo a caption."""
     attack: Any = {"leaf": "leaf", "typo-augmented": "random-typos"}[name]
     config = TextFAREConfig(
-        attack=attack, rho=5, k=1, batch_size=128, max_steps=steps, lr=lr, warmup_steps=50, weight_decay=1e-4, seed=seed, checkpoint_every=100
+        attack=attack,
+        rho=5,
+        k=1,
+        batch_size=128,
+        max_steps=steps,
+        lr=lr,
+        warmup_steps=50,
+        weight_decay=1e-4,
+        seed=seed,
+        checkpoint_every=100,
     )
     encoder = load_text_encoder("world:original", device=device)
     return finetune_text_encoder(encoder, training_captions(20_000), output, config)
