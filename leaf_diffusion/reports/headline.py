@@ -57,14 +57,14 @@ def _sentence(
     n = f"n={difference['n']} prompt" + ("s" if difference["n"] != 1 else "")
     size = metric.show_difference(difference["mean"]) + (" points" if metric.unit == "%" else "")
     interval = metric.show_interval(difference)
-    spread = f"95% interval {interval}" if interval else "no interval from one prompt"
-    tail = {
-        "better": "",
-        "worse": f" “{robust}” is the worse one here.",
-        "open": " The interval includes 0: this run shows no difference.",
-        "unknown": " Too little to tell them apart.",
+    lead, remark = {
+        "better": ("", ""),
+        "worse": (f"“{robust}” does worse: ", ""),
+        "open": ("this run shows no clear difference: ", ", which includes 0"),
+        "unknown": ("this run is too small to tell: ", ""),
     }[_verdict(difference, metric)]
-    return f"{_where(focus)} {body}", f"({n}, difference {size}, {spread}).{tail}"
+    spread = f"95% interval {interval}{remark}" if interval else "no interval from one prompt"
+    return f"{_where(focus)} {lead}{body}", f"({n}, difference {size}, {spread})."
 
 
 def _where(setting: Setting) -> str:

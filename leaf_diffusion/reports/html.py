@@ -13,7 +13,7 @@ from leaf_diffusion.reports import sections
 from leaf_diffusion.reports.gallery import gallery_rows
 from leaf_diffusion.reports.headline import headline
 from leaf_diffusion.reports.plots import plot_over_k
-from leaf_diffusion.reports.results import PAIRED, SETS, Results
+from leaf_diffusion.reports.results import METRICS, PAIRED, SETS, Results
 from leaf_diffusion.reports.uncounted import uncounted
 from leaf_diffusion.runs import Run, atomic_write, load_run
 
@@ -70,7 +70,7 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
         "differences": [sections.differences(results, key) for key in keys if key not in first],
         "sensitivity": [sections.means(results, "sensitivity")] if results.has("sensitivity") else [],
         "plots": [
-            (sections.METRICS[key].title, [(title, Markup(svg)) for title, svg in plot_over_k(results, key, sources)])
+            (METRICS[key].title, [(title, Markup(svg)) for title, svg in plot_over_k(results, key, sources)])
             for key in plotted
         ],
         "sets": [sections.means(results, key) for key in SETS if results.has(key)],

@@ -22,17 +22,20 @@ class Metric:
     unit: str = ""
 
     def show(self, value: float | None) -> str:
-        return "–" if value is None else f"{value * self.scale:.{self.digits}f}{self.unit}"
+        return "–" if value is None else f"{self._round(value):.{self.digits}f}{self.unit}".replace("-", "−")
 
     def show_difference(self, value: float | None) -> str:
         """With its sign; a difference of percentages is in points."""
-        return "–" if value is None else f"{value * self.scale + 0.0:+.{self.digits}f}".replace("-", "−")
+        return "–" if value is None else f"{self._round(value):+.{self.digits}f}".replace("-", "−")
+
+    def _round(self, value: float) -> float:
+        return round(value * self.scale, self.digits) + 0.0  # never "-0"
 
     def show_interval(self, row: Row) -> str:
         """ "60 to 82", or "" where there is none (one prompt, or a distance between sets)."""
         if row.get("ci_low") is None or row.get("ci_high") is None:
             return ""
-        low, high = (f"{row[name] * self.scale + 0.0:.{self.digits}f}" for name in ("ci_low", "ci_high"))
+        low, high = (f"{self._round(row[name]):.{self.digits}f}" for name in ("ci_low", "ci_high"))
         return f"{low} to {high}".replace("-", "−")
 
 

@@ -37,10 +37,11 @@ def test_a_clear_gain_is_one_sentence_with_everything_in_it() -> None:
 @pytest.mark.parametrize(
     ("leaf", "low", "high", "verdict", "words"),
     [
-        (0.11, -0.04, 0.08, "open", "95% interval −4 to 8). The interval includes 0: this run shows no difference."),
-        (0.09, 0.0, 0.0, "open", "includes 0"),
-        (0.02, -0.12, -0.01, "worse", "difference −7 points, 95% interval −12 to −1). “leaf” is the worse one here."),
-        (1.0, None, None, "unknown", "no interval from one prompt"),
+        (0.11, -0.04, 0.08, "open", "no clear difference: the encoder “leaf” keeps 11%"),
+        (0.11, -0.04, 0.08, "open", "difference +2 points, 95% interval −4 to 8, which includes 0)."),
+        (0.09, -0.001, 0.0, "open", "difference +0 points, 95% interval 0 to 0, which includes 0)."),
+        (0.02, -0.12, -0.01, "worse", "(k=1) “leaf” does worse: the encoder “leaf” keeps 2%"),
+        (1.0, None, None, "unknown", "too small to tell: the encoder “leaf” keeps 100%"),
     ],
 )
 def test_words_follow_the_interval(leaf: float, low: Any, high: Any, verdict: str, words: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from leaf_diffusion.reports import html, sections, write_report
 from leaf_diffusion.reports.cli import main
+from leaf_diffusion.reports.results import METRICS
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
 
 Make = Callable[..., Path]
@@ -159,5 +160,5 @@ def test_the_command_prints_a_table_of_100_columns(
 
 def test_a_bar_covers_its_interval() -> None:
     row = {"mean": 0.5, "ci_low": 0.25, "ci_high": 0.75}
-    cell = sections._mean(row, sections.METRICS["scene_accuracy"])
+    cell = sections._mean(row, METRICS["scene_accuracy"])
     assert (cell.text, cell.sub, cell.bar) == ("50%", "25 to 75", (25, 50, 75))
