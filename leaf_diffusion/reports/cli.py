@@ -33,6 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     console.print(results_table(results))
     said = headline(results)
-    console.print(escape(f"{said.text} {said.clean}".strip()), highlight=False)
+    console.print(escape(" ".join(filter(None, (said.text, said.clean, said.others)))), highlight=False)
     console.print(f"report: {escape(str(path))}", soft_wrap=True, highlight=False)
     return 0

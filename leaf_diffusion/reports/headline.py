@@ -11,7 +11,7 @@ _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 @dataclass(frozen=True)
 class Headline:
-    """claim and evidence: the sentence; clean: what the encoder costs without an attack; verdict: how it came out.
+    """claim and evidence: the sentence; clean: what the encoder costs without an attack; others: the other encoders.
 
     verdict: "better", "worse", "open" (the interval includes 0), "unknown" (no interval) or "none" (nothing to compare).
     """
@@ -19,6 +19,7 @@ class Headline:
     claim: str
     evidence: str = ""
     clean: str = ""
+    others: str = ""
     verdict: str = "none"
 
     @property
@@ -39,9 +40,9 @@ def headline(results: Results) -> Headline:
     mine, difference = (results.get(robust, focus, metric.key, baseline) for baseline in (None, results.baseline))
     if mine is None or difference is None:
         return Headline(f"{_where(focus)} “{robust}” and “{results.baseline}” were not measured together.")
-    verdict = _verdict(difference, metric)
     claim, evidence = _sentence(results, metric, focus, robust, mine, theirs, difference)
-    return Headline(claim, evidence, _clean(results, metric), verdict)
+    clean, others = _clean(results, metric), _others(results, metric, focus)
+    return Headline(claim, evidence, clean, others, _verdict(difference, metric))
 
 
 def _sentence(
@@ -97,3 +98,11 @@ def _clean(results: Results, metric: Metric) -> str:
     spread = f", 95% interval {interval}" if interval else ""
     values = f"“{robust}” {metric.show(mine['mean'])}, “{results.baseline}” {metric.show(theirs['mean'])}"
     return f"Without an attack: {values} (difference {size}{spread})."
+
+
+def _others(results: Results, metric: Metric, focus: Setting) -> str:
+    """Controls and defences under the same attack: what a robust encoder has to beat beside the original."""
+    labels = [label for label in results.encoders if label not in (results.robust, results.baseline)]
+    rows = [(label, results.get(label, focus, metric.key)) for label in labels]
+    said = [f"“{label}” {metric.show(row['mean'])}" for label, row in rows if row is not None]
+    return f"The other encoders under these attacks: {', '.join(said)}." if said else ""

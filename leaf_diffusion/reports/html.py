@@ -49,20 +49,20 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
     found = run.results
     results = Results(found["rows"])
     rows = gallery_rows(run, baseline=results.baseline)
-    shown, left_out = sections.gallery(rows, results, budget)
+    spec = json.dumps(run.spec.settings, indent=2, ensure_ascii=False)
+    shown, left_out = sections.gallery(rows, results, budget - len(spec.encode()))
     main = results.main
     keys = [key for key in PAIRED if results.has(key)]
     first = [main.key] if main else []
     sources = list(dict.fromkeys(s.source for s in results.settings if s.protocol == "transfer"))
     plotted = [key for key in ("scene_accuracy", "clip_score", "drift") if results.has(key)]
-    settings = run.spec.settings
     return {
         "headline": headline(results),
         "encoders": results.encoders,
         "robust": results.robust,
         "baseline": results.baseline,
         "focus": results.focus,
-        "facts": _facts(results, len(rows), settings),
+        "facts": _facts(results, len(rows), run.spec.settings),
         "telling": sections.telling(rows, results),
         "main": [sections.means(results, key) for key in first],
         "main_differences": [sections.differences(results, key) for key in first],
@@ -80,9 +80,12 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
         "uncounted": uncounted(rows, results, found, run.records("scores")),
         "gallery": shown,
         "left_out": left_out,
+        "unshown": [
+            source for source in sources if source not in {s.source for s in sections.gallery_settings(results)}
+        ],
         "command": run.environment.get("command", "not recorded"),
         "environment": json.dumps(run.environment, indent=2, ensure_ascii=False),
-        "spec": json.dumps(settings, indent=2, ensure_ascii=False),
+        "spec": spec,
         "identity": run.spec.identity,
         "has_floor": results.floor is not None,
         "has_speller": any("+speller" in label for label in results.encoders),

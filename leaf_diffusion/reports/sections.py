@@ -11,6 +11,8 @@ from leaf_diffusion.reports.gallery import GalleryCell, GalleryRow, marks
 from leaf_diffusion.reports.pictures import data_uri
 from leaf_diffusion.reports.results import METRICS, Metric, Results, Row, Setting
 
+_MARKUP = 900  # bytes of HTML around a picture
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -82,7 +84,7 @@ def _difference(row: Row | None, metric: Metric) -> Cell:
 
 
 def _n(rows: Iterable[Row | None]) -> str:
-    """ "60", or "60 × 2" with two noises a prompt; a span where the encoders' n differ."""
+    """ "60"; a span where the encoders' n differ."""
     sizes = sorted({row["n"] for row in rows if row is not None})
     return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
 
@@ -134,23 +136,28 @@ def telling(rows: Sequence[GalleryRow], results: Results, limit: int = 4) -> lis
 
 
 def gallery(rows: Sequence[GalleryRow], results: Results, budget: int) -> tuple[list[dict[str, Any]], int]:
-    """Rows for the template while their pictures fit into `budget` bytes, and how many prompts were left out.
+    """Rows for the template while they fit into `budget` bytes, and how many prompts were left out.
 
-    Shown: clean, each encoder attacked on itself, and the attacks found on the baseline (the same prompts for all).
+    A line an encoder, a column a setting of `gallery_settings`.
     """
-    settings = [s for s in results.settings if s.protocol != "transfer" or s.source == results.baseline]
-    if not any(s.k and s.protocol == "transfer" for s in settings):
-        settings = results.settings
+    settings = gallery_settings(results)
     shown: list[dict[str, Any]] = []
     for row in rows:
-        lines: list[dict[str, Any]] = []
-        for setting in settings:
-            cells = [picture(row.cells.get((label, setting)), row.prompt) for label in results.encoders]
-            if any(cells):
-                shared = next(cell for cell in cells if cell) if setting.protocol == "transfer" else None
-                lines.append({"label": setting.label, "cells": cells, "shared": shared})
-        budget -= sum(len(cell["uri"]) for line in lines for cell in line["cells"] if cell)
+        lines = [
+            (label, [picture(row.cells.get((label, s)), row.prompt) for s in settings]) for label in results.encoders
+        ]
+        columns = []
+        for index, setting in enumerate(settings):
+            found = next((cells[index] for _, cells in lines if cells[index]), None)
+            columns.append({"label": setting.label, "shared": found if setting.protocol == "transfer" else None})
+        budget -= sum(len(cell["uri"]) + _MARKUP for _, cells in lines for cell in cells if cell)
         if budget < 0:
             break
-        shown.append({"prompt": row.prompt, "lines": lines})
+        shown.append({"prompt": row.prompt, "columns": columns, "lines": [line for line in lines if any(line[1])]})
     return shown, len(rows) - len(shown)
+
+
+def gallery_settings(results: Results) -> list[Setting]:
+    """Clean, each encoder attacked on itself, the attacks found on the baseline (else all): the same prompts for all."""
+    settings = [s for s in results.settings if s.protocol != "transfer" or s.source == results.baseline]
+    return settings if any(s.protocol == "transfer" for s in settings) else results.settings

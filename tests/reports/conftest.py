@@ -80,12 +80,12 @@ def build(
     ) as store:
         for index, prompt in enumerate(prompts):
             texts: dict[tuple[str, int], str] = {}
-            for source in [*hold, "judge"]:
+            for found_on in [*hold, "judge"]:
                 for k in ks if attacked else ():
-                    texts[source, k] = text = misspell(prompt, k, random.Random(f"{index}{source}"))
+                    texts[found_on, k] = text = misspell(prompt, k, random.Random(f"{index}{found_on}"))
                     store.append("attacks", {
-                        "unit": "attack", "id": f"{source}/{k}/{index}", "prompt_id": str(index), "prompt": prompt,
-                        "perturbed": text, "source": source, "k": k, "attack": "charmer", "truncated": False,
+                        "unit": "attack", "id": f"{found_on}/{k}/{index}", "prompt_id": str(index), "prompt": prompt,
+                        "perturbed": text, "source": found_on, "k": k, "attack": "charmer", "truncated": False,
                     })  # fmt: skip
             for cell in cells(hold, ks if attacked else ()):
                 encoder, protocol, source, k = cell
@@ -103,7 +103,7 @@ def build(
                     "image": image, "given": given, "truncated": False,
                 })  # fmt: skip
                 drift = None if protocol == "clean" else (0.05 if right else 0.2) + 0.01 * (index % 3)
-                score = {
+                score: dict[str, float | None] = {
                     "clip_score": (28 if right else 19) + math.sin(index),
                     "clip_score_attacked_caption": 22 + math.sin(index),
                     "scene_correct": right if scenes else None,
@@ -114,8 +114,8 @@ def build(
                     ("scene_accuracy", "scene_correct"),
                     *((m, m) for m in score if m != "scene_correct"),
                 ):
-                    if score[field] is not None:
-                        values.setdefault((*cell, metric), {})[str(index)] = float(score[field])
+                    if (value := score[field]) is not None:
+                        values.setdefault((*cell, metric), {})[str(index)] = float(value)
         store.write_results(results(values, list(hold), store, attacked))
     return folder
 

@@ -50,6 +50,13 @@ def test_words_follow_the_interval(leaf: float, low: Any, high: Any, verdict: st
     assert words in found.text
 
 
+def test_controls_and_defences_are_named_beside_the_robust_encoder() -> None:
+    rows = [row(label, mean, None, None) for label, mean in (("original", 0.1), ("leaf", 0.6), ("o+speller", 0.7))]
+    rows.append(row("leaf", 0.5, 0.2, 0.7, baseline="original"))
+    assert headline(Results(rows)).others == "The other encoders under these attacks: “o+speller” 70%."
+    assert said(0.71, 0.5, 0.73).others == ""
+
+
 def test_less_drift_is_better_and_k_is_spelled() -> None:
     found = said(0.02, -0.12, -0.01, metric="drift", k=2)
     assert found.verdict == "better"
