@@ -35,7 +35,7 @@ class FinetuneOptions:
     tokenizer: str | None = None
     """A folder or Hub id, where the source has no tokenizer of its own."""
     device: Literal["auto", "cpu"] = "auto"
-    config: TextFAREConfig = field(default_factory=TextFAREConfig)
+    config: tyro.conf.OmitArgPrefixes[TextFAREConfig] = field(default_factory=TextFAREConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

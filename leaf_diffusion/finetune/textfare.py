@@ -47,11 +47,11 @@ def _squared_distance_to(row: Tensor) -> Goal:
     return Goal(lambda features: (features.float() - row).square().sum(-1))
 
 
-@torch.no_grad()
 def embed(encoder: TextEncoder, texts: Sequence[str], at_once: int = 256) -> Float[Tensor, "n d"]:
     """Projected features of the texts, without gradients."""
     rows = encoder.tokenize(texts)
-    return torch.cat([encoder.features(rows[i : i + at_once]) for i in range(0, len(rows), at_once)])
+    with torch.no_grad():
+        return torch.cat([encoder.features(rows[i : i + at_once]) for i in range(0, len(rows), at_once)])
 
 
 def _scorer(encoder: TextEncoder, targets: Float[Tensor, "n d"]) -> Scorer:

@@ -11,7 +11,7 @@ from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_model_of
 
 
-class Projected(nn.Module):
+class Projected(nn.Module):  # type: ignore[misc]  # strict mode without torch's types
     """Token rows to projected features [n, d], as the one module that accelerate wraps."""
 
     def __init__(self, encoder: HFTextEncoder) -> None:

@@ -25,6 +25,7 @@ from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.checkpoint import Checkpoint, append_log, cut_log, read_state, write_state
 from leaf_diffusion.finetune.config import TextFAREConfig as TextFAREConfig
 from leaf_diffusion.finetune.config import rate as rate
+from leaf_diffusion.finetune.processes import accelerator_for
 from leaf_diffusion.finetune.save import save_encoder
 from leaf_diffusion.finetune.textfare import Figures, attack_captions, embed, held_out_figures, textfare_loss
 from leaf_diffusion.finetune.tower import Projected, check_encoder, new_optimiser, trainable_copy
@@ -60,19 +61,28 @@ def finetune_text_encoder(
     loss is no finite number any more.
     """
     output, config = Path(output), config or TextFAREConfig()
-    original, constraint = check_encoder(encoder), constraint_from_name(config.constraint)
+    original = check_encoder(encoder)
     captions = check_prompts(captions)
     if held_out is None:
         captions, held_out = split_captions(captions, at_most=HELD_OUT)
     held_out = check_prompts(held_out)
     if not captions or not held_out:
         raise ValueError(f"{len(captions)} captions to train on and {len(held_out)} held out: there must be some")
+    # gradients, whatever the caller has switched off
+    with torch.inference_mode(False), torch.enable_grad(), accelerator_for(config, original.device) as accelerator:
+        return _train(accelerator, original, captions, held_out, output, config, on_log)
 
-    accelerator = Accelerator(
-        cpu=original.device.type == "cpu",
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulation,
-    )
+
+def _train(
+    accelerator: Accelerator,
+    original: HFTextEncoder,
+    captions: Sequence[str],
+    held_out: Sequence[str],
+    output: Path,
+    config: TextFAREConfig,
+    on_log: Callable[[dict[str, Any]], None] | None,
+) -> Path:
+    constraint = constraint_from_name(config.constraint)
     rank, processes, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     steps, per_update = config.steps(len(captions), processes), config.batch_size * config.accumulation * processes
     identity = _identity(original, captions, held_out, config, steps, per_update)
@@ -97,7 +107,8 @@ def finetune_text_encoder(
     def log(row: dict[str, Any]) -> None:
         append_log(output, row)
         if "drift_leaf" in row:
-            progress.console.print(", ".join(f"{name} {value:.4g}" for name, value in row.items()), highlight=False)
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+            progress.console.print(f"step {row['step']}: {figures}", highlight=False)
         if on_log is not None:
             on_log(row)
 

@@ -1,12 +1,13 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
 
-from leaf_diffusion.attacks import LeafAttack
-from leaf_diffusion.encoders import load_text_encoder
+from leaf_diffusion.attacks import LeafAttack, RandomTypos
+from leaf_diffusion.encoders import Feature, load_text_encoder
 from leaf_diffusion.encoders.huggingface import HFTextEncoder
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions, split_captions
@@ -100,8 +101,24 @@ def test_accumulation_equals_the_larger_batch(encoder: HFTextEncoder, tmp_path: 
 
 
 def test_the_control_searches_nothing(encoder: HFTextEncoder, tmp_path: Path) -> None:
-    folder = run(encoder, tmp_path, max_steps=3, attack="random-typos")
-    assert "random-typos" in (folder / "README.md").read_text()
+    asked, features = 0, encoder.features
+
+    def counted(rows: Sequence[Sequence[int]], what: Feature = "projected") -> torch.Tensor:
+        nonlocal asked
+        asked += len(rows)
+        return features(rows, what)
+
+    settings = {"targets": embed(encoder, CAPTIONS), "k": 1, "constraint": NoNewWords(), "seed": 3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "features", counted)
+        typos = attack_captions(RandomTypos(), encoder, CAPTIONS, **settings)  # type: ignore[arg-type]
+        assert asked == 0
+        attack_captions(LeafAttack(rho=5), encoder, CAPTIONS, **settings)  # type: ignore[arg-type]
+        # two stages, the clean captions once, nothing twice: a training step pays no verification
+        assert len(CAPTIONS) * 5 < asked <= len(CAPTIONS) * (2 * 5 + 1)
+    assert all(distance(a, b) == 1 for a, b in zip(CAPTIONS, typos, strict=True))
+    folder = run(encoder, tmp_path, max_steps=2, attack="random-typos")
+    assert "a control" in (folder / "README.md").read_text()
 
 
 def test_attacked_captions_drift_more_than_random_ones(encoder: HFTextEncoder) -> None:

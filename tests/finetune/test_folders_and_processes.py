@@ -87,6 +87,26 @@ def test_a_diverged_training_says_so(encoder: HFTextEncoder, tmp_path: Path) -> 
         finetune_text_encoder(encoder, CAPTIONS, tmp_path, config)
 
 
+def test_trainings_of_several_precisions_in_one_process_and_without_the_callers_gradients(
+    encoder: HFTextEncoder, tmp_path: Path
+) -> None:
+    moved = {}
+    for precision in ("no", "bf16"):
+        config = TextFAREConfig(**{**CONFIG.__dict__, "mixed_precision": precision})
+        with torch.no_grad():
+            folder = finetune_text_encoder(encoder, CAPTIONS, tmp_path / precision, config)
+        state = load_file(folder / "model.safetensors")
+        assert {value.dtype for value in state.values()} == {torch.float32}
+        start = {key: value for key, value in encoder.module.state_dict().items() if "k_proj.bias" not in key}
+        moved[precision] = torch.cat([(state[key] - value).flatten() for key, value in start.items()])
+    assert not torch.equal(moved["no"], moved["bf16"])
+    assert torch.cosine_similarity(moved["no"], moved["bf16"], dim=0) > 0.9
+    config = TextFAREConfig(**{**CONFIG.__dict__, "mixed_precision": "fp16"})
+    with pytest.raises(ValueError, match="needs a GPU"):
+        finetune_text_encoder(encoder, CAPTIONS, tmp_path / "fp16", config)
+    assert not (tmp_path / "fp16").exists()
+
+
 @pytest.mark.parametrize("kind", ["CLIPModel", "CLIPTextModel and a projection"])
 def test_the_trained_copy_is_the_text_half_of_any_clip(kind: str, tower: CLIPTextModelWithProjection) -> None:
     if kind == "CLIPModel":
@@ -155,8 +175,8 @@ def test_two_processes_end_where_one_does(encoder: HFTextEncoder, tmp_path: Path
         "--device",
         "cpu",
     ]
-    command += ["--output", str(tmp_path / "two"), "--config.batch-size", "2", "--config.max-steps", "2"]
-    command += ["--config.rho", "3", "--config.warmup-steps", "1", "--config.lr", "1e-3"]
+    command += ["--output", str(tmp_path / "two"), "--batch-size", "2", "--max-steps", "2"]
+    command += ["--rho", "3", "--warmup-steps", "1", "--lr", "1e-3"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     config = TextFAREConfig(rho=3, batch_size=4, max_steps=2, warmup_steps=1, lr=1e-3)
