@@ -159,9 +159,7 @@ def load_pipeline(options: Options) -> Any:
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: this torch sees no CUDA device; use --device cpu")
     extra: dict[str, Any] = {} if options.world else {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = LeafStableDiffusionPipeline.from_pretrained(options.pipeline, dtype=dtype, **extra).to(
-        options.device
-    )
+    pipeline = LeafStableDiffusionPipeline.from_pretrained(options.pipeline, dtype=dtype, **extra).to(options.device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

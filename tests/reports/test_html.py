@@ -1,5 +1,6 @@
 """The report as a reader gets it: safe, whole, bounded, and honest in its words."""
 
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -127,6 +128,22 @@ def test_a_run_with_nothing_but_drift_or_without_attacks_still_reports(make_run:
     assert "Right pictures" not in plain.text
     alone = page(make_run("alone", n=1, ks=(1,), encoders={"original": 0.0}))
     assert "stands alone" in alone.text
+
+
+def test_results_with_gaps_or_without_records_still_report(make_run: Make) -> None:
+    run = make_run(n=3, ks=(1,), encoders={"original": 0.0, "leaf": 1.0})
+    path = run / "results.json"
+    found = json.loads(path.read_text())
+    found["rows"] = [r for r in found["rows"] if (r["encoder"], r["protocol"]) != ("leaf", "adaptive")]
+    path.write_text(json.dumps({"rows": found["rows"]}))
+    gaps = page(run)
+    assert "“leaf” and “original” were not measured together" in gaps.text
+    assert "an unrecorded number of real ones" in gaps.text
+    for name in ("pictures", "scores"):
+        (run / "records" / f"{name}.jsonl").write_text("")
+    bare = page(run)
+    assert not bare.all("img")
+    assert "prompts0" in bare.text
 
 
 def test_missing_and_damaged_pictures_are_shown_as_such_and_counted(make_run: Make) -> None:
