@@ -15,13 +15,13 @@ from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.world import build, paths, sources
 from leaf_diffusion.world.clip import new_clip, new_judge
 from leaf_diffusion.world.diffusion import new_unet, new_vae, scheduler
-from leaf_diffusion.world.judge import SceneClassifier
+from leaf_diffusion.world.judge import SceneClassifier, SceneJudge
 from leaf_diffusion.world.judge_clip import load_judge_clip
 
 
-@pytest.fixture(scope="session", autouse=True)
-def untrained_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Every part of the world with random weights, in place of the shipped one."""
+@pytest.fixture(scope="session")
+def untrained_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every part of the world with random weights."""
     root = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(paths.VARIABLE, str(root))
@@ -52,10 +52,21 @@ def untrained_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             moved[sources.EMBEDDING] = original[sources.EMBEDDING].clone()
             moved[sources.EMBEDDING][300:400] += 0.1
             save_file(sources.overlay(original, moved), build.target(f"encoders/{name}") / "overlay.safetensors")
-        yield root
+    _forget()
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def untrained_world(untrained_parts: Path) -> Iterator[Path]:
+    """The untrained world in place of the shipped one; other modules of the same process get theirs back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(paths.VARIABLE, str(untrained_parts))
+        _forget()
+        yield untrained_parts
     _forget()
 
 
 def _forget() -> None:
     load_judge_clip.cache_clear()
+    SceneJudge.load.cache_clear()
     sources.seen_tokens.cache_clear()
