@@ -25,14 +25,19 @@ class LeafAttack(Attack):
     Stage 1 probes ``rho`` random slots and keeps the best one at which some edit is allowed. Stage 2 scores ``rho``
     random allowed characters there (deletion is one); the best replaces the sentence if it scores higher. Draws are
     distinct as far as there are ``rho`` different ones, and repeat beyond that, so that the budget stays constant.
+
+    ``slots``: how many slots stage 1 probes, ``rho`` unless given. The more slots, the more often it is the same one,
+    the sentence's weakest, that wins; fewer slots and many characters attack a sentence in more places.
     """
 
     name: ClassVar[str] = "leaf"
     rho: int = 50
+    slots: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rho < 1:
-            raise ValueError(f"rho must be at least 1, got {self.rho}")
+        for name, value in (("rho", self.rho), ("slots", self.slots)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     def run(
         self,
@@ -47,7 +52,7 @@ class LeafAttack(Attack):
         state = Iterates(prompts, score)
         for done in range(1, k + 1):
             active = [i for i in range(len(prompts)) if not state.finished[i]]
-            slots = {i: sorted(_draw(n_slots(state.texts[i]), self.rho, rngs[i])) for i in active}
+            slots = {i: sorted(_draw(n_slots(state.texts[i]), self.slots or self.rho, rngs[i])) for i in active}
             ranking = state.measure({i: probes(state.texts[i], slots[i]) for i in active})
             candidates = {}
             for i, scores in ranking.items():

@@ -90,8 +90,7 @@ class Tower(ABC):
         defence: Defence | None = None,
     ) -> None:
         self.module, self.name, self.context_length, self.defence = module, name, context_length, defence
-        self.rows, self._pad_id = rows, pad_id
-        self._fingerprint: tuple[object, str] | None = None
+        self.rows, self.pad_id = rows, pad_id
         vocabulary = self.token_embedding().shape[0]
         if rows.max_id >= vocabulary:
             raise ValueError(
@@ -153,7 +152,7 @@ class Tower(ABC):
         embeds = nn.functional.pad(embeds, (0, 0, 0, ids.shape[1] - embeds.shape[1]))
         content = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         # whatever the caller has behind a sentence's end, the tower sees its own padding there
-        embeds = torch.where(content[..., None], embeds, self.token_embedding()[self._pad_id].detach())
+        embeds = torch.where(content[..., None], embeds, self.token_embedding()[self.pad_id].detach())
         return self._features(ids, embeds, token_rows, what)
 
     def _pad(self, token_rows: Sequence[Sequence[int]], what: Feature) -> Int[Tensor, "n t"]:
@@ -166,7 +165,7 @@ class Tower(ABC):
                 )
         everything = isinstance(what, Hidden) and what.positions == "all"
         length = limit if everything else max(map(len, token_rows))
-        padded = [[*row, *[self._pad_id] * (length - len(row))] for row in token_rows]
+        padded = [[*row, *[self.pad_id] * (length - len(row))] for row in token_rows]
         return torch.tensor(padded, dtype=torch.long, device=self.device)
 
     def _features(
@@ -215,20 +214,14 @@ class Tower(ABC):
     @property
     def fingerprint(self) -> str:
         """sha256 hex over text weights as stored, architecture, tokenizer and defence; follows in-place training."""
-        weights = sorted(self._weights())
-        state: tuple[object, ...] = tuple(
-            (name, tensor.data_ptr(), tensor.dtype, _version(tensor)) for name, tensor in weights
-        )
-        state = (*state, self._architecture(), self.defence and self.defence.fingerprint)
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            digest = hashlib.sha256()
-            for name, tensor in weights:
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-            digest.update(f"{self._architecture()}\n{self.context_length}\n{self.rows.fingerprint}\n".encode())
-            digest.update(self.defence.fingerprint.encode() if self.defence else b"")
-            self._fingerprint = (state, digest.hexdigest())
-        return self._fingerprint[1]
+        # never remembered: a fused optimiser changes weights without a trace
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._weights(), key=lambda pair: pair[0]):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(f"{self._architecture()}\n{self.context_length}\n{self.rows.fingerprint}\n".encode())
+        digest.update(self.defence.fingerprint.encode() if self.defence else b"")
+        return digest.hexdigest()
 
     @abstractmethod
     def _weights(self) -> Iterable[tuple[str, Tensor]]:
@@ -237,7 +230,3 @@ class Tower(ABC):
     @abstractmethod
     def _architecture(self) -> str:
         """What changes the features and is not in the weights (activation, heads, ...)."""
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version

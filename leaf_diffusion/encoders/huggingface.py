@@ -74,7 +74,7 @@ class HFTextEncoder(Tower):
         defence: Defence | None = None,
         projection: nn.Linear | None = None,
     ) -> None:
-        self._text = text_model_of(module)
+        self.text_model = text_model_of(module)
         self.config = text_config_of(module)
         own = getattr(module, "text_projection", None)
         self.projection: nn.Linear | None = own if own is not None else projection
@@ -95,13 +95,17 @@ class HFTextEncoder(Tower):
         return self.projection is not None
 
     def token_embedding(self) -> Tensor:
-        return token_table(self._text).weight
+        return token_table(self.text_model).weight
 
     def _states(self, ids: Tensor, embeds: Tensor | None, layer: int) -> Tensor:
         # a hook that swaps the embeddings in leaves the forward pass to the model's own class
-        hook = token_table(self._text).register_forward_hook(lambda *_: embeds) if embeds is not None else nullcontext()
+        hook = (
+            token_table(self.text_model).register_forward_hook(lambda *_: embeds)
+            if embeds is not None
+            else nullcontext()
+        )
         with hook:
-            output = self._text(input_ids=ids, output_hidden_states=layer != -1)
+            output = self.text_model(input_ids=ids, output_hidden_states=layer != -1)
         return cast(Tensor, output.last_hidden_state if layer == -1 else output.hidden_states[layer])
 
     def _project(self, pooled: Tensor) -> Tensor:
@@ -109,7 +113,7 @@ class HFTextEncoder(Tower):
         return cast(Tensor, self.projection(pooled))
 
     def _weights(self) -> Iterable[tuple[str, Tensor]]:
-        for name, tensor in self._text.state_dict(keep_vars=True).items():
+        for name, tensor in self.text_model.state_dict(keep_vars=True).items():
             yield name.removeprefix("text_model."), tensor
         if self.projection is not None:
             yield "text_projection.weight", self.projection.weight

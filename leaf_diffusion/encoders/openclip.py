@@ -37,8 +37,8 @@ class OpenCLIPTextEncoder(Tower):
         ]
         if found := [text for wrong, text in problems if wrong]:
             raise ValueError(f"{name or type(module).__name__} cannot be used as a text encoder: {'; '.join(found)}")
-        self._tower = cast(Any, tower)
-        vocabulary, context = self._tower.token_embedding.weight.shape[0], self._tower.positional_embedding.shape[0]
+        self.tower = cast(Any, tower)
+        vocabulary, context = self.tower.token_embedding.weight.shape[0], self.tower.positional_embedding.shape[0]
         if tokenizer is None:
             if vocabulary != CLIP_VOCABULARY:
                 raise ValueError(
@@ -57,13 +57,13 @@ class OpenCLIPTextEncoder(Tower):
 
     @property
     def has_projection(self) -> bool:
-        return self._tower.text_projection is not None
+        return self.tower.text_projection is not None
 
     def token_embedding(self) -> Tensor:
-        return cast(Tensor, self._tower.token_embedding.weight)
+        return cast(Tensor, self.tower.token_embedding.weight)
 
     def _states(self, ids: Tensor, embeds: Tensor | None, layer: int) -> Tensor:
-        tower, length = self._tower, ids.shape[1]
+        tower, length = self.tower, ids.shape[1]
         cast_dtype = tower.transformer.get_cast_dtype()
         x = (tower.token_embedding(ids) if embeds is None else embeds).to(cast_dtype)
         x = x + tower.positional_embedding[:length].to(cast_dtype)
@@ -74,16 +74,16 @@ class OpenCLIPTextEncoder(Tower):
         return cast(Tensor, [x, *between][layer])
 
     def _project(self, pooled: Tensor) -> Tensor:
-        projection = self._tower.text_projection
+        projection = self.tower.text_projection
         return cast(Tensor, projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection)
 
     def _weights(self) -> Iterable[tuple[str, Tensor]]:
-        for name, tensor in self._tower.state_dict(keep_vars=True).items():
+        for name, tensor in self.tower.state_dict(keep_vars=True).items():
             if not name.startswith("visual.") and name not in ("logit_scale", "logit_bias"):
                 yield name, tensor
 
     def _architecture(self) -> str:
-        block = self._tower.transformer.resblocks[0]
+        block = self.tower.transformer.resblocks[0]
         return f"open_clip {type(block).__name__} {block.attn.num_heads} {block.mlp}"
 
 

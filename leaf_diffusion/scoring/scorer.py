@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import Hidden, TextEncoder
+from leaf_diffusion.encoders.causal import NotUnderstood
 from leaf_diffusion.scoring.objectives import Drift, Goal, Objective
+from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, screening_dtype
 from leaf_diffusion.text.edits import Candidates
+
+Row = tuple[int, ...]
+Batches = Callable[[Sequence[Row]], Iterable[tuple[Sequence[Row], Tensor]]]
+"""Distinct rows to parts of them with their features [n, d]."""
+SCREENED = 48
+"""Candidates of a prompt that screening scores again in full."""
+CPU_NODES = 4096
+"""Tokens computed at once on a CPU: more do not fit its caches."""
 
 
 class BoundScore(Protocol):
@@ -42,20 +54,32 @@ class AnyScorer(Protocol):
 
 
 class Scorer:
-    """Scores candidates by an objective on one encoder. `max_batch_tokens` bounds a forward pass, padding included."""
+    """Scores candidates by an objective on one encoder.
+
+    `engine`: "prefix" computes shared beginnings of candidates once (`prefix_forest.py`), "plain" forwards each
+    candidate; the scores are the same but for rounding. A tower that the engine does not understand is scored plainly,
+    with a warning. `precision`: "fp32" computes in the encoder's own precision, "screen" scores all candidates in
+    bfloat16 (float16 on GPUs without it) and the best `SCREENED` of each prompt again in the encoder's own, so that
+    the best score is exact; the others are only ranked. `max_bytes` bounds the activations of a forward pass.
+    """
 
     def __init__(
         self,
         encoder: TextEncoder,
         objective: Objective | None = None,
-        engine: str = "plain",
-        max_batch_tokens: int = 4096,
+        engine: Literal["prefix", "plain"] = "prefix",
+        precision: Literal["fp32", "screen"] = "fp32",
+        max_bytes: int = 1 << 29,
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}; available: {', '.join(sorted(ENGINES))}")
-        if max_batch_tokens < 1:
-            raise ValueError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
-        self.encoder, self.engine, self.max_batch_tokens = encoder, engine, max_batch_tokens
+        if precision not in ("fp32", "screen"):
+            raise ValueError(f'unknown precision {precision!r}; choose "fp32" or "screen"')
+        if precision == "screen" and engine == "plain":
+            raise ValueError('precision="screen" belongs to engine="prefix"; the plain engine computes all in full')
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        self.encoder, self.engine, self.precision, self.max_bytes = encoder, engine, precision, max_bytes
         self.objective: Objective = Drift("l2") if objective is None else objective
 
     @property
@@ -73,7 +97,7 @@ class PlainScore:
     """Deduplicated token rows, sorted by length, in batches trimmed to their longest row."""
 
     def __init__(self, scorer: Scorer, prompts: list[str]) -> None:
-        self.encoder, self.prompts, self.max_batch_tokens = scorer.encoder, prompts, scorer.max_batch_tokens
+        self.encoder, self.prompts, self.max_bytes = scorer.encoder, prompts, scorer.max_bytes
         self.feature = scorer.objective.feature
         self.goals: list[Goal] = scorer.objective.goals(self.encoder, prompts)
         self.queries = [0] * len(prompts)
@@ -83,42 +107,52 @@ class PlainScore:
         _one_each("candidate lists", len(candidates), len(self.prompts))
         for i, each in enumerate(candidates):
             self.queries[i] += len(each)
-        return self._score([_rows(self.encoder, each) for each in candidates])
-
-    def _score(self, asked: Sequence[Sequence[tuple[int, ...]]]) -> list[Tensor]:
-        owners: dict[tuple[int, ...], set[int]] = {}
-        for i, rows in enumerate(asked):
-            for row in rows:
-                owners.setdefault(row, set()).add(i)
-        known: list[dict[tuple[int, ...], float]] = [{} for _ in asked]
+        asked = [_rows(self.encoder, each) for each in candidates]
         with torch.inference_mode():
-            for batch in self._batches(sorted(owners, key=lambda row: (len(row), row))):
-                features = self.encoder.features(batch, self.feature)
-                positions: dict[int, list[int]] = {}
-                for position, row in enumerate(batch):
-                    for i in owners[row]:
-                        positions.setdefault(i, []).append(position)
-                for i, chosen in positions.items():
-                    mine = (
-                        features
-                        if len(chosen) == len(batch)
-                        else features[torch.tensor(chosen, device=features.device)]
-                    )
-                    scores: list[float] = self.goals[i](mine).float().tolist()
-                    known[i].update((batch[position], score) for position, score in zip(chosen, scores, strict=True))
-        return [torch.tensor([known[i][row] for row in rows], dtype=torch.float32) for i, rows in enumerate(asked)]
+            return self._score(asked)
 
-    def _batches(self, rows: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    def _score(self, asked: Sequence[Sequence[Row]]) -> list[Tensor]:
+        """Scores of each prompt's rows."""
+        return self._gather(asked, self._batches)
+
+    def _gather(self, asked: Sequence[Sequence[Row]], batches: Batches) -> list[Tensor]:
+        """Scores of each prompt's rows, each distinct row computed once, whoever asks for it."""
+        owners: dict[Row, list[int]] = {}
+        for i, rows in enumerate(asked):
+            for row in dict.fromkeys(rows):
+                owners.setdefault(row, []).append(i)
+        places: list[dict[Row, int]] = [{} for _ in asked]
+        pieces: list[list[Tensor]] = [[] for _ in asked]
+        for batch, features in batches(list(owners)):
+            positions: dict[int, list[int]] = {}
+            for position, row in enumerate(batch):
+                for i in owners[row]:
+                    positions.setdefault(i, []).append(position)
+                    places[i][row] = len(places[i])
+            for i, chosen in positions.items():
+                mine = features if len(chosen) == len(batch) else features[torch.tensor(chosen, device=features.device)]
+                pieces[i].append(self.goals[i](mine).float())
+        # one transfer for everything: each would wait for the device
+        flat = torch.cat([piece for each in pieces for piece in each]).cpu() if owners else torch.empty(0)
+        scores = flat.split([len(each) for each in places])
+        return [
+            mine[torch.tensor([place[row] for row in rows], dtype=torch.long)]
+            for mine, place, rows in zip(scores, places, asked, strict=True)
+        ]
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[Sequence[Row], Tensor]]:
         everything = isinstance(self.feature, Hidden) and self.feature.positions == "all"
-        batch: list[tuple[int, ...]] = []
-        for row in rows:  # by length, so the row at hand is the batch's longest
+        # per token: states, normed, queries, keys, values, attention, and the MLP's inner layer twice
+        most = max(1, self.max_bytes // (16 * self.encoder.token_embedding().shape[1] * self.encoder.dtype.itemsize))
+        batch: list[Row] = []
+        for row in sorted(rows, key=lambda row: (len(row), row)):  # the row at hand is the batch's longest
             length = self.encoder.context_length if everything else len(row)
-            if batch and (len(batch) + 1) * length > self.max_batch_tokens:
-                yield batch
+            if batch and (len(batch) + 1) * length > most:
+                yield batch, self.encoder.features(batch, self.feature)
                 batch = []
             batch.append(row)
         if batch:
-            yield batch
+            yield batch, self.encoder.features(batch, self.feature)
 
     def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "_len vocab"]]:
         """d score / d one-hot token for one row a prompt: what a token-level attack ranks replacements by."""
@@ -137,17 +171,63 @@ class PlainScore:
     def clean(self) -> list[float]:
         """Scores of the untouched prompts (a drift's is 0 unless it has an anchor); no queries are counted."""
         rows = self.encoder.tokenize(self.encoder.preprocess(self.prompts))
-        return [float(scores[0]) for scores in self._score([[tuple(row)] for row in rows])]
+        with torch.inference_mode():
+            return [float(scores[0]) for scores in self._score([[tuple(row)] for row in rows])]
 
     def solved(self, i: int, score: float) -> bool:
         return self.goals[i].solved(score)
 
 
+class PrefixScore(PlainScore):
+    """`PlainScore` on the prefix forest of the tower as it was when bound."""
+
+    def __init__(self, scorer: Scorer, prompts: list[str]) -> None:
+        super().__init__(scorer, prompts)
+        device, own = self.encoder.device, self.encoder.dtype
+        self._exact = PrefixForest(self.encoder, autocast_dtype(device) or own)
+        screened = scorer.precision == "screen" and own == torch.float32
+        self._rough = PrefixForest(self.encoder, screening_dtype(device)) if screened else None
+
+    def _score(self, asked: Sequence[Sequence[Row]]) -> list[Tensor]:
+        if not isinstance(self.feature, Hidden):  # whatever stands behind the first end-of-text is not read
+            eos = self._exact.parts.eos_id
+            asked = [[row[: row.index(eos) + 1] for row in rows] for rows in asked]
+        if self._rough is None:
+            return self._gather(asked, self._on(self._exact))
+        found = self._gather(asked, self._on(self._rough))
+        best = [scores.topk(min(SCREENED, len(scores))).indices for scores in found]
+        again = [[rows[j] for j in chosen.tolist()] for rows, chosen in zip(asked, best, strict=True)]
+        for scores, chosen, fine in zip(found, best, self._gather(again, self._on(self._exact)), strict=True):
+            if len(scores) > len(chosen):  # whatever was not looked at again stays behind what was
+                scores.clamp_(max=float(fine.min()) - 1e-6 * abs(float(fine.min())))
+            scores[chosen] = fine
+        return found
+
+    def _on(self, forest: PrefixForest) -> Batches:
+        nodes = max(1, self.max_bytes // forest.bytes_per_node)
+        if self.encoder.device.type == "cpu":
+            nodes = min(nodes, CPU_NODES)
+        return lambda rows: forest.batches(rows, self.feature, nodes)
+
+
+def _prefix_or_plain(scorer: Scorer, prompts: list[str]) -> PlainScore:
+    try:
+        return PrefixScore(scorer, prompts)
+    except NotUnderstood as error:
+        _warn_once(f"{scorer.encoder.name} is scored plainly, which is slow: {error}")
+        return PlainScore(scorer, prompts)
+
+
 # engine name -> what `Scorer.bind` returns
-ENGINES: dict[str, Callable[[Scorer, list[str]], TowerScore]] = {"plain": PlainScore}
+ENGINES: dict[str, Callable[[Scorer, list[str]], TowerScore]] = {"prefix": _prefix_or_plain, "plain": PlainScore}
 
 
-def _rows(encoder: TextEncoder, candidates: Candidates) -> list[tuple[int, ...]]:
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+def _rows(encoder: TextEncoder, candidates: Candidates) -> list[Row]:
     if not len(candidates):
         return []
     rows = candidates.token_rows

@@ -43,12 +43,13 @@ def one_by_one(goal, texts, feature="projected"):
     return torch.cat([goal(ENCODER.features(ENCODER.tokenize([text]), feature)) for text in texts]).detach()
 
 
-@pytest.mark.parametrize("max_batch_tokens", [1, 40, 100_000])
+@pytest.mark.parametrize("engine", ["plain", "prefix"])
+@pytest.mark.parametrize("max_bytes", [1, 40_000, 1 << 29])
 @pytest.mark.parametrize("feature", ["projected", "pooled", Hidden(), Hidden(-2, "all")])
-def test_scores_are_those_of_one_candidate_at_a_time(max_batch_tokens, feature):
+def test_scores_are_those_of_one_candidate_at_a_time(max_bytes, engine, feature):
     objective = Drift("l2", feature=feature)
     candidates = some(10)
-    scores = Scorer(ENCODER, objective, max_batch_tokens=max_batch_tokens).bind(PROMPTS)(candidates)
+    scores = Scorer(ENCODER, objective, engine, max_bytes=max_bytes).bind(PROMPTS)(candidates)
     for goal, each, got in zip(objective.goals(ENCODER, PROMPTS), candidates, scores, strict=True):
         torch.testing.assert_close(got, one_by_one(goal, each.texts(), feature), rtol=1e-4, atol=1e-5)
 
@@ -56,7 +57,7 @@ def test_scores_are_those_of_one_candidate_at_a_time(max_batch_tokens, feature):
 def test_every_candidate_counts_the_last_one_too():
     """Public code loses the last of each batch; here the strongest candidate stands last."""
     texts = ["a red umbrella"] * 15 + ["zzz qqq xxx"]
-    (scores,) = Scorer(ENCODER, max_batch_tokens=8).bind(["a red umbrella"])([Candidates.from_texts(texts)])
+    (scores,) = Scorer(ENCODER, max_bytes=8_000).bind(["a red umbrella"])([Candidates.from_texts(texts)])
     assert scores.shape == (16,)
     assert scores.argmax() == 15
     assert scores[:15].abs().max() < 1e-6
@@ -65,7 +66,7 @@ def test_every_candidate_counts_the_last_one_too():
 def test_duplicates_are_computed_once_and_counted_as_asked(monkeypatch):
     seen = []
     features = ENCODER.features
-    bound = Scorer(ENCODER).bind(PROMPTS[:2])
+    bound = Scorer(ENCODER, engine="plain").bind(PROMPTS[:2])
     monkeypatch.setattr(ENCODER, "features", lambda rows, what: seen.extend(rows) or features(rows, what))
     same = Candidates.from_texts(["a cat", "A CAT", "a  cat", "a dog"])
     first, second = bound([same, same])
@@ -179,8 +180,8 @@ def test_gradient_of_the_mean():
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"unknown engine 'fast'; available: .*plain"):
         Scorer(ENCODER, engine="fast")
-    with pytest.raises(ValueError, match="max_batch_tokens"):
-        Scorer(ENCODER, max_batch_tokens=0)
+    with pytest.raises(ValueError, match="max_bytes"):
+        Scorer(ENCODER, max_bytes=0)
     with pytest.raises(TypeError, match="put it in a list"):
         Scorer(ENCODER).bind("a cat")
     bound = Scorer(ENCODER).bind(PROMPTS)

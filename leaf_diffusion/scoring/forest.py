@@ -1,0 +1,107 @@
+"""Token rows as a forest of shared prefixes: which tokens have to be computed, and who attends to what.
+
+In a causal tower the state of a token depends on the tokens up to it alone, so rows that agree up to a token share its
+state. Sorted rows give the forest for free: a row owns the positions from its first difference to its predecessor on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Row = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The rows that own the same number of tokens; their tokens are the nodes from `first` on."""
+
+    first: int
+    own: int
+    paths: Ints
+    """[rows, longest] node of every position of each row; positions behind a row's end repeat node 0."""
+    begins: Ints
+    """[rows] position of the first token that each row owns."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Rows (sorted) as nodes. Node order: by branches, within these by row, within a row by position."""
+
+    tokens: Ints
+    positions: Ints
+    branches: list[Branches]
+    order: Ints
+    """[rows] the row (in the sorted order) that each row of the branches is."""
+    ends: Ints
+    """[rows] node of each row's last token, rows in the branches' order."""
+
+
+def cut(rows: Sequence[Row], max_nodes: int) -> Iterator[Sequence[Row]]:
+    """Consecutive parts of sorted rows of at most `max_nodes` nodes each (a single row may have more)."""
+    start, nodes = 0, 0
+    for i, row in enumerate(rows):
+        own = len(row) if i == start else len(row) - _shared(rows[i - 1], row)
+        if i > start and nodes + own > max_nodes:
+            yield rows[start:i]
+            start, own, nodes = i, len(row), 0
+        nodes += own
+    if rows:
+        yield rows[start:]
+
+
+def plant(rows: Sequence[Row]) -> Forest:
+    """The forest of sorted, distinct, non-empty rows."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    longest = int(lengths.max())
+    columns = np.arange(longest)
+    there = columns < lengths[:, None]
+    tokens = np.full(there.shape, -1, dtype=np.int64)
+    tokens[there] = np.fromiter((token for row in rows for token in row), np.int64, int(lengths.sum()))
+    differs = np.ones(there.shape, dtype=bool)
+    differs[1:] = np.logical_or.accumulate(tokens[1:] != tokens[:-1], axis=1)
+    owned = differs & there
+    own = owned.sum(1)
+    begins = lengths - own
+
+    order = np.argsort(own, kind="stable")
+    firsts = np.empty(len(rows), dtype=np.int64)
+    firsts[order] = np.concatenate([[0], np.cumsum(own[order])[:-1]])
+    # the owner of each position of a row's path: the last row before it that owns that position
+    owner = np.maximum.accumulate(np.where(owned, np.arange(len(rows))[:, None], -1), axis=0)
+    paths = np.where(there, firsts[owner] + columns - begins[owner], 0)
+
+    row, column = np.nonzero(owned)
+    node = firsts[row] + column - begins[row]
+    node_tokens, node_positions = np.empty(len(node), dtype=np.int64), np.empty(len(node), dtype=np.int64)
+    node_tokens[node], node_positions[node] = tokens[row, column], column
+    return Forest(
+        node_tokens,
+        node_positions,
+        _branches(order, own, lengths, firsts, begins, paths),
+        order,
+        (firsts + own - 1)[order],
+    )
+
+
+def _branches(order: Ints, own: Ints, lengths: Ints, firsts: Ints, begins: Ints, paths: Ints) -> list[Branches]:
+    found = []
+    edges = np.flatnonzero(np.diff(own[order], prepend=-1, append=-1))
+    for low, high in itertools.pairwise(edges):
+        rows = order[low:high]
+        longest = int(lengths[rows].max())
+        found.append(Branches(int(firsts[rows[0]]), int(own[rows[0]]), paths[rows, :longest], begins[rows]))
+    return found
+
+
+def _shared(one: Row, other: Row) -> int:
+    """How many tokens two rows have in common before they part."""
+    for i, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return i
+    return min(len(one), len(other))

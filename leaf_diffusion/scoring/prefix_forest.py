@@ -1,0 +1,189 @@
+"""The fast scorer: the plain scorer's numbers from far fewer tokens.
+
+Candidates of one prompt are almost the same sentence, and the tower is causal: the state of a token is computed once
+for all rows that agree up to it (`forest.py`); nothing behind end-of-text is computed, and in the last block nothing
+but end-of-text itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_product_attention, silu
+
+from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
+from leaf_diffusion.encoders.causal import QUICK, Affine, Block, CausalParts, causal_parts, detached
+from leaf_diffusion.scoring.forest import Forest, Row, cut, plant
+
+
+class PrefixForest:
+    """Features of token rows of one tower as it is now: make a new one after its weights have changed.
+
+    `dtype` is that of the matrix products; residuals stay in float32. Raises NotUnderstood for towers whose parts are
+    not known.
+    """
+
+    def __init__(self, encoder: TextEncoder, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype or encoder.dtype
+        self.parts = _prepared(causal_parts(encoder), self.dtype)
+        width = self.parts.positions.shape[1]
+        widest = max(len(block.up.weight) for block in self.parts.blocks)
+        # residual, normed, qkv and its gathered copies, attention, the widest layer twice
+        self.bytes_per_node = 4 * width * 3 + self.dtype.itemsize * (10 * width + 2 * widest)
+
+    def batches(self, rows: Sequence[Row], feature: Feature, max_nodes: int) -> Iterator[tuple[Sequence[Row], Tensor]]:
+        """Rows in parts, sorted, with their features [n, d], float32; `max_nodes` tokens are computed at once."""
+        everything = isinstance(feature, Hidden) and feature.positions == "all"
+        pads = [self.parts.pad_id] * self.parts.context_length
+        for part in cut(sorted(rows), max_nodes):
+            read = [(*row, *pads[len(row) :]) for row in part] if everything else part
+            with torch.autocast(self.parts.positions.device.type, enabled=False):
+                yield part, self._features(read, feature)
+
+    def _features(self, rows: Sequence[Row], feature: Feature) -> Tensor:
+        forest, parts = plant(rows), self.parts
+        device = parts.positions.device
+        tokens, positions = _on(forest.tokens, device), _on(forest.positions, device)
+        ends = _on(forest.ends, device)
+        groups = _groups(forest, device)
+        x = parts.embed(tokens).to(torch.float32) + parts.positions[positions]
+        states = isinstance(feature, Hidden)
+        depth = len(parts.blocks)
+        if isinstance(feature, Hidden) and feature.layer != -1:
+            depth = range(depth + 1)[feature.layer]
+        for i, block in enumerate(parts.blocks[:depth]):
+            only = ends if i == depth - 1 and not states else None
+            x = self._block(block, x, groups, only)
+        if not states and not depth:
+            x = x[ends]
+        if not isinstance(feature, Hidden) or feature.layer == -1:
+            x = _norm(parts.norm, x)
+        if isinstance(feature, Hidden):
+            x = torch.cat([group.states(x, self.parts.context_length) for group in groups])
+        elif feature == "projected":
+            assert parts.projection is not None
+            x = linear(x.to(self.dtype), parts.projection.weight, parts.projection.bias).float()
+        result = torch.empty_like(x)
+        result[_on(forest.order, device)] = x
+        return result
+
+    def _block(self, block: Block, x: Tensor, groups: list[_Group], only: Tensor | None) -> Tensor:
+        """All nodes [n, width] through a block; with `only`, their keys and values but no other node's output."""
+        width = x.shape[1]
+        h = _norm(block.norm1, x).to(self.dtype)
+        (qkv,) = block.qkv
+        if only is None:
+            q, kv = linear(h, qkv.weight, qkv.bias).split([width, 2 * width], dim=1)
+        else:
+            bias_q, bias_kv = (None, None) if qkv.bias is None else qkv.bias.split([width, 2 * width])
+            q = linear(h[only], qkv.weight[:width], bias_q)
+            kv = linear(h, qkv.weight[width:], bias_kv)
+            x = x[only]
+        attended = torch.empty(q.shape, dtype=self.dtype, device=q.device)
+        for group in groups:
+            where = group.nodes if only is None else group.rows
+            attended[where] = group.attend(q[where], kv, block.heads, last=only is not None)
+        x = x + linear(attended, block.out.weight, block.out.bias)
+        h = _norm(block.norm2, x).to(self.dtype)
+        if not block.quick:
+            return x + linear(gelu(linear(h, block.up.weight, block.up.bias)), block.down.weight, block.down.bias)
+        h = torch.addmm(_bias(block.up, h), h, block.up.weight.T, beta=QUICK, alpha=QUICK)
+        h = silu(h, inplace=True)
+        return x + torch.addmm(_bias(block.down, h), h, block.down.weight.T, alpha=1 / QUICK)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """`Branches` on the device: its slices of nodes and rows, the rows' paths and their causal mask."""
+
+    nodes: slice
+    rows: slice
+    own: int
+    paths: Tensor
+    mask: Tensor
+    """bool [rows, 1, own, longest]"""
+    lengths: Tensor
+
+    def attend(self, q: Tensor, kv: Tensor, heads: int, *, last: bool) -> Tensor:
+        """q [rows * own, width] over the keys and values [nodes, 2 * width] of their paths; `last`: one query a row."""
+        n, longest = self.paths.shape
+        split = kv[self.paths.flatten()].view(n, longest, 2, heads, -1).permute(2, 0, 3, 1, 4)
+        q = q.view(n, -1, heads, split.shape[-1]).transpose(1, 2)
+        result = scaled_dot_product_attention(
+            q, split[0], split[1], attn_mask=self.mask[:, :, -1:] if last else self.mask
+        )
+        return result.transpose(1, 2).flatten(0, 1).flatten(1)
+
+    def states(self, x: Tensor, context: int) -> Tensor:
+        """The rows' states [rows, context * width], zero behind their ends."""
+        n, longest = self.paths.shape
+        there = torch.arange(longest, device=x.device) < self.lengths[:, None]
+        states = torch.where(there[..., None], x[self.paths.flatten()].view(n, longest, -1), 0.0)
+        return pad(states, (0, 0, 0, context - longest)).flatten(1)
+
+
+def _groups(forest: Forest, device: torch.device) -> list[_Group]:
+    groups, row = [], 0
+    for branches in forest.branches:
+        n, own = len(branches.paths), branches.own
+        reach = branches.begins[:, None] + np.arange(own)
+        mask = np.arange(branches.paths.shape[1]) <= reach[:, :, None]
+        nodes = slice(branches.first, branches.first + n * own)
+        groups.append(
+            _Group(
+                nodes, slice(row, row + n), own, _on(branches.paths, device), _on(mask, device)[:, None],
+                _on(branches.begins + own, device),
+            )
+        )  # fmt: skip
+        row += n
+    return groups
+
+
+def _prepared(parts: CausalParts, dtype: torch.dtype) -> CausalParts:
+    """Without gradients, products in `dtype`, norms and positions in float32, query, key and value as one layer."""
+    full = torch.float32
+    blocks = []
+    for block in parts.blocks:
+        qkv = [detached(each, dtype) for each in block.qkv]
+        if len(qkv) > 1:
+            biases = [each.bias for each in qkv if each.bias is not None]
+            qkv = [Affine(torch.cat([each.weight for each in qkv]), torch.cat(biases) if biases else None)]
+        blocks.append(
+            replace(
+                block, norm1=detached(block.norm1, full), qkv=tuple(qkv), out=detached(block.out, dtype),
+                norm2=detached(block.norm2, full), up=detached(block.up, dtype), down=detached(block.down, dtype),
+            )
+        )  # fmt: skip
+    return replace(
+        parts,
+        positions=parts.positions.detach().to(full),
+        blocks=blocks,
+        norm=detached(parts.norm, full),
+        projection=None if parts.projection is None else detached(parts.projection, dtype),
+    )
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The precision that autocast asks for on the device, None where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def screening_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16, or float16 on a GPU that has no bfloat16."""
+    return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported(False) else torch.bfloat16
+
+
+def _on(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+def _norm(norm: Affine, x: Tensor) -> Tensor:
+    return layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+
+
+def _bias(layer: Affine, h: Tensor) -> Tensor:
+    return h.new_zeros(()) if layer.bias is None else layer.bias

@@ -1,0 +1,47 @@
+"""The forest of shared prefixes against a plain count of prefixes."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leaf_diffusion.scoring.forest import cut, plant
+
+ROWS = st.sets(st.lists(st.integers(0, 3), min_size=1, max_size=8).map(tuple), min_size=1, max_size=40).map(sorted)
+
+
+def prefixes(rows):
+    return {row[: i + 1] for row in rows for i in range(len(row))}
+
+
+@given(ROWS)
+def test_every_prefix_is_one_node_and_paths_lead_along_them(rows):
+    forest = plant(rows)
+    assert len(forest.tokens) == len(prefixes(rows))
+    read, branch_rows = {}, []
+    for branches in forest.branches:
+        for path, begin in zip(branches.paths, branches.begins, strict=True):
+            row = rows[forest.order[len(branch_rows)]]
+            branch_rows.append(row)
+            assert begin + branches.own == len(row)
+            for i in range(len(row)):
+                assert forest.tokens[path[i]] == row[i]
+                assert forest.positions[path[i]] == i
+                assert read.setdefault(int(path[i]), row[: i + 1]) == row[: i + 1]  # one node, one prefix
+            first = branches.first + branches.own * int(np.flatnonzero((branches.paths == path).all(1))[0])
+            if branches.paths.shape[0] == 1:
+                assert list(path[begin : len(row)]) == list(range(first, first + branches.own))
+    assert sorted(branch_rows) == rows
+    ends = [rows[i] for i in forest.order]
+    assert [read[int(end)] for end in forest.ends] == ends or len(set(ends)) < len(ends)
+    assert all(forest.tokens[end] == row[-1] for end, row in zip(forest.ends, ends, strict=True))
+
+
+@given(ROWS, st.integers(1, 30))
+def test_cut_keeps_the_order_and_the_bound(rows, most):
+    parts = [list(part) for part in cut(rows, most)]
+    assert [row for part in parts for row in part] == rows
+    assert all(len(prefixes(part)) <= most or len(part) == 1 for part in parts)
+
+
+def test_nothing_is_cut_into_nothing():
+    assert list(cut([], 5)) == []

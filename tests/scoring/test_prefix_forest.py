@@ -1,0 +1,234 @@
+"""The prefix forest against the plain scorer, which is its definition."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from leaf_diffusion.attacks import Charmer, Exhaustive, LeafAttack
+from leaf_diffusion.encoders import HFTextEncoder, Hidden, clip_tokenizer
+from leaf_diffusion.encoders.causal import NotUnderstood
+from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder
+from leaf_diffusion.scoring import Drift, Margin, Scorer, prefix_forest, scorer
+from leaf_diffusion.scoring.prefix_forest import PrefixForest
+from leaf_diffusion.text import NoNewWords, random_edits
+
+TOKENIZER = clip_tokenizer()
+ODD = ["", "a cat", 'the "so-called" cat &amp; dog', "a  double\tspace", "café naïve Ærø", "😀🎉 party", "猫と犬",
+       "x" * 300, "word " * 90, "it's <b>bold</b> &lt;3", "a cat <|endoftext|> behind the end"]  # fmt: skip
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+IDS = {"bos_token_id": 49406, "pad_token_id": 49407}
+FEATURES = ["pooled", "projected", Hidden(), Hidden(-2), Hidden(0), Hidden(2, "all"), Hidden(-1, "all")]
+
+
+def text_config(**changes):
+    given = SIZES | IDS | {"eos_token_id": 49407, "projection_dim": 16, "initializer_factor": 4.0} | changes
+    return CLIPTextConfig(**given)
+
+
+def hf(cls=CLIPTextModelWithProjection, dtype=torch.float32, **changes):
+    torch.manual_seed(0)
+    return HFTextEncoder(cls(text_config(**changes)).eval().to(dtype), TOKENIZER, name="tower")
+
+
+def clip_model():
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(text_config=text_config().to_dict(), vision_config=vision | {"image_size": 8, "patch_size": 8})
+    return HFTextEncoder(CLIPModel(config).eval(), TOKENIZER)
+
+
+def openclip(quick=False, **changes):
+    import open_clip
+
+    torch.manual_seed(0)
+    text = {"width": 32, "layers": 3, "heads": 4} | changes
+    vision = {"image_size": 8, "patch_size": 8, "width": 16, "layers": 1, "head_width": 16}
+    model = open_clip.CLIP(embed_dim=16, text_cfg=text, vision_cfg=vision, quick_gelu=quick).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "ls_" in name or "positional" in name or "bias" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return OpenCLIPTextEncoder(model)
+
+
+TOWERS = {
+    "with projection": hf,
+    "gelu": lambda: hf(hidden_act="gelu"),
+    "legacy pooling": lambda: hf(eos_token_id=2),
+    "whole CLIP": clip_model,
+    "bare": lambda: hf(CLIPTextModel),
+    "open_clip": openclip,
+    "open_clip quick": lambda: openclip(quick=True),
+    "open_clip layer scale": lambda: openclip(ls_init_value=0.5),
+}
+
+
+def rows_of(encoder, texts):
+    return [tuple(row) for row in dict.fromkeys(map(tuple, encoder.tokenize(texts)))]
+
+
+@pytest.mark.parametrize("feature", FEATURES, ids=str)
+@pytest.mark.parametrize("make", TOWERS.values(), ids=TOWERS)
+@torch.no_grad()
+def test_features_are_the_towers_own(make, feature):
+    encoder = make()
+    if feature == "projected" and not encoder.has_projection:
+        pytest.skip("no projection")
+    rows = rows_of(encoder, ODD + random_edits(ODD[2], 20, np.random.default_rng(0)).texts())
+    if not isinstance(feature, Hidden):
+        rows = list(dict.fromkeys(row[: row.index(49407) + 1] for row in rows))
+    got = dict[tuple[int, ...], torch.Tensor]()
+    for part, features in PrefixForest(encoder, torch.float32).batches(rows, feature, 150):
+        assert features.dtype == torch.float32
+        got |= dict(zip(part, features, strict=True))
+    assert set(got) == set(rows)
+    wanted = encoder.features(rows, feature)
+    got = torch.stack([got[row] for row in rows])
+    assert (got - wanted).norm(dim=1).div(wanted.norm(dim=1)).max() < 1e-5
+
+
+@pytest.mark.parametrize("make", TOWERS.values(), ids=TOWERS)
+def test_attacks_choose_the_same_tokens(make):
+    encoder, prompts = make(), ["a red umbrella", 'two "cats" on a mat', "naïve café"]
+    objective = Drift("l2", feature="projected" if encoder.has_projection else "pooled")
+    for attack, k in ((Charmer(n_positions=4), 2), (LeafAttack(rho=12), 2), (Exhaustive(), 1)):
+        given = prompts[: 1 if k == 1 else 3]
+        fast, plain = (
+            attack(given, Scorer(encoder, objective, engine), k=k, constraint=NoNewWords())
+            for engine in ("prefix", "plain")
+        )
+        assert [r.token_ids for r in fast] == [r.token_ids for r in plain]
+        assert [r.queries for r in fast] == [r.queries for r in plain]
+        assert [r.score for r in fast] == pytest.approx([r.score for r in plain], rel=1e-4)
+
+
+def test_a_changed_weight_is_seen_at_the_next_bind():
+    encoder, prompts = hf(), ["a red umbrella"]
+    candidates = [random_edits(prompts[0], 30, np.random.default_rng(0))]
+    for name in ("q_proj.weight", "fc1.weight", "layer_norm2.bias", "token_embedding.weight"):
+        with torch.no_grad():
+            next(p for n, p in encoder.module.named_parameters() if n.endswith(name)).mul_(1.5).add_(0.01)
+        fast, plain = (Scorer(encoder, engine=engine).bind(prompts)(candidates)[0] for engine in ("prefix", "plain"))
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+    # the fused optimiser does not count a tensor's versions
+    optimiser = torch.optim.AdamW(encoder.module.parameters(), lr=0.05, fused=True)
+    encoder.features(encoder.tokenize(prompts)).sum().backward()
+    optimiser.step()
+    fast, plain = (Scorer(encoder, engine=engine).bind(prompts)(candidates)[0] for engine in ("prefix", "plain"))
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def doubled_layer(encoder):
+    encoder.text_model.encoder.layers[0].mlp.fc1 = Doubled(32, 48)
+
+
+def hook(encoder):
+    encoder.text_model.encoder.layers[0].mlp.fc1.register_forward_hook(lambda module, given, output: 2 * output)
+
+
+def other_activation(encoder):
+    encoder.text_model.encoder.layers[1].mlp.activation_fn = torch.nn.Tanh()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(doubled_layer, "holds a Doubled"), (hook, "has hooks"), (other_activation, "is Tanh")]
+)
+def test_what_is_not_understood_is_scored_plainly_with_one_warning(change, reason):
+    encoder, prompts = hf(), ["a red umbrella"]
+    change(encoder)
+    encoder.name = f"tower with {change.__name__}"
+    candidates = [random_edits(prompts[0], 30, np.random.default_rng(0))]
+    scorer._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=f"{encoder.name} is scored plainly.*{reason}"):
+        bound = Scorer(encoder).bind(prompts)
+    plain = Scorer(encoder, engine="plain").bind(prompts)
+    assert torch.equal(bound(candidates)[0], plain(candidates)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Scorer(encoder).bind(prompts)
+
+
+def test_offloaded_weights_are_refused():
+    encoder = hf()
+    encoder.module.to("meta")
+    with pytest.raises(NotUnderstood, match="offloaded"):
+        PrefixForest(encoder, torch.float32)
+
+
+def test_hidden_states_leave_no_trace():
+    """transformers keeps its recording hooks on a model that was once asked for hidden states."""
+    encoder = hf()
+    encoder.features(encoder.tokenize(["a cat"]), Hidden(-2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Scorer(encoder).bind(["a cat"]).clean()
+
+
+@pytest.mark.parametrize("bound", [60_000, 400_000])
+def test_tokens_computed_at_once_stay_within_the_bound(monkeypatch, bound):
+    encoder, prompts = hf(), ["a red umbrella on a beach", "two cats"]
+    nodes, plant = [], prefix_forest.plant
+    monkeypatch.setattr(prefix_forest, "plant", lambda rows: nodes.append(plant(rows)) or nodes[-1])
+    candidates = [random_edits(prompt, 200, np.random.default_rng(0)) for prompt in prompts]
+    Scorer(encoder, max_bytes=bound).bind(prompts)(candidates)
+    per_node = PrefixForest(encoder, torch.float32).bytes_per_node
+    assert max(len(forest.tokens) for forest in nodes) * per_node <= bound
+    assert len(nodes) > 1
+
+
+def test_screening_returns_exact_best_scores():
+    encoder, prompts = hf(), ["a red umbrella on a beach", "two cats on a mat", "x"]
+    candidates = [
+        random_edits(prompt, n, np.random.default_rng(0)) for prompt, n in zip(prompts, (400, 300, 5), strict=True)
+    ]
+    screened = Scorer(encoder, precision="screen").bind(prompts)(candidates)
+    full = Scorer(encoder).bind(prompts)(candidates)
+    for rough, exact in zip(screened, full, strict=True):
+        assert int(rough.argmax()) == int(exact.argmax())
+        assert float(rough.max()) == pytest.approx(float(exact.max()), rel=1e-5)
+        torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1 * float(exact.max()))
+    assert len(screened[0].unique()) > scorer.SCREENED
+
+
+def test_screening_is_of_the_prefix_engine():
+    with pytest.raises(ValueError, match='belongs to engine="prefix"'):
+        Scorer(hf(), engine="plain", precision="screen")
+    with pytest.raises(ValueError, match="unknown precision 'half'"):
+        Scorer(hf(), precision="half")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_towers(dtype):
+    prompts = ["a red umbrella"]
+    candidates = [random_edits(prompts[0], 60, np.random.default_rng(0))]
+    exact = Scorer(hf(), engine="plain").bind(prompts)(candidates)[0]
+    half = Scorer(hf(dtype=dtype)).bind(prompts)(candidates)[0]
+    assert torch.corrcoef(torch.stack([exact, half]))[0, 1] > 0.99
+
+
+def test_autocast_is_followed():
+    encoder, prompts = hf(), ["a red umbrella"]
+    candidates = [random_edits(prompts[0], 60, np.random.default_rng(0))]
+    exact = Scorer(encoder).bind(prompts)(candidates)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = Scorer(encoder).bind(prompts)(candidates)[0]
+    assert half.dtype == torch.float32
+    assert 0 < float((half - exact).abs().max()) < 0.1 * float(exact.max())
+
+
+def test_margins_of_many_prompts_in_one_forest():
+    encoder, prompts = hf(), ["a red umbrella", "a red cat", "a blue cat"]
+    classes = encoder.features(encoder.tokenize([*prompts, "dog"])).detach()
+    candidates = [random_edits(prompt, 50, np.random.default_rng(1)) for prompt in prompts]
+    objective = Margin(classes, [0, 1, 2])
+    fast, plain = (Scorer(encoder, objective, engine).bind(prompts)(candidates) for engine in ("prefix", "plain"))
+    for a, b in zip(fast, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
