@@ -22,6 +22,8 @@ class TextFAREConfig:
     """What the captions are trained on: the LEAF attack, or (the control) random typos, which nothing has scored."""
     rho: int = 50
     """Candidates of each of the LEAF attack's two stages."""
+    slots: int | None = None
+    """Candidates of its first stage, where other than rho."""
     k: int = 1
     """Character edits a caption."""
     constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
@@ -43,17 +45,36 @@ class TextFAREConfig:
     """Updates between held-out measurements; before and after training they are always made."""
     checkpoint_every: int = 500
     """Updates between checkpoints."""
+    spelling: bool = False
+    """Whether the token table learns from the spelling of its tokens (`spelling.py`): a small tower, or one that has
+    met few misspellings, learns much faster."""
+    states_weight: float = 0.0
+    """Weight of the token states in the loss (`states_loss`), beside the pooled embedding, which is all that TextFARE
+    looks at: above 0, a Stable Diffusion that is conditioned on token states keeps its clean pictures."""
+    states_captions: int = 16
+    """Captions of a batch, half of them clean, whose token states are looked at; these are padded to the full
+    context."""
     save_dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("rho", "k", "batch_size", "accumulation", "max_steps", "eval_every", "checkpoint_every"):
+        for name in (
+            "rho",
+            "slots",
+            "k",
+            "batch_size",
+            "accumulation",
+            "max_steps",
+            "eval_every",
+            "checkpoint_every",
+            "states_captions",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("lr", "epochs"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps"):
+        for name in ("weight_decay", "warmup_steps", "states_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
         for name, known in _CHOICES.items():
@@ -71,7 +92,7 @@ class TextFAREConfig:
         return steps
 
     def new_attack(self) -> Attack:
-        return LeafAttack(rho=self.rho) if self.attack == "leaf" else RandomTypos()
+        return LeafAttack(rho=self.rho, slots=self.slots) if self.attack == "leaf" else RandomTypos()
 
 
 def rate(step: int, steps: int, warmup_steps: int) -> float:

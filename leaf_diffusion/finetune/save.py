@@ -5,19 +5,34 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from leaf_diffusion.runs.files import explained
 
+SPELLING = "spelling.safetensors"
+
 
 def save_encoder(
-    tower: CLIPTextModelWithProjection, tokenizer: object, card: str, output: Path, dtype: torch.dtype
+    tower: CLIPTextModelWithProjection,
+    tokenizer: object,
+    card: str,
+    output: Path,
+    dtype: torch.dtype,
+    spelling: Tensor | None = None,
 ) -> None:
-    """Write weights (safetensors), tokenizer and model card into `output`, each file whole. Raises RunFolderError."""
+    """Write weights (safetensors), tokenizer and model card into `output`, each file whole. Raises RunFolderError.
+
+    `spelling`: the vectors that are in the token table already, kept beside it in float32: with them the difference to
+    the original takes a few MB instead of a whole table.
+    """
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tower.state_dict().items()}
     with explained(output, "writing into"), tempfile.TemporaryDirectory(prefix=".saving-", dir=output) as folder:
         tower.save_pretrained(folder, state_dict=weights)
         cast(Any, tokenizer).save_pretrained(folder)
+        if spelling is not None:
+            save_file({"spelling": spelling.cpu().contiguous()}, Path(folder, SPELLING))
         Path(folder, "README.md").write_text(card, encoding="utf-8")
         for path in sorted(Path(folder).iterdir()):
             path.chmod(0o644)

@@ -25,6 +25,24 @@ def textfare_loss(encoder_features: Float[Tensor, "n d"], anchor_features: Float
     return (encoder_features.float() - anchor_features.float()).square().sum(-1).mean()
 
 
+def states_loss(
+    states: Float[Tensor, "n t width"], anchor: Float[Tensor, "n t width"], begins: Sequence[int]
+) -> Float[Tensor, ""]:
+    """Mean over token positions, from `begins` on in each caption, of the squared L2 distance (sum over the width)
+    between the trained tower's last states and the frozen original's: what a denoiser is conditioned on.
+
+    A clean caption is compared from its first token on (0), an attacked one from where both have ended: the tokens
+    before do not correspond, the padding behind does.
+    """
+    if states.shape != anchor.shape or len(begins) != len(states):
+        raise ValueError(
+            f"states {tuple(states.shape)} and {len(begins)} begins do not fit the anchor's {tuple(anchor.shape)}"
+        )
+    first = torch.tensor(list(begins), device=states.device)[:, None]
+    counted = torch.arange(states.shape[1], device=states.device) >= first
+    return (states.float() - anchor.float()).square().sum(-1)[counted].mean()
+
+
 class AnchorDrift:
     """The attacker's side of the loss: the squared L2 distance to features [n, d] that are known already.
 
@@ -55,8 +73,7 @@ def embed(encoder: TextEncoder, texts: Sequence[str], at_once: int = 256) -> Flo
 
 
 def _scorer(encoder: TextEncoder, targets: Float[Tensor, "n d"]) -> Scorer:
-    tokens = 4096 if encoder.device.type == "cpu" else 65_536
-    return Scorer(encoder, AnchorDrift(targets), max_batch_tokens=tokens)
+    return Scorer(encoder, AnchorDrift(targets))
 
 
 def attack_captions(

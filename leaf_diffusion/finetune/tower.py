@@ -1,25 +1,32 @@
 """The tower that is trained: a copy of the original's, and how it is optimised."""
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.encoders.base import Hidden, TextEncoder
 from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_model_of
+from leaf_diffusion.finetune.spelling import SpellingEmbedding
+
+SEEN = Hidden(-1, positions="all")
+"""What a Stable Diffusion's denoiser is conditioned on: the last states of all positions, padding included."""
 
 
-class Projected(nn.Module):  # type: ignore[misc]  # strict mode without torch's types
-    """Token rows to projected features [n, d], as the one module that accelerate wraps."""
+class Features(nn.Module):  # type: ignore[misc]  # strict mode without torch's types
+    """Token rows to projected features [n, d] and other rows to token states [m, context * width].
+
+    The one module that accelerate wraps: several processes want one forward pass an update.
+    """
 
     def __init__(self, encoder: HFTextEncoder) -> None:
         super().__init__()
         self.tower, self._features = encoder.module, encoder.features
 
-    def forward(self, token_rows: list[list[int]]) -> Tensor:
-        return self._features(token_rows)
+    def forward(self, token_rows: list[list[int]], state_rows: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+        return self._features(token_rows), self._features(state_rows, SEEN) if state_rows else None
 
 
 def check_encoder(encoder: TextEncoder) -> HFTextEncoder:
@@ -35,8 +42,11 @@ def check_encoder(encoder: TextEncoder) -> HFTextEncoder:
     return encoder
 
 
-def trainable_copy(encoder: HFTextEncoder) -> CLIPTextModelWithProjection:
-    """The text half of the encoder's model in float32, on its own, ready to train."""
+def trainable_copy(encoder: HFTextEncoder, *, spelling: bool = False) -> CLIPTextModelWithProjection:
+    """The text half of the encoder's model in float32, on its own, ready to train.
+
+    With `spelling` its token table is a `SpellingEmbedding`, until `merge_spelling`.
+    """
     assert encoder.projection is not None
     settings = copy.deepcopy(encoder.config)
     settings.projection_dim = encoder.projection.out_features
@@ -46,11 +56,29 @@ def trainable_copy(encoder: HFTextEncoder) -> CLIPTextModelWithProjection:
     inner = cast(nn.Module, tower.text_model)
     inner.load_state_dict({name: flat[name.removeprefix("text_model.")] for name in inner.state_dict()})
     tower.text_projection.load_state_dict(encoder.projection.state_dict())
+    if spelling:
+        embeddings = _embeddings(tower)
+        embeddings.token_embedding = SpellingEmbedding(embeddings.token_embedding, encoder.tokenizer)
     return tower.requires_grad_()
 
 
+def merge_spelling(tower: CLIPTextModelWithProjection) -> Tensor | None:
+    """Make the token table a plain one again; the vectors [n, width] that were added into it, None without any."""
+    embeddings = _embeddings(tower)
+    table = embeddings.token_embedding
+    if not isinstance(table, SpellingEmbedding):
+        return None
+    embeddings.token_embedding = nn.Embedding(*table.weight.shape, _weight=table.merged())
+    return table.spelling.detach()
+
+
+def _embeddings(tower: CLIPTextModelWithProjection) -> Any:
+    inner = cast(Any, tower.text_model)
+    return getattr(inner, "text_model", inner).embeddings
+
+
 def new_optimiser(tower: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW without decay on gains, biases (the paper's recipe) and the token table.
+    """AdamW without decay on gains, biases (the paper's recipe) and the token table, spelling included.
 
     Decay on the table would move the embedding of every token that no caption holds, towards nothing.
     """

@@ -27,8 +27,15 @@ from leaf_diffusion.finetune.config import TextFAREConfig as TextFAREConfig
 from leaf_diffusion.finetune.config import rate as rate
 from leaf_diffusion.finetune.processes import accelerator_for
 from leaf_diffusion.finetune.save import save_encoder
-from leaf_diffusion.finetune.textfare import Figures, attack_captions, embed, held_out_figures, textfare_loss
-from leaf_diffusion.finetune.tower import Projected, check_encoder, new_optimiser, trainable_copy
+from leaf_diffusion.finetune.textfare import (
+    Figures,
+    attack_captions,
+    embed,
+    held_out_figures,
+    states_loss,
+    textfare_loss,
+)
+from leaf_diffusion.finetune.tower import SEEN, Features, check_encoder, merge_spelling, new_optimiser, trainable_copy
 from leaf_diffusion.text import constraint_from_name
 
 LOG_EVERY = 10
@@ -90,10 +97,10 @@ def _train(
     if state is not None and state["finished"]:
         return output
 
-    tower = trainable_copy(original).to(accelerator.device)
+    tower = trainable_copy(original, spelling=config.spelling).to(accelerator.device)
     trained = HFTextEncoder(tower, original.tokenizer, name="trained")
     model, optimiser = accelerator.prepare(
-        Projected(trained), new_optimiser(tower, lr=config.lr, weight_decay=config.weight_decay)
+        Features(trained), new_optimiser(tower, lr=config.lr, weight_decay=config.weight_decay)
     )
     checkpoint = Checkpoint(output, tower, optimiser.optimizer)
     step, numbers = checkpoint.load()
@@ -141,8 +148,15 @@ def _train(
                         attack, trained, batch, clean, k=config.k, constraint=constraint, seed=seed
                     )
                 tower.train()
+                rows = trained.tokenize(attacked)
                 with accelerator.accumulate(model):
-                    loss = textfare_loss(model(trained.tokenize(attacked)), clean)
+                    if config.states_weight:
+                        seen, begins, anchor = _token_states(original, batch, rows, config.states_captions)
+                        features, states = model(rows, seen)
+                        both = states.view_as(anchor), anchor.to(accelerator.device)
+                        loss = textfare_loss(features, clean) + config.states_weight * states_loss(*both, begins)
+                    else:
+                        loss = textfare_loss(model(rows, [])[0], clean)
                     accelerator.backward(loss)
                     optimiser.step()
                     optimiser.zero_grad()
@@ -166,15 +180,31 @@ def _train(
 
         if main:
             tower.eval()
+            spelling = merge_spelling(tower)
             after = measure(trained)
             counts = {"steps": steps, "per_update": per_update, "captions": len(captions), "held_out": len(held_out)}
             counts["truncated"] = sum(original.is_truncated(held_out))
             card = model_card(original.name, config, before, after, counts)
-            save_encoder(tower, original.tokenizer, card, output, getattr(torch, config.save_dtype))
+            save_encoder(tower, original.tokenizer, card, output, getattr(torch, config.save_dtype), spelling)
             write_state(output, identity, finished=True, before=before, after=after, counts=counts)
             checkpoint.remove()
     accelerator.wait_for_everyone()
     return output
+
+
+def _token_states(
+    original: HFTextEncoder, captions: Sequence[str], attacked: list[list[int]], n: int
+) -> tuple[list[list[int]], list[int], Tensor]:
+    """Token rows whose states are trained, from which position on, and the original's states [n, context, width].
+
+    The first half of `n` captions as they are, the next attacked.
+    """
+    n = min(n, len(captions))
+    clean = original.tokenize(captions[:n])
+    rows = [*clean[: n - n // 2], *attacked[n - n // 2 : n]]
+    begins = [0 if row is own else max(len(row), len(own)) - 1 for row, own in zip(rows, clean, strict=True)]
+    with torch.no_grad():
+        return rows, begins, original.features(clean, SEEN).unflatten(1, (original.context_length, -1))
 
 
 def _identity(
@@ -185,10 +215,13 @@ def _identity(
     steps: int,
     per_update: int,
 ) -> dict[str, Any]:
-    """What makes two trainings the same; how an update is spread over batches and processes does not belong to it."""
+    """What makes two trainings the same; how an update is spread over batches and processes does not belong to it,
+    unless token states are looked at, some of each batch."""
     settings = asdict(config)
-    for name in ("batch_size", "accumulation", "epochs", "max_steps", "checkpoint_every", "eval_every"):
+    for name in ("epochs", "max_steps", "checkpoint_every", "eval_every"):
         del settings[name]
+    if not config.states_weight:
+        del settings["batch_size"], settings["accumulation"]
     texts = {"captions": captions, "held_out": held_out}
     hashes = {name: hashlib.sha256("\n".join(value).encode()).hexdigest() for name, value in texts.items()}
     return settings | hashes | {"encoder": encoder.fingerprint, "steps": steps, "per_update": per_update}

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions, split_captions
 from leaf_diffusion.finetune.textfare import attack_captions, embed, held_out_figures
 from leaf_diffusion.finetune.train import batch_indices, rate
+from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, distance
 
 COLOURS, THINGS = ("red", "blue", "green", "white"), ("cat", "house", "boat", "umbrella", "tree", "cup")
@@ -101,21 +103,27 @@ def test_accumulation_equals_the_larger_batch(encoder: HFTextEncoder, tmp_path: 
 
 
 def test_the_control_searches_nothing(encoder: HFTextEncoder, tmp_path: Path) -> None:
-    asked, features = 0, encoder.features
+    asked, features, batches = 0, encoder.features, PrefixForest.batches
 
     def counted(rows: Sequence[Sequence[int]], what: Feature = "projected") -> torch.Tensor:
         nonlocal asked
         asked += len(rows)
         return features(rows, what)
 
+    def counted_batches(forest: PrefixForest, rows: Sequence[tuple[int, ...]], *more: Any) -> Any:
+        nonlocal asked
+        asked += len(rows)
+        return batches(forest, rows, *more)
+
     settings = {"targets": embed(encoder, CAPTIONS), "k": 1, "constraint": NoNewWords(), "seed": 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "features", counted)
+        patch.setattr(PrefixForest, "batches", counted_batches)
         typos = attack_captions(RandomTypos(), encoder, CAPTIONS, **settings)  # type: ignore[arg-type]
         assert asked == 0
         attack_captions(LeafAttack(rho=5), encoder, CAPTIONS, **settings)  # type: ignore[arg-type]
         # two stages, the clean captions once, nothing twice: a training step pays no verification
-        assert len(CAPTIONS) * 5 < asked <= len(CAPTIONS) * (2 * 5 + 1)
+        assert len(CAPTIONS) * 3 < asked <= len(CAPTIONS) * (2 * 5 + 1)
     assert all(distance(a, b) == 1 for a, b in zip(CAPTIONS, typos, strict=True))
     folder = run(encoder, tmp_path, max_steps=2, attack="random-typos")
     assert "a control" in (folder / "README.md").read_text()
@@ -158,7 +166,9 @@ def test_caption_files(tmp_path: Path) -> None:
     assert 50 < len(set(held)) < 150
 
 
-@pytest.mark.parametrize("wrong", [{"rho": 0}, {"lr": -1.0}, {"attack": "charmer"}, {"max_steps": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"rho": 0}, {"slots": 0}, {"states_weight": -1.0}, {"lr": -1.0}, {"attack": "charmer"}, {"max_steps": 0}]
+)
 def test_wrong_settings(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TextFAREConfig(**wrong)  # type: ignore[arg-type]

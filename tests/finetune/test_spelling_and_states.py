@@ -1,0 +1,147 @@
+"""What goes beyond the paper's loss: token tables that know spelling, and token states."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from leaf_diffusion.encoders.huggingface import HFTextEncoder
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
+from leaf_diffusion.finetune.spelling import KINDS, N_VECTORS, SpellingEmbedding, spelling_features, spelt
+from leaf_diffusion.finetune.textfare import embed, states_loss
+from leaf_diffusion.finetune.tower import SEEN, merge_spelling, trainable_copy
+from leaf_diffusion.scoring import Scorer
+from leaf_diffusion.text import neighbours
+
+CAPTIONS = [f"a photo of a {c} {n}" for c in ("red", "blue", "green") for n in ("cat", "house", "boat", "umbrella")]
+KEY = "text_model.embeddings.token_embedding.weight"
+TOKENIZER = clip_tokenizer()
+VOCABULARY = TOKENIZER.get_vocab()
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def encoder() -> HFTextEncoder:
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+    )  # fmt: skip
+    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), TOKENIZER, name="tiny")
+
+
+def config(**settings: object) -> TextFAREConfig:
+    common = {"rho": 6, "batch_size": 8, "lr": 2e-3, "warmup_steps": 2, "checkpoint_every": 2, "eval_every": 100}
+    return TextFAREConfig(**{**common, **settings})  # type: ignore[arg-type]
+
+
+def test_spelling_features_are_those_of_the_piece() -> None:
+    features = spelling_features(VOCABULARY, 49408)
+
+    def of(token: str) -> set[int]:
+        return set(features[VOCABULARY[token]].tolist()) - {N_VECTORS}
+
+    assert {0, 2, 19} <= of("cat</w>")  # a, c, t
+    singles = {i for i in of("cat</w>") if i < KINDS}
+    assert singles == {0, 2, 19, 36}  # and the end of the word
+    assert singles - {i for i in of("cat") if i < KINDS} == {36}
+    assert len(of("cat</w>") & of("bat</w>")) > len(of("cat</w>") & of("dog</w>"))
+    assert of("<|endoftext|>") == set()
+    assert of("!</w>") != of("cat</w>")
+    assert features.min() >= 0
+    assert features.max() == N_VECTORS
+
+
+def test_a_spelling_table_starts_at_the_original_and_merges_into_a_plain_one(encoder: HFTextEncoder) -> None:
+    tower = trainable_copy(encoder, spelling=True)
+    trained = HFTextEncoder(tower, TOKENIZER)
+    torch.testing.assert_close(embed(trained, CAPTIONS), embed(encoder, CAPTIONS))
+    table = tower.text_model.embeddings.token_embedding
+    assert isinstance(table, SpellingEmbedding)
+    with torch.no_grad():
+        table.spelling[:-1].normal_()
+    before = embed(trained, ["a cta", "xyzzy", "a photo of a hosue"])
+    # the engine of the attack reads the same table
+    fast, plain = (
+        Scorer(trained, engine=e).bind(["a cat"])([neighbours("a cat", "b!")])[0] for e in ("prefix", "plain")
+    )
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+    vectors = merge_spelling(tower)
+    assert vectors is not None
+    assert torch.equal(tower.state_dict()[KEY], encoder.token_embedding() + spelt(table.letters, vectors))
+    torch.testing.assert_close(embed(trained, ["a cta", "xyzzy", "a photo of a hosue"]), before)
+    assert merge_spelling(tower) is None
+
+
+def test_spelling_teaches_tokens_that_training_has_not_met(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    folder = finetune_text_encoder(encoder, CAPTIONS, tmp_path, config(max_steps=8, spelling=True), held_out=CAPTIONS)
+    tower = CLIPTextModelWithProjection.from_pretrained(folder)
+    vectors = load_file(folder / "spelling.safetensors")["spelling"]
+    unseen = VOCABULARY["zebra</w>"]
+    moved = tower.state_dict()[KEY][unseen] - encoder.token_embedding()[unseen]
+    letters = torch.from_numpy(spelling_features(VOCABULARY, 49408))[[unseen]]
+    torch.testing.assert_close(moved[None], spelt(letters, vectors), rtol=1e-4, atol=1e-6)
+    assert moved.abs().max() > 0
+
+
+def test_spelling_needs_clips_pieces(encoder: HFTextEncoder) -> None:
+    class Other:
+        def get_vocab(self) -> dict[str, int]:
+            return {"cat": 0}
+
+    with pytest.raises(ValueError, match="byte-pair encoding"):
+        SpellingEmbedding(torch.nn.Embedding(3, 2), Other())
+
+
+def test_states_loss_counts_positions_from_begin_on() -> None:
+    states, anchor = torch.zeros(2, 4, 3), torch.zeros(2, 4, 3)
+    states[0, 0] = 1.0
+    states[1, 0], states[1, 2] = 5.0, 2.0
+    # 4 positions of the first, 2 of the second
+    assert float(states_loss(states, anchor, [0, 2])) == pytest.approx((3 + 12) / 6)
+    with pytest.raises(ValueError, match="do not fit"):
+        states_loss(states, anchor, [0])
+
+
+def test_token_states_stay_nearer_to_the_original(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    clean = encoder.tokenize(CAPTIONS)
+    wanted = encoder.features(clean, SEEN).detach()
+    apart = {}
+    for weight in (0.0, 2.0):
+        settings = config(max_steps=20, states_weight=weight, states_captions=8)
+        folder = finetune_text_encoder(encoder, CAPTIONS, tmp_path / str(weight), settings, held_out=CAPTIONS)
+        tower = HFTextEncoder(CLIPTextModelWithProjection.from_pretrained(folder).eval(), TOKENIZER)
+        apart[weight] = float((tower.features(clean, SEEN).detach() - wanted).square().mean())
+    assert apart[2.0] < 0.5 * apart[0.0]
+
+
+def test_an_interrupted_training_with_both_ends_with_the_same_weights(
+    encoder: HFTextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(max_steps=6, spelling=True, states_weight=0.5, states_captions=4)
+
+    def run(name: str) -> dict[str, torch.Tensor]:
+        folder = finetune_text_encoder(encoder, CAPTIONS, tmp_path / name, settings, held_out=CAPTIONS)
+        return load_file(folder / "model.safetensors")
+
+    whole, calls = run("whole"), 0
+
+    def broken(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise Interrupt
+        return states_loss(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("leaf_diffusion.finetune.train.states_loss", broken)
+        with pytest.raises(Interrupt):
+            run("cut")
+    resumed = run("cut")
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
