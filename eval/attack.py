@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [
             attack_row(one, name.label, k, options.attack, options.constraint) for k in options.k for one in found[k]
         ]
-        write_attacks(options.output, [{**row, "fingerprint": encoder.fingerprint} for row in rows])
+        fingerprint = encoder.fingerprint
+        write_attacks(options.output, [{**row, "fingerprint": fingerprint} for row in rows])
         console.print(f"attack set: {options.output} ({len(rows)} attacked prompts)", soft_wrap=True)
     for k in options.k:
         console.print(

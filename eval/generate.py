@@ -19,15 +19,20 @@ from leaf_diffusion.world.figures import noise_seed
 
 
 def draw_all(setup: Setup, store: RunStore, attacked: Attacked, advance: Callable[[int], None]) -> None:
-    """Draw every planned picture. One that another unit already drew (same weights, text, noise) is used again."""
-    done = {row["id"] for row in store.records("pictures")}
-    drawn = {row["image"] for row in store.records("pictures")}
+    """Draw every planned picture. One that another unit already drew (same weights, text, noise) is used again.
+
+    A picture that was recorded but is missing or damaged on the disk is drawn again.
+    """
+    done, damaged = store.done("pictures"), store.damaged_images()
+    drawn = {row["image"] for row in store.records("pictures")} - damaged
+    weights_of = {label: one.base.fingerprint for label, one in setup.encoders.items()}
     by_weights: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for unit in setup.plan.pictures():
-        if unit.id not in done:
-            row, weights = _picture_row(setup, unit, attacked)
+        weights = weights_of[unit.cell.encoder]
+        row = _picture_row(setup, unit, attacked, weights) if unit.id not in done or damaged else None
+        if row is not None and (unit.id not in done or row["image"] in damaged):
             by_weights.setdefault(weights, {}).setdefault(row["image"], []).append(row)
-    bases = {one.base.fingerprint: one.base for one in setup.encoders.values()}
+    bases = {weights_of[label]: one.base for label, one in setup.encoders.items()}
     for weights, wanted in by_weights.items():
         for image in [image for image in wanted if image in drawn]:
             advance(_append(store, wanted.pop(image)))
@@ -62,16 +67,12 @@ def draw(pipeline: Any, texts: Sequence[str], seeds: Sequence[int], setup: Setup
     return pictures
 
 
-def _picture_row(setup: Setup, unit: PictureUnit, attacked: Attacked) -> tuple[dict[str, Any], str]:
+def _picture_row(setup: Setup, unit: PictureUnit, attacked: Attacked, weights: str) -> dict[str, Any]:
     cell, prompt = unit.cell, unit.prompt
     text = prompt.text if cell.source is None else attacked[cell.source, cell.k, prompt.id]
     loaded = setup.encoders[cell.encoder]
-    given, seed, weights = (
-        loaded.encoder.preprocess([text])[0],
-        noise_seed(prompt.id, unit.seed_index),
-        loaded.base.fingerprint,
-    )
-    row = {
+    given, seed = loaded.encoder.preprocess([text])[0], noise_seed(prompt.id, unit.seed_index)
+    return {
         "unit": "picture",
         "id": unit.id,
         "prompt_id": prompt.id,
@@ -84,12 +85,8 @@ def _picture_row(setup: Setup, unit: PictureUnit, attacked: Attacked) -> tuple[d
         "given": given,
         "truncated": loaded.base.is_truncated([given])[0],
     }
-    return row, weights
 
 
 def _append(store: RunStore, rows: Iterable[dict[str, Any]]) -> int:
-    count = 0
-    for row in rows:
-        store.append("pictures", row)
-        count += 1
-    return count
+    """Record pictures; how many were new (a redrawn one is not)."""
+    return sum(store.append("pictures", row) for row in rows)

@@ -69,7 +69,7 @@ def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Promp
     constraint = constraint_from_name(options.constraint)
     params = {"n_positions": options.n_positions} if options.attack == "charmer" else {}
     attack, texts = attack_from_name(options.attack, **params), [prompt.text for prompt in prompts]
-    results = find(attack, texts, scorer, ks, constraint, options.attack_seed)
+    results, fingerprint = find(attack, texts, scorer, ks, constraint, options.attack_seed), encoder.fingerprint
     rows = []
     for i, prompt in enumerate(prompts):
         for k in ks:
@@ -79,7 +79,7 @@ def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Promp
                     "id": setup.plan.attack_id(source, k, prompt),
                     "prompt_id": prompt.id,
                     **attack_row(results[k][i], source, k, options.attack, options.constraint),
-                    "fingerprint": encoder.fingerprint,
+                    "fingerprint": fingerprint,
                     "unseen_tokens": unseen_share(encoder, results[k][i].token_ids) if options.world else None,
                 }
             )

@@ -110,7 +110,9 @@ class RunStore:
         if not _IMAGE.fullmatch(path):
             raise ValueError(f"a picture is kept as images/<hexadecimal digits>.png, not {path!r}")
         if not png_ok(self.folder / path):
-            raise RunFolderError(f"{self.folder / path} is missing or damaged; run the same command in a new folder")
+            raise RunFolderError(
+                f"{self.folder / path} is missing or damaged; run the same command again: it draws it again"
+            )
         with Image.open(self.folder / path, formats=["PNG"]) as picture:
             return picture.copy()
 

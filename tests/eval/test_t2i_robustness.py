@@ -134,6 +134,18 @@ def test_a_finished_run_only_reports_again(finished: Path, monkeypatch: pytest.M
     assert (finished / "report.html").exists()
 
 
+def test_missing_and_torn_pictures_are_drawn_again(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    gone, torn, *_ = sorted((tmp_path / "run" / "images").iterdir())
+    wanted = {path.name: np.asarray(Image.open(path)).astype(int) for path in (gone, torn)}
+    gone.unlink()
+    torn.write_bytes(torn.read_bytes()[:50])
+    assert run(tmp_path / "run") == 0
+    for path in (gone, torn):  # in other batches, which move a colour by a step at most
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - wanted[path.name]).max() <= 1
+    assert lines(tmp_path / "run", "pictures") == lines(finished, "pictures")
+
+
 @pytest.mark.parametrize("stage", ["attack", "picture"])
 def test_a_killed_run_continues_to_the_same_results(
     finished: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
