@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from leaf_diffusion.encoders.chunks import ChunkTokenizer
 from leaf_diffusion.encoders.tokenizer import RowTokenizer
+from leaf_diffusion.text import Candidates
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class TextEncoder(Protocol):
 
     def preprocess(self, texts: Sequence[str]) -> list[str]: ...
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def tokenize_candidates(self, candidates: Candidates) -> list[tuple[int, ...]]: ...
     def is_truncated(self, texts: Sequence[str]) -> list[bool]: ...
     def features(self, token_rows: Sequence[Sequence[int]], what: Feature = "projected") -> Float[Tensor, "n d"]: ...
     def token_embedding(self) -> Float[Tensor, "vocab width"]: ...
@@ -91,6 +94,7 @@ class Tower(ABC):
     ) -> None:
         self.module, self.name, self.context_length, self.defence = module, name, context_length, defence
         self.rows, self.pad_id = rows, pad_id
+        self._chunks = ChunkTokenizer(rows, context_length)
         vocabulary = self.token_embedding().shape[0]
         if rows.max_id >= vocabulary:
             raise ValueError(
@@ -113,6 +117,14 @@ class Tower(ABC):
         """Token rows, begin ... end of text, cut to `context_length` with end-of-text kept, never padded."""
         limit = self.context_length
         return [row if len(row) <= limit else [*row[: limit - 1], self.rows.eos_id] for row in self.rows(texts)]
+
+    def tokenize_candidates(self, candidates: Candidates) -> list[tuple[int, ...]]:
+        """What `tokenize(preprocess(texts))` gives for the candidates, or their own token rows; quickly for edits."""
+        if (rows := candidates.token_rows) is not None:
+            return [tuple(row) for row in rows]
+        if candidates.base is not None and self.defence is None:
+            return self._chunks.rows(candidates)
+        return [tuple(row) for row in self.tokenize(self.preprocess(candidates.texts()))]
 
     def is_truncated(self, texts: Sequence[str]) -> list[bool]:
         """Whether `tokenize` would cut each text."""

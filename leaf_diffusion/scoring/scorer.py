@@ -107,7 +107,7 @@ class PlainScore:
         _one_each("candidate lists", len(candidates), len(self.prompts))
         for i, each in enumerate(candidates):
             self.queries[i] += len(each)
-        asked = [_rows(self.encoder, each) for each in candidates]
+        asked = [self.encoder.tokenize_candidates(each) if len(each) else [] for each in candidates]
         with torch.inference_mode():
             return self._score(asked)
 
@@ -225,15 +225,6 @@ ENGINES: dict[str, Callable[[Scorer, list[str]], TowerScore]] = {"prefix": _pref
 @cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
-
-
-def _rows(encoder: TextEncoder, candidates: Candidates) -> list[Row]:
-    if not len(candidates):
-        return []
-    rows = candidates.token_rows
-    if rows is None:
-        rows = encoder.tokenize(encoder.preprocess(candidates.texts()))
-    return [tuple(row) for row in rows]
 
 
 def _one_each(what: str, given: int, prompts: int) -> None:

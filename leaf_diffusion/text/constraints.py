@@ -7,13 +7,15 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leaf_diffusion.text.edits import Candidates
 from leaf_diffusion.text.words import load_words, split_words
+
+MEMO = 1 << 18
+"""Chunks whose words are remembered."""
 
 Verdict = Callable[[tuple[str, ...]], bool]
 """Whether a candidate whose changed part holds these dictionary words is allowed."""
@@ -71,6 +73,7 @@ class _WordConstraint(Constraint):
         own = (unicodedata.normalize("NFC", word.lower()) for word in words or ())
         source = load_words() if words is None else own
         self._words = frozenset(word for word in source if len(word) > 1 or word in ("a", "i"))
+        self._memo: dict[str, tuple[str, ...]] = {}
         digest = hashlib.sha256("\n".join(sorted(self._words)).encode()).hexdigest()[:12] if words is not None else ""
         self.name = f"{self.rule}:{digest}" if digest else self.rule
 
@@ -80,7 +83,13 @@ class _WordConstraint(Constraint):
 
     def known(self, text: str) -> tuple[str, ...]:
         """The dictionary words of ``text``, in order."""
-        return tuple(word for word in _split(text) if word in self._words)
+        if (found := self._memo.get(text)) is None:
+            found = tuple(word for word in split_words(text) if word in self._words)
+            if len(text) <= 64:  # long texts would fill memory and rarely come again
+                if len(self._memo) > MEMO:
+                    self._memo.clear()
+                self._memo[text] = found
+        return found
 
     def allows(self, original: str, current: str, candidates: Candidates) -> NDArray[np.bool_]:
         judge = self._judge(original, current)
@@ -172,14 +181,3 @@ def constraint_from_name(name: str) -> Constraint | None:
     if name not in rules:
         raise ValueError(f"unknown constraint {name!r}: choose one of {', '.join([*rules, 'none'])}")
     return rules[name]()
-
-
-@lru_cache(maxsize=1 << 16)
-def _split_short(text: str) -> tuple[str, ...]:
-    return split_words(text)
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return (
-        _split_short(text) if len(text) <= 64 else split_words(text)
-    )  # long texts would fill memory and rarely come again
