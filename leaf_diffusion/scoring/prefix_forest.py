@@ -50,14 +50,17 @@ class PrefixForest:
         tokens, positions = _on(forest.tokens, device), _on(forest.positions, device)
         ends = _on(forest.ends, device)
         groups = _groups(forest, device)
-        x = parts.embed(tokens).to(torch.float32) + parts.positions[positions]
+        # the first block's queries, keys and values depend on token and place alone, and these recur
+        pairs, of_pair = torch.unique(tokens * len(parts.positions) + positions, return_inverse=True)
+        first = parts.embed(pairs // len(parts.positions)).float() + parts.positions[pairs % len(parts.positions)]
+        x = first[of_pair]
         states = isinstance(feature, Hidden)
         depth = len(parts.blocks)
         if isinstance(feature, Hidden) and feature.layer != -1:
             depth = range(depth + 1)[feature.layer]
         for i, block in enumerate(parts.blocks[:depth]):
             only = ends if i == depth - 1 and not states else None
-            x = self._block(block, x, groups, only)
+            x = self._block(block, x, groups, only, (first, of_pair) if i == 0 else None)
         if not states and not depth:
             x = x[ends]
         if not isinstance(feature, Hidden) or feature.layer == -1:
@@ -71,17 +74,32 @@ class PrefixForest:
         result[_on(forest.order, device)] = x
         return result
 
-    def _block(self, block: Block, x: Tensor, groups: list[_Group], only: Tensor | None) -> Tensor:
-        """All nodes [n, width] through a block; with `only`, their keys and values but no other node's output."""
+    def _block(
+        self,
+        block: Block,
+        x: Tensor,
+        groups: list[_Group],
+        only: Tensor | None,
+        recurring: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """All nodes [n, width] through a block; with `only`, their keys and values but no other node's output.
+
+        `recurring`: distinct rows of `x`, and which of them each row is.
+        """
         width = x.shape[1]
-        h = _norm(block.norm1, x).to(self.dtype)
         (qkv,) = block.qkv
-        if only is None:
-            q, kv = linear(h, qkv.weight, qkv.bias).split([width, 2 * width], dim=1)
+        if recurring is not None:
+            distinct, of_row = recurring
+            h = linear(_norm(block.norm1, distinct).to(self.dtype), qkv.weight, qkv.bias)
+            q, kv = h[:, :width][of_row if only is None else of_row[only]], h[:, width:][of_row]
+        elif only is None:
+            q, kv = linear(_norm(block.norm1, x).to(self.dtype), qkv.weight, qkv.bias).split([width, 2 * width], dim=1)
         else:
+            h = _norm(block.norm1, x).to(self.dtype)
             bias_q, bias_kv = (None, None) if qkv.bias is None else qkv.bias.split([width, 2 * width])
             q = linear(h[only], qkv.weight[:width], bias_q)
             kv = linear(h, qkv.weight[width:], bias_kv)
+        if only is not None:
             x = x[only]
         attended = torch.empty(q.shape, dtype=self.dtype, device=q.device)
         for group in groups:

@@ -21,7 +21,7 @@ Row = tuple[int, ...]
 Batches = Callable[[Sequence[Row]], Iterable[tuple[Sequence[Row], Tensor]]]
 """Distinct rows to parts of them with their features [n, d]."""
 SCREENED = 48
-"""Candidates of a prompt that screening scores again in full."""
+"""Candidates of a prompt that screening scores again in full, at most; a quarter of few."""
 CPU_NODES = 4096
 """Tokens computed at once on a CPU: more do not fit its caches."""
 
@@ -59,8 +59,8 @@ class Scorer:
     `engine`: "prefix" computes shared beginnings of candidates once (`prefix_forest.py`), "plain" forwards each
     candidate; the scores are the same but for rounding. A tower that the engine does not understand is scored plainly,
     with a warning. `precision`: "fp32" computes in the encoder's own precision, "screen" scores all candidates in
-    bfloat16 (float16 on GPUs without it) and the best `SCREENED` of each prompt again in the encoder's own, so that
-    the best score is exact; the others are only ranked. `max_bytes` bounds the activations of a forward pass.
+    bfloat16 (float16 on GPUs without it) and the best of each prompt, `SCREENED` at most, again in the encoder's own,
+    so that the best score is exact; the others are only ranked. `max_bytes` bounds the activations of a forward pass.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class PrefixScore(PlainScore):
         if self._rough is None:
             return self._gather(asked, self._on(self._exact))
         found = self._gather(asked, self._on(self._rough))
-        best = [scores.topk(min(SCREENED, len(scores))).indices for scores in found]
+        best = [scores.topk(min(len(scores), max(len(scores) // 4, 12), SCREENED)).indices for scores in found]
         again = [[rows[j] for j in chosen.tolist()] for rows, chosen in zip(asked, best, strict=True)]
         for scores, chosen, fine in zip(found, best, self._gather(again, self._on(self._exact)), strict=True):
             if len(scores) > len(chosen):  # whatever was not looked at again stays behind what was

@@ -1,0 +1,138 @@
+"""Time of an attack by three scorers in one process, in turn, as ratios.
+
+    python benchmarks/attacks.py --shape small vit-l
+
+"published" is the algorithm as the paper's code runs it, "plain" a sensible engineer's version (candidates
+deduplicated, sorted by length, trimmed, batched), "prefix" the engine, also with screening. The last column is the
+share of the machine's matrix-product rate, measured in the same turn, that the tokens truly needed reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from baselines import SENTENCES, SHAPES, Checked, needed_operations, product_limit, tower
+from rich.console import Console
+from rich.table import Table
+
+from leaf_diffusion.attacks import Attack, Charmer, Exhaustive, LeafAttack
+from leaf_diffusion.attacks.base import bind_constraint, generators
+from leaf_diffusion.encoders import HFTextEncoder
+from leaf_diffusion.scoring import Drift, Scorer, prefix_forest
+from leaf_diffusion.text import Constraint, NoNewWords
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: an attack on some sentences, with or without the constraint."""
+
+    name: str
+    attack: Attack
+    sentences: int
+    constraint: Constraint | None = None
+    published: str = "published"
+
+
+CASES = (
+    Case("Charmer n=20, k=1", Charmer(n_positions=20), 2),
+    Case("Charmer n=20, k=1, constrained", Charmer(n_positions=20), 2, NoNewWords()),
+    Case("exhaustive, k=1", Exhaustive(), 1),
+    Case("LEAF rho=50, batch 16", LeafAttack(rho=50), 16, None, "published-training"),
+)
+
+
+@dataclass
+class Counted:
+    """Tokens, sentences and query-key pairs that the forests of a run were made of."""
+
+    nodes: int = 0
+    rows: int = 0
+    keys: int = 0
+    plant: Callable[..., Any] = field(default=prefix_forest.plant)
+
+    def __call__(self, rows: Any) -> Any:
+        forest = self.plant(rows)
+        self.nodes += len(forest.tokens)
+        self.rows += len(rows)
+        self.keys += int((forest.positions + 1).sum())
+        return forest
+
+
+@contextmanager
+def counting() -> Any:
+    """Count what the engine computes."""
+    counted = Counted()
+    prefix_forest.plant = counted
+    try:
+        yield counted
+    finally:
+        prefix_forest.plant = counted.plant
+
+
+def run(case: Case, encoder: HFTextEncoder, engine: str, precision: str = "fp32") -> float:
+    """Seconds of one attack: what `Attack.run` takes, without the verification of its results."""
+    prompts = list(SENTENCES[: case.sentences])
+    constraint = case.constraint
+    if constraint is not None and engine.startswith("published"):
+        constraint = Checked(constraint)
+    scorer = Scorer(encoder, Drift("l2"), engine, precision)  # type: ignore[arg-type]
+    started = perf_counter()
+    score = scorer.bind(prompts)
+    allowed = bind_constraint(constraint, prompts)
+    case.attack.run(prompts, score, k=1, allowed=allowed, rngs=generators(prompts, 0), on_step=None)
+    return perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=["small"])
+    parser.add_argument("--turns", type=int, default=3, help="turns; the fastest of each side counts")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console(width=140)
+    for shape in options.shape:
+        encoder = tower(shape)
+        table = Table(
+            title=f"{shape}, {options.threads} thread(s), float32: seconds, and how many times faster the engine is"
+        )
+        for column in ("attack", "published", "plain", "prefix", "screened", "published / prefix", "plain / prefix",
+                       "published / screened", "of the product rate"):  # fmt: skip
+            table.add_column(column)
+        for case in CASES:
+            sides: dict[str, tuple[str, str]] = {
+                "published": (case.published, "fp32"), "plain": ("plain", "fp32"), "prefix": ("prefix", "fp32"),
+                "screened": ("prefix", "screen"),
+            }  # fmt: skip
+            run(case, encoder, "prefix", "screen")  # memo and kernels warm for everybody
+            with counting() as counted:
+                run(case, encoder, "prefix")
+            times: dict[str, list[float]] = {side: [] for side in sides}
+            limits = []
+            for turn in range(max(1, options.turns)):
+                for side, (engine, precision) in sides.items():
+                    if turn == 0 or side not in ("published", "plain"):  # the slow sides vary little
+                        times[side].append(run(case, encoder, engine, precision))
+                limits.append(product_limit(encoder.config.hidden_size))
+            best = {side: min(values) for side, values in times.items()}
+            rate = needed_operations(encoder, counted.nodes, counted.rows, counted.keys) / best["prefix"]
+            table.add_row(
+                case.name,
+                *(f"{best[side]:.2f}" for side in sides),
+                f"{best['published'] / best['prefix']:.1f}x",
+                f"{best['plain'] / best['prefix']:.1f}x",
+                f"{best['published'] / best['screened']:.1f}x",
+                f"{rate / np.max(limits):.0%}",
+            )
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

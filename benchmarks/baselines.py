@@ -1,0 +1,109 @@
+"""What the engine is measured against, and the towers and sentences it is measured on."""
+
+from __future__ import annotations
+
+import leaf_diffusion  # noqa: F401  # first: it repairs a torchvision without CUDA
+
+# isort: split
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
+from leaf_diffusion.scoring.scorer import ENGINES, PlainScore
+from leaf_diffusion.text import Candidates, Constraint
+
+SHAPES: dict[str, dict[str, int]] = {
+    "vit-l": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768},
+    "small": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 256},
+}  # fmt: skip
+SENTENCES = (
+    "A man riding a wave on top of a surfboard.", "Two dogs are playing with a frisbee in the park.",
+    "A kitchen with a stove, a sink and a large window.", "A red bus is parked on the side of the street.",
+    "A woman holding an umbrella walks through the rain.", "A plate of food with broccoli and some meat.",
+    "Several people are flying kites on a sunny beach.", "A cat is sleeping on a laptop computer.",
+    "A group of zebras grazing in a dry field.", "An old clock tower stands in the middle of town.",
+    "A young boy swings a bat at a baseball game.", "A bedroom with a neatly made bed and two lamps.",
+    "A train travels down the tracks near a station.", "Three giraffes standing next to a tall tree.",
+    "A bowl of oranges and bananas on a wooden table.", "A skier is jumping off a snowy mountain slope.",
+)  # fmt: skip
+
+
+def tower(shape: str, dtype: torch.dtype = torch.float32) -> HFTextEncoder:
+    """A CLIP text tower of random weights: speed does not depend on what it has learnt."""
+    torch.manual_seed(0)
+    config = CLIPTextConfig(**SHAPES[shape], bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
+    return HFTextEncoder(CLIPTextModelWithProjection(config).eval().to(dtype), clip_tokenizer(), name=shape)
+
+
+class PublishedScore(PlainScore):
+    """As the paper's code scores: one sentence at a time, every candidate tokenized and forwarded, in batches of 256
+    padded to the longest of them, or (`to_context`, its training attack) to the whole context."""
+
+    to_context = False
+
+    def __call__(self, candidates: Sequence[Candidates]) -> list[Tensor]:
+        scores = []
+        with torch.inference_mode():
+            for i, some in enumerate(candidates):
+                self.queries[i] += len(some)
+                texts = some.texts() if len(some) else []
+                rows = self.encoder.tokenize(texts)
+                pieces = [self.goals[i](self._forward(rows[j : j + 256])) for j in range(0, len(rows), 256)]
+                scores.append(torch.cat(pieces) if pieces else torch.empty(0))
+        return scores
+
+    def _forward(self, rows: list[list[int]]) -> Tensor:
+        if self.to_context:  # what stands behind end-of-text changes nothing but the cost
+            rows = [[*row, *[row[-1]] * (self.encoder.context_length - len(row))] for row in rows]
+        return self.encoder.features(rows)
+
+
+class PublishedTrainingScore(PublishedScore):
+    """The same, padded to the whole context."""
+
+    to_context = True
+
+
+ENGINES["published"] = PublishedScore
+ENGINES["published-training"] = PublishedTrainingScore
+
+
+class Checked(Constraint):
+    """A constraint that is evaluated and then forwards everything, as the paper's code does: it puts the sentence
+    itself in the place of a candidate that is not allowed."""
+
+    def __init__(self, rule: Constraint) -> None:
+        self.rule, self.name = rule, rule.name
+
+    def allows(self, original: str, current: str, candidates: Candidates) -> NDArray[np.bool_]:
+        self.rule.allows(original, current, candidates)
+        return np.ones(len(candidates), dtype=bool)
+
+
+def product_limit(width: int, dtype: torch.dtype = torch.float32, rows: int = 4096) -> float:
+    """Floating-point operations a second of this machine's matrix product [rows, width] x [width, 4 width], now."""
+    from time import perf_counter
+
+    a, b = torch.randn(rows, width).to(dtype), torch.randn(width, 4 * width).to(dtype)
+    best = float("inf")
+    for _ in range(8):
+        started = perf_counter()
+        a @ b
+        best = min(best, perf_counter() - started)
+    return 2.0 * rows * width * 4 * width / best
+
+
+def needed_operations(encoder: HFTextEncoder, nodes: int, rows: int, keys: int) -> float:
+    """Floating-point operations of the tokens that a forest computes: `nodes` tokens, `rows` sentences, `keys` pairs of
+    a query and a key. The last block computes no more than keys and values but for the sentences' ends."""
+    c: Any = encoder.config
+    d, inner, layers = c.hidden_size, c.intermediate_size, c.num_hidden_layers
+    full, keys_and_values, ends = 2 * (4 * d * d + 2 * d * inner), 2 * 2 * d * d, 2 * (2 * d * d + 2 * d * inner)
+    attention = 2 * 2 * d * keys
+    return (layers - 1) * (full * nodes + attention) + keys_and_values * nodes + ends * rows
