@@ -24,7 +24,8 @@ from rich.table import Table
 
 from leaf_diffusion.attacks import Attack, Charmer, Exhaustive, LeafAttack
 from leaf_diffusion.attacks.base import bind_constraint, generators
-from leaf_diffusion.encoders import HFTextEncoder
+from leaf_diffusion.encoders import HFTextEncoder, Hidden
+from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.scoring import Drift, Scorer, prefix_forest
 from leaf_diffusion.text import Constraint, NoNewWords
 
@@ -38,6 +39,7 @@ class Case:
     sentences: int
     constraint: Constraint | None = None
     published: str = "published"
+    feature: Feature = "projected"
 
 
 CASES = (
@@ -45,6 +47,8 @@ CASES = (
     Case("Charmer n=20, k=1, constrained", Charmer(n_positions=20), 2, NoNewWords()),
     Case("exhaustive, k=1", Exhaustive(), 1),
     Case("LEAF rho=50, batch 16", LeafAttack(rho=50), 16, None, "published-training"),
+    Case("Charmer n=4 on token states", Charmer(n_positions=4), 2, feature=Hidden(-1, "content")),
+    Case("the same, padding included", Charmer(n_positions=4), 1, feature=Hidden(-1, "all")),
 )
 
 
@@ -59,9 +63,9 @@ class Counted:
 
     def __call__(self, rows: Any) -> Any:
         forest = self.plant(rows)
-        self.nodes += len(forest.tokens)
+        self.nodes += len(forest.pairs)
         self.rows += len(rows)
-        self.keys += int((forest.positions + 1).sum())
+        self.keys += int((forest.positions[forest.pairs] + 1).sum())
         return forest
 
 
@@ -82,7 +86,7 @@ def run(case: Case, encoder: HFTextEncoder, engine: str, precision: str = "fp32"
     constraint = case.constraint
     if constraint is not None and engine.startswith("published"):
         constraint = Checked(constraint)
-    scorer = Scorer(encoder, Drift("l2"), engine, precision)  # type: ignore[arg-type]
+    scorer = Scorer(encoder, Drift("l2", feature=case.feature), engine, precision)  # type: ignore[arg-type]
     started = perf_counter()
     score = scorer.bind(prompts)
     allowed = bind_constraint(constraint, prompts)
@@ -122,7 +126,8 @@ def main() -> None:
                         times[side].append(run(case, encoder, engine, precision))
                 limits.append(product_limit(encoder.config.hidden_size))
             best = {side: min(values) for side, values in times.items()}
-            rate = needed_operations(encoder, counted.nodes, counted.rows, counted.keys) / best["prefix"]
+            counts = encoder, counted.nodes, counted.rows, counted.keys, isinstance(case.feature, Hidden)
+            rate = needed_operations(*counts) / best["prefix"]
             table.add_row(
                 case.name,
                 *(f"{best[side]:.2f}" for side in sides),

@@ -61,7 +61,7 @@ class PublishedScore(PlainScore):
     def _forward(self, rows: list[list[int]]) -> Tensor:
         if self.to_context:  # what stands behind end-of-text changes nothing but the cost
             rows = [[*row, *[row[-1]] * (self.encoder.context_length - len(row))] for row in rows]
-        return self.encoder.features(rows)
+        return self.encoder.features(rows, self.feature)
 
 
 class PublishedTrainingScore(PublishedScore):
@@ -99,11 +99,14 @@ def product_limit(width: int, dtype: torch.dtype = torch.float32, rows: int = 40
     return 2.0 * rows * width * 4 * width / best
 
 
-def needed_operations(encoder: HFTextEncoder, nodes: int, rows: int, keys: int) -> float:
+def needed_operations(encoder: HFTextEncoder, nodes: int, rows: int, keys: int, states: bool = False) -> float:
     """Floating-point operations of the tokens that a forest computes: `nodes` tokens, `rows` sentences, `keys` pairs of
-    a query and a key. The last block computes no more than keys and values but for the sentences' ends."""
+    a query and a key. The last block computes no more than keys and values but for the sentences' ends, unless all
+    `states` are asked for."""
     c: Any = encoder.config
     d, inner, layers = c.hidden_size, c.intermediate_size, c.num_hidden_layers
     full, keys_and_values, ends = 2 * (4 * d * d + 2 * d * inner), 2 * 2 * d * d, 2 * (2 * d * d + 2 * d * inner)
     attention = 2 * 2 * d * keys
+    if states:
+        return layers * (full * nodes + attention)
     return (layers - 1) * (full * nodes + attention) + keys_and_values * nodes + ends * rows

@@ -34,7 +34,11 @@ class Forest:
     """Rows (sorted) as nodes. Node order: by branches, within these by row, within a row by position."""
 
     tokens: Ints
+    """[distinct] token of each distinct pair of token and position."""
     positions: Ints
+    """[distinct] its position."""
+    pairs: Ints
+    """[nodes] which of these pairs each node is."""
     branches: list[Branches]
     order: Ints
     """[rows] the row (in the sorted order) that each row of the branches is."""
@@ -77,16 +81,11 @@ def plant(rows: Sequence[Row]) -> Forest:
     paths = np.where(there, firsts[owner] + columns - begins[owner], 0)
 
     row, column = np.nonzero(owned)
-    node = firsts[row] + column - begins[row]
-    node_tokens, node_positions = np.empty(len(node), dtype=np.int64), np.empty(len(node), dtype=np.int64)
-    node_tokens[node], node_positions[node] = tokens[row, column], column
-    return Forest(
-        node_tokens,
-        node_positions,
-        _branches(order, own, lengths, firsts, begins, paths),
-        order,
-        (firsts + own - 1)[order],
-    )
+    named = np.empty(len(row), dtype=np.int64)
+    named[firsts[row] + column - begins[row]] = tokens[row, column] * longest + column
+    distinct, pairs = np.unique(named, return_inverse=True)
+    branches, ends = _branches(order, own, lengths, firsts, begins, paths), (firsts + own - 1)[order]
+    return Forest(distinct // longest, distinct % longest, pairs.reshape(-1), branches, order, ends)
 
 
 def _branches(order: Ints, own: Ints, lengths: Ints, firsts: Ints, begins: Ints, paths: Ints) -> list[Branches]:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.scoring.scorer import Scorer
+from leaf_diffusion.scoring.scorer import Row, Scorer
 from leaf_diffusion.text.edits import Candidates
 
 
@@ -43,12 +43,19 @@ class MeanScore:
         self._towers = [(scorer.bind(prompts), weight / total) for scorer, weight in scorers]
         # factors[tower][prompt]
         self._factors = [[weight / goal.scale for goal in tower.goals] for tower, weight in self._towers]
+        self._readings = [scorer.encoder.reading for scorer, _ in scorers]
         self._names = [scorer.encoder.name for scorer, _ in scorers]
         self.queries = [0] * len(prompts)
 
     def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt."""
-        scores = self._mean([tower(candidates) for tower, _ in self._towers])
+        read: dict[tuple[object, ...], list[list[Row]]] = {}
+        scored = []
+        for (tower, _), reading in zip(self._towers, self._readings, strict=True):
+            if reading not in read:
+                read[reading] = tower.rows(candidates)
+            scored.append(tower.score_rows(read[reading]))
+        scores = self._mean(scored)
         self.queries = [count + len(each) for count, each in zip(self.queries, candidates, strict=True)]
         return scores
 

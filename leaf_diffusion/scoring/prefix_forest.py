@@ -47,12 +47,11 @@ class PrefixForest:
     def _features(self, rows: Sequence[Row], feature: Feature) -> Tensor:
         forest, parts = plant(rows), self.parts
         device = parts.positions.device
-        tokens, positions = _on(forest.tokens, device), _on(forest.positions, device)
         ends = _on(forest.ends, device)
         groups = _groups(forest, device)
         # the first block's queries, keys and values depend on token and place alone, and these recur
-        pairs, of_pair = torch.unique(tokens * len(parts.positions) + positions, return_inverse=True)
-        first = parts.embed(pairs // len(parts.positions)).float() + parts.positions[pairs % len(parts.positions)]
+        first = parts.embed(_on(forest.tokens, device)).float() + parts.positions[_on(forest.positions, device)]
+        of_pair = _on(forest.pairs, device)
         x = first[of_pair]
         states = isinstance(feature, Hidden)
         depth = len(parts.blocks)

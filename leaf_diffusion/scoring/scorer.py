@@ -42,6 +42,9 @@ class TowerScore(BoundScore, Protocol):
 
     goals: list[Goal]
 
+    def rows(self, candidates: Sequence[Candidates]) -> list[list[Row]]: ...
+    def score_rows(self, asked: Sequence[Sequence[Row]]) -> list[Float[Tensor, " _len"]]: ...
+
 
 class AnyScorer(Protocol):
     """What attacks take: `Scorer` or `MeanScorer`."""
@@ -104,10 +107,17 @@ class PlainScore:
 
     def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt; an empty `Candidates` gives an empty one."""
+        return self.score_rows(self.rows(candidates))
+
+    def rows(self, candidates: Sequence[Candidates]) -> list[list[Row]]:
+        """The candidates' token rows, counted as queries."""
         _one_each("candidate lists", len(candidates), len(self.prompts))
         for i, each in enumerate(candidates):
             self.queries[i] += len(each)
-        asked = [self.encoder.tokenize_candidates(each) if len(each) else [] for each in candidates]
+        return [self.encoder.tokenize_candidates(each) if len(each) else [] for each in candidates]
+
+    def score_rows(self, asked: Sequence[Sequence[Row]]) -> list[Float[Tensor, " _len"]]:
+        """Scores of token rows, one list a prompt."""
         with torch.inference_mode():
             return self._score(asked)
 
@@ -171,8 +181,7 @@ class PlainScore:
     def clean(self) -> list[float]:
         """Scores of the untouched prompts (a drift's is 0 unless it has an anchor); no queries are counted."""
         rows = self.encoder.tokenize(self.encoder.preprocess(self.prompts))
-        with torch.inference_mode():
-            return [float(scores[0]) for scores in self._score([[tuple(row)] for row in rows])]
+        return [float(scores[0]) for scores in self.score_rows([[tuple(row)] for row in rows])]
 
     def solved(self, i: int, score: float) -> bool:
         return self.goals[i].solved(score)

@@ -16,7 +16,8 @@ def prefixes(rows):
 @given(ROWS)
 def test_every_prefix_is_one_node_and_paths_lead_along_them(rows):
     forest = plant(rows)
-    assert len(forest.tokens) == len(prefixes(rows))
+    assert len(forest.pairs) == len(prefixes(rows))
+    assert len(forest.tokens) == len({(row[i], i) for row in rows for i in range(len(row))})
     read, branch_rows = {}, []
     for branches in forest.branches:
         for path, begin in zip(branches.paths, branches.begins, strict=True):
@@ -24,8 +25,8 @@ def test_every_prefix_is_one_node_and_paths_lead_along_them(rows):
             branch_rows.append(row)
             assert begin + branches.own == len(row)
             for i in range(len(row)):
-                assert forest.tokens[path[i]] == row[i]
-                assert forest.positions[path[i]] == i
+                assert forest.tokens[forest.pairs[path[i]]] == row[i]
+                assert forest.positions[forest.pairs[path[i]]] == i
                 assert read.setdefault(int(path[i]), row[: i + 1]) == row[: i + 1]  # one node, one prefix
             first = branches.first + branches.own * int(np.flatnonzero((branches.paths == path).all(1))[0])
             if branches.paths.shape[0] == 1:
@@ -33,7 +34,7 @@ def test_every_prefix_is_one_node_and_paths_lead_along_them(rows):
     assert sorted(branch_rows) == rows
     ends = [rows[i] for i in forest.order]
     assert [read[int(end)] for end in forest.ends] == ends or len(set(ends)) < len(ends)
-    assert all(forest.tokens[end] == row[-1] for end, row in zip(forest.ends, ends, strict=True))
+    assert all(forest.tokens[forest.pairs[end]] == row[-1] for end, row in zip(forest.ends, ends, strict=True))
 
 
 @given(ROWS, st.integers(1, 30))

@@ -180,7 +180,7 @@ def test_tokens_computed_at_once_stay_within_the_bound(monkeypatch, bound):
     candidates = [random_edits(prompt, 200, np.random.default_rng(0)) for prompt in prompts]
     Scorer(encoder, max_bytes=bound).bind(prompts)(candidates)
     per_node = PrefixForest(encoder, torch.float32).bytes_per_node
-    assert max(len(forest.tokens) for forest in nodes) * per_node <= bound
+    assert max(len(forest.pairs) for forest in nodes) * per_node <= bound
     assert len(nodes) > 1
 
 

@@ -165,6 +165,19 @@ def test_towers_of_different_norm_weigh_alike():
     assert not mean.solved(0, 1e9)
 
 
+def test_towers_that_read_alike_share_the_tokenization(monkeypatch):
+    first, second, defended = encoder(0), encoder(1), encoder(1, defence=Speller(["a", "red", "umbrella"]))
+    asked = []
+    for tower in (first, second, defended):
+        original = tower.tokenize_candidates
+        monkeypatch.setattr(tower, "tokenize_candidates", lambda c, t=tower, f=original: asked.append(t) or f(c))
+    candidates = some()
+    mean = MeanScorer([(Scorer(first), 1), (Scorer(second), 1), (Scorer(defended), 1)]).bind(PROMPTS)
+    mean(candidates)
+    assert {id(tower) for tower in asked} == {id(first), id(defended)}
+    assert mean.queries == [40, 40, 40]
+
+
 def test_gradient_of_the_mean():
     rows = ENCODER.tokenize(PROMPTS)
     objective = Toward(["a dog", "dogs", "cats"])

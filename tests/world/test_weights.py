@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +85,17 @@ def test_stock_diffusers_draws_what_is_asked_for() -> None:
     pictures = generate(pipeline, [p.text for p in prompts], [noise_seed(p.id, 0) for p in prompts])
     assert pictures[0].size == (32, 32)
     assert np.mean(SceneJudge.load().correct(pictures, [p.scene for p in prompts])) >= 0.6
+
+
+def test_the_scene_judge_agrees_with_a_person() -> None:
+    """100 pictures of clean, misspelt and attacked prompts, each labelled by eye: is the thing there, in its colour?"""
+    labels = json.loads((Path(__file__).parent / "judged_by_eye.json").read_text())
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_path())
+    pictures = generate(pipeline, [one["prompt"] for one in labels], [one["seed"] for one in labels])
+    judged = SceneJudge.load().correct(
+        pictures, [Scene((Thing(one["noun"], one["colour"]),), "gray") for one in labels]
+    )
+    assert np.mean([mine == one["right"] for mine, one in zip(judged, labels, strict=True)]) >= 0.95
 
 
 def test_real_pictures_and_seen_tokens() -> None:
