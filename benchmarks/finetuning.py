@@ -3,7 +3,8 @@
     python benchmarks/finetuning.py --shape small --rho 50 --batch-size 16
 
 "published": the attack scores every candidate padded to the whole context, and so does the update. "plain": candidates
-deduplicated and trimmed, the update trimmed to its longest caption. "prefix": the attack on the engine.
+deduplicated and trimmed, the update trimmed to its longest caption. "prefix": the attack on the engine, the update in buckets of like
+length.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from leaf_diffusion.attacks import LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder
 from leaf_diffusion.finetune import textfare
-from leaf_diffusion.finetune.textfare import AnchorDrift, attack_captions, embed, textfare_loss
+from leaf_diffusion.finetune.textfare import AnchorDrift, attack_captions, bucketed, embed, textfare_loss
 from leaf_diffusion.finetune.tower import new_optimiser, trainable_copy
 from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.text import NoNewWords
@@ -49,7 +50,8 @@ def update(
     rows = trained.tokenize(attacked)
     if side == "published":
         rows = [[*row, *[row[-1]] * (trained.context_length - len(row))] for row in rows]
-    textfare_loss(trained.features(rows), clean).backward()
+    features = bucketed(trained.features, rows) if side == "prefix" else trained.features(rows)
+    textfare_loss(features, clean).backward()
     optimiser.step()
     optimiser.zero_grad()
     return searched, perf_counter() - started

@@ -1,6 +1,6 @@
 """TextFARE (paper, section 3): the loss, the captions it is taken on, and the figures that tell whether it helped."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -65,11 +65,27 @@ def _squared_distance_to(row: Tensor) -> Goal:
     return Goal(lambda features: (features.float() - row).square().sum(-1))
 
 
-def embed(encoder: TextEncoder, texts: Sequence[str], at_once: int = 256) -> Float[Tensor, "n d"]:
+def bucketed(
+    features: Callable[[list[list[int]]], Float[Tensor, "n d"]], rows: Sequence[list[int]], at_once: int = 256
+) -> Float[Tensor, "n d"]:
+    """Features of token rows [n, d], computed among rows of like length, so that little of it is padding.
+
+    Four buckets of equally many rows, or more where a bucket would have over `at_once`.
+    """
+    if not rows:
+        return features([])
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    size = min(max(-(-len(rows) // 4), 8), at_once)
+    parts = [features([rows[i] for i in order[j : j + size]]) for j in range(0, len(rows), size)]
+    places = torch.empty(len(rows), dtype=torch.long, device=parts[0].device)
+    places[torch.tensor(order, device=places.device)] = torch.arange(len(rows), device=places.device)
+    return torch.cat(parts)[places]
+
+
+@torch.no_grad()
+def embed(encoder: TextEncoder, texts: Sequence[str]) -> Float[Tensor, "n d"]:
     """Projected features of the texts, without gradients."""
-    rows = encoder.tokenize(texts)
-    with torch.no_grad():
-        return torch.cat([encoder.features(rows[i : i + at_once]) for i in range(0, len(rows), at_once)])
+    return bucketed(encoder.features, encoder.tokenize(texts))
 
 
 def _scorer(encoder: TextEncoder, targets: Float[Tensor, "n d"]) -> Scorer:

@@ -10,6 +10,7 @@ from transformers import CLIPTextModelWithProjection
 from leaf_diffusion.encoders.base import Hidden, TextEncoder
 from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_model_of
 from leaf_diffusion.finetune.spelling import SpellingEmbedding
+from leaf_diffusion.finetune.textfare import bucketed
 
 SEEN = Hidden(-1, positions="all")
 """What a Stable Diffusion's denoiser is conditioned on: the last states of all positions, padding included."""
@@ -26,7 +27,7 @@ class Features(nn.Module):  # type: ignore[misc]  # strict mode without torch's 
         self.tower, self._features = encoder.module, encoder.features
 
     def forward(self, token_rows: list[list[int]], state_rows: list[list[int]]) -> tuple[Tensor, Tensor | None]:
-        return self._features(token_rows), self._features(state_rows, SEEN) if state_rows else None
+        return bucketed(self._features, token_rows), self._features(state_rows, SEEN) if state_rows else None
 
 
 def check_encoder(encoder: TextEncoder) -> HFTextEncoder:

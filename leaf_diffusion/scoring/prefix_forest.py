@@ -36,13 +36,19 @@ class PrefixForest:
         self.bytes_per_node = 4 * width * 3 + self.dtype.itemsize * (10 * width + 2 * widest)
 
     def batches(self, rows: Sequence[Row], feature: Feature, max_nodes: int) -> Iterator[tuple[Sequence[Row], Tensor]]:
-        """Rows in parts, sorted, with their features [n, d], float32; `max_nodes` tokens are computed at once."""
-        everything = isinstance(feature, Hidden) and feature.positions == "all"
-        pads = [self.parts.pad_id] * self.parts.context_length
-        for part in cut(sorted(rows), max_nodes):
-            read = [(*row, *pads[len(row) :]) for row in part] if everything else part
+        """Rows in parts, with their features [n, d], float32; `max_nodes` tokens are computed at once."""
+        pads, read = [self.parts.pad_id] * self.parts.context_length, dict[Row, list[Row]]()
+        if isinstance(feature, Hidden):
+            max_nodes //= 4  # the features themselves are as large
+        for row in rows:
+            everything = isinstance(feature, Hidden) and feature.positions == "all"
+            read.setdefault((*row, *pads[len(row) :]) if everything else row, []).append(row)
+        for part in cut(sorted(read), max_nodes):
             with torch.autocast(self.parts.positions.device.type, enabled=False):
-                yield part, self._features(read, feature)
+                features = self._features(part, feature)
+            # rows that differ in nothing but padding are one
+            repeats = torch.tensor([len(read[row]) for row in part], device=features.device)
+            yield [row for each in part for row in read[each]], features.repeat_interleave(repeats, dim=0)
 
     def _features(self, rows: Sequence[Row], feature: Feature) -> Tensor:
         forest, parts = plant(rows), self.parts

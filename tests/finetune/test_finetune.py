@@ -12,7 +12,7 @@ from leaf_diffusion.encoders import Feature, load_text_encoder
 from leaf_diffusion.encoders.huggingface import HFTextEncoder
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions, split_captions
-from leaf_diffusion.finetune.textfare import attack_captions, embed, held_out_figures
+from leaf_diffusion.finetune.textfare import attack_captions, bucketed, embed, held_out_figures
 from leaf_diffusion.finetune.train import batch_indices, rate
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, distance
@@ -136,6 +136,20 @@ def test_attacked_captions_drift_more_than_random_ones(encoder: HFTextEncoder) -
     figures = held_out_figures(encoder, CAPTIONS, targets, k=1, constraint=NoNewWords())
     assert figures["drift_clean"] == pytest.approx(0, abs=1e-6)
     assert figures["drift_leaf"] > figures["drift_typos"] > 0
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 40])
+def test_buckets_give_the_same_features_from_less_padding(encoder: HFTextEncoder, n: int) -> None:
+    rows = encoder.tokenize([f"{'word ' * (i * 7 % 20)}{i}" for i in range(n)])
+    padded = 0
+
+    def features(some: list[list[int]]) -> torch.Tensor:
+        nonlocal padded
+        padded += len(some) * max(map(len, some), default=0)
+        return encoder.features(some)
+
+    torch.testing.assert_close(bucketed(features, rows, at_once=15), encoder.features(rows))
+    assert n < 40 or padded < 0.8 * n * max(map(len, rows))
 
 
 def test_schedule_and_data_order() -> None:

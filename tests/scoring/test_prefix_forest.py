@@ -17,7 +17,8 @@ from leaf_diffusion.text import NoNewWords, random_edits
 
 TOKENIZER = clip_tokenizer()
 ODD = ["", "a cat", 'the "so-called" cat &amp; dog', "a  double\tspace", "café naïve Ærø", "😀🎉 party", "猫と犬",
-       "x" * 300, "word " * 90, "it's <b>bold</b> &lt;3", "a cat <|endoftext|> behind the end"]  # fmt: skip
+       "x" * 300, "word " * 90, "it's <b>bold</b> &lt;3", "a cat <|endoftext|> behind the end",
+       "a cat <|endoftext|>", "a cat <|endoftext|><|endoftext|>"]  # fmt: skip
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 IDS = {"bos_token_id": 49406, "pad_token_id": 49407}
 FEATURES = ["pooled", "projected", Hidden(), Hidden(-2), Hidden(0), Hidden(2, "all"), Hidden(-1, "all")]
