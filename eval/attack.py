@@ -32,7 +32,12 @@ class AttackOptions:
     """Find the worst prompts within k character edits of those in a file, on one text encoder."""
 
     prompts: Path
-    """A text file, one prompt a line."""
+    """Text (one prompt a line), JSONL, CSV, TSV, Parquet, COCO captions, the Karpathy split, Flickr30k's token file, a
+    pattern of such files, or dataset:NAME of Hugging Face datasets."""
+    prompt_column: str | None = None
+    """Where the prompts stand in records. Default: the first of prompt, caption, text, raw, sentence."""
+    prompt_split: str | None = None
+    """Only prompts of this split, where the file tells one."""
     encoder: str = "world:original"
     """A source ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" puts spelling correction before it."""
     attack: str = "charmer"
@@ -62,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if min(options.k, default=-1) < 0:
             raise ValueError(f"--k counts character edits and cannot be negative or missing, got {options.k}")
-        prompts = [prompt.text for prompt in from_file(options.prompts)][: options.limit]
+        found_there = from_file(options.prompts, options.prompt_column, options.prompt_split)
+        prompts = [prompt.text for prompt in found_there][: options.limit]
         params = {"charmer": {"n_positions": options.n_positions}, "leaf": {"rho": options.rho}}
         attack = attack_from_name(options.attack, **params.get(options.attack, {}))
         if options.attack == "exhaustive" and max(options.k) > 1:

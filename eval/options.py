@@ -30,7 +30,15 @@ class Options:
     "original" is the pipeline's own. The first is the baseline. Default in the world: original leaf typo-augmented
     original+speller, elsewhere: original original+speller."""
     prompts: Path | None = None
-    """A text file, one prompt a line. Default: the world's own prompts, whose pictures can be judged exactly."""
+    """Text (one prompt a line), JSONL, CSV, TSV (PartiPrompts), Parquet, COCO captions, the Karpathy split, Flickr30k's
+    token file, a pattern of such files, or dataset:NAME of Hugging Face datasets. Default: the world's own prompts,
+    whose pictures can be judged exactly."""
+    prompt_column: str | None = None
+    """Where the prompts stand in records. Default: the first of prompt, caption, text, raw, sentence."""
+    prompt_split: str | None = None
+    """Only prompts of this split, where the file tells one ("test" of a Karpathy split)."""
+    every_caption: bool = False
+    """Whether every caption of a picture is a prompt; otherwise its first."""
     attacked_prompts: Path | None = None
     """Attack sets (JSONL) to use instead of searching; without --prompts their prompts are used."""
     save_attacked_prompts: Path | None = None

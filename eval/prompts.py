@@ -12,6 +12,7 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 from rich.markup import escape
 
+from leaf_diffusion.text.files import first_of_each_image, read_texts
 from leaf_diffusion.world import WorldPrompt, world_prompts
 
 
@@ -32,14 +33,20 @@ def from_world(n: int, seed: int, two: float) -> list[Prompt]:
     return [Prompt(prompt.text, prompt.scene) for prompt in prompts]
 
 
-def from_file(path: Path) -> list[Prompt]:
-    """One prompt a line (UTF-8). Blank lines are refused, except at the end; repeated prompts count once."""
-    lines = _read(path).rstrip().split("\n")
-    if lines == [""]:
-        raise ValueError(f"{path} holds no prompts: write one prompt a line")
-    if blank := [i for i, line in enumerate(lines, 1) if not line.strip()]:
-        raise ValueError(f"{path}, line {blank[0]}: an empty prompt; remove the line ({len(blank)} such lines)")
-    return [Prompt(text) for text in dict.fromkeys(line.strip() for line in lines)]
+def from_file(path: Path, column: str | None = None, split: str | None = None, *, every: bool = False) -> list[Prompt]:
+    """The prompts of whatever `read_texts` reads; of captions of pictures the first of each picture, or `every` one.
+
+    Blank ones are refused, except at the end; repeated prompts count once.
+    """
+    rows = read_texts(path, column=column, split=split)
+    while rows and not rows[-1].text:
+        rows.pop()
+    if not rows:
+        of_split = "" if split is None else f" of split {split!r}"
+        raise ValueError(f"{path} holds no prompts{of_split}: write one prompt a line")
+    if blank := [row.where for row in rows if not row.text]:
+        raise ValueError(f"{blank[0]}: an empty prompt; remove the line ({len(blank)} such lines)")
+    return [Prompt(text) for text in dict.fromkeys(row.text for row in (rows if every else first_of_each_image(rows)))]
 
 
 def edits(original: str, perturbed: str) -> list[tuple[int, int, str]]:

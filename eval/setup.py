@@ -111,7 +111,8 @@ def prepare(options: Options) -> Setup:
 def load_prompts(options: Options, given: Sequence[dict[str, Any]]) -> list[Prompt]:
     """The prompts of the run; with attack sets every set must cover each of them."""
     if options.prompts is not None:
-        prompts = prompt_sets.from_file(options.prompts)
+        column, split = options.prompt_column, options.prompt_split
+        prompts = prompt_sets.from_file(options.prompts, column, split, every=options.every_caption)
     elif given:
         prompts = [Prompt(text) for text in dict.fromkeys(row["prompt"] for row in given)]
     else:

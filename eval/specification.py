@@ -25,6 +25,9 @@ NOT_IDENTITY = (
     "device",
     "encoders",
     "prompts",
+    "prompt_column",
+    "prompt_split",
+    "every_caption",
     "attacked_prompts",
     "limit",
 )

@@ -1,4 +1,4 @@
-"""Captions: from a text file, the held-out ones, and the order in which training sees them."""
+"""Captions: from files, the held-out ones, and the order in which training sees them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,39 +9,33 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from leaf_diffusion.text.files import read_texts
+
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """The captions of a text file, stripped, in order, and how many blank lines were left out."""
+    """The captions of a file, stripped, in order, and how many blank ones were left out."""
 
     texts: list[str]
     blank: int
 
 
-def read_caption_file(path: Path) -> CaptionFile:
-    """One caption a line, UTF-8. FileNotFoundError, or ValueError for a file without captions or of other bytes."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no caption file {path}: expected a text file, one caption a line")
-    texts, blank = [], 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                where = f"{path}, line {number}"
-                raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
-            if text:
-                texts.append(text)
-            else:
-                blank += 1
+def read_caption_file(source: str | Path, column: str | None = None, split: str | None = None) -> CaptionFile:
+    """The captions of whatever `read_texts` reads: text, JSONL, CSV, TSV, Parquet, COCO's JSON, webdataset tars, `dataset:NAME`.
+
+    FileNotFoundError, or ValueError for files without captions or that cannot be read.
+    """
+    rows = read_texts(source, column=column, split=split)
+    texts = [row.text for row in rows if row.text]
     if not texts:
-        raise ValueError(f"no captions in {path} ({blank} blank lines): expected one caption a line")
-    return CaptionFile(texts, blank)
+        of_split = "" if split is None else f", split {split!r}"
+        raise ValueError(f"no captions in {source}{of_split} ({len(rows)} blank lines): expected one caption a line")
+    return CaptionFile(texts, len(rows) - len(texts))
 
 
-def read_captions(path: Path) -> list[str]:
+def read_captions(source: str | Path, column: str | None = None, split: str | None = None) -> list[str]:
     """The captions alone of `read_caption_file`."""
-    return read_caption_file(path).texts
+    return read_caption_file(source, column, split).texts
 
 
 def split_captions(

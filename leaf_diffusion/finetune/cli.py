@@ -11,7 +11,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.finetune.captions import read_caption_file
+from leaf_diffusion.finetune.captions import read_caption_file, read_captions
 from leaf_diffusion.finetune.train import TextFAREConfig, finetune_text_encoder
 
 
@@ -24,12 +24,17 @@ class FinetuneOptions:
 
     source: str
     """A CLIP text tower: a folder, a Hub id, "world:original"."""
-    captions: Path
-    """A text file, one caption a line."""
+    captions: str
+    """Text (one caption a line), JSONL, CSV, TSV, Parquet, COCO's JSON, webdataset tars, a pattern of such files
+    ("shards/*.tar"), or dataset:NAME of Hugging Face datasets."""
     output: Path
     """The folder of the finetuned encoder."""
-    held_out: Path | None = None
-    """Captions to measure on, one a line. Default: a part of --captions."""
+    column: str | None = None
+    """Where the captions stand in records. Default: the first of prompt, caption, text, raw, sentence."""
+    split: str | None = None
+    """The split of the captions, where the file tells one."""
+    held_out: str | None = None
+    """Captions to measure on, read in the same way. Default: a part of --captions."""
     revision: str | None = None
     subfolder: str | None = None
     tokenizer: str | None = None
@@ -43,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(FinetuneOptions, args=argv, prog="leaf-diffusion finetune")
     process = PartialState(cpu=options.device == "cpu")
     console = Console(quiet=not process.is_main_process)
-    captions = read_caption_file(options.captions)
+    captions = read_caption_file(options.captions, options.column, options.split)
     console.print(f"{len(captions.texts):,} captions, {captions.blank} blank lines left out", highlight=False)
     encoder = load_text_encoder(
         options.source,
@@ -52,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         subfolder=options.subfolder,
         device=process.device,
     )
-    held_out = None if options.held_out is None else read_caption_file(options.held_out).texts
+    held_out = None if options.held_out is None else read_captions(options.held_out, options.column)
     folder = finetune_text_encoder(encoder, captions.texts, options.output, options.config, held_out=held_out)
     console.print(f"the finetuned encoder is in {folder}; README.md there has its held-out figures", soft_wrap=True)
     return 0

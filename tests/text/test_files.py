@@ -1,0 +1,148 @@
+"""Captions and prompts from every kind of file."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from leaf_diffusion.text.files import LONGEST_MEMBER, first_of_each_image, read_texts
+
+TWO = ["a red cat", "zwei „Katzen“, 猫"]
+
+
+def texts(source, **more):
+    return [row.text for row in read_texts(source, **more)]
+
+
+def write(path: Path, content) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def parquet(path: Path, **columns) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.table(columns), path)
+    return path
+
+
+def test_lines_keep_blanks_and_drop_the_byte_order_mark(tmp_path):
+    rows = read_texts(write(tmp_path / "a.txt", "\ufeffa red cat \n\nb\n"))
+    assert [row.text for row in rows] == ["a red cat", "", "b"]
+    assert rows[1].where.endswith("a.txt, line 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", "\n".join(map(json.dumps, TWO))),
+        ("a.jsonl", "\n".join(json.dumps({"Prompt": text, "n": 1}) for text in TWO) + "\n\n"),
+        ("a.json", TWO),
+        ("a.json", [{"caption": text} for text in TWO]),
+        ("a.csv", "id,caption\n1,a red cat\n2,\"zwei „Katzen“, 猫\"\n"),
+        ("a.tsv", "Prompt\tCategory\tChallenge\na red cat\tAnimals\tBasic\nzwei „Katzen“, 猫\tAnimals\tBasic\n"),
+        ("results.csv", "image_name| comment_number| comment\n1.jpg| 0| a red cat\n2.jpg| 0| zwei „Katzen“, 猫\n"),
+        ("results.token", "1.jpg#0\ta red cat\n2.jpg#0\tzwei „Katzen“, 猫\n"),
+    ],
+)  # fmt: skip
+def test_text_files(tmp_path, name, content):
+    column = "comment" if name == "results.csv" else None
+    assert texts(write(tmp_path / name, content), column=column) == TWO
+
+
+def test_coco_captions_know_their_pictures(tmp_path):
+    content = {
+        "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
+        "annotations": [
+            {"image_id": 8, "id": 1, "caption": "one "},
+            {"image_id": 7, "id": 2, "caption": "two"},
+            {"image_id": 8, "id": 3, "caption": "three"},
+        ],
+    }
+    rows = read_texts(write(tmp_path / "captions_val2017.json", content))
+    assert [(row.text, row.image) for row in rows] == [("one", "8.jpg"), ("two", "7.jpg"), ("three", "8.jpg")]
+    assert [row.text for row in first_of_each_image(rows)] == ["one", "two"]
+
+
+def test_karpathy_split(tmp_path):
+    images = [
+        {"split": split, "filename": f"{i}.jpg", "sentences": [{"raw": f"{split} {j}", "tokens": []} for j in range(2)]}
+        for i, split in enumerate(("train", "test"))
+    ]
+    path = write(tmp_path / "dataset_coco.json", {"images": images, "dataset": "coco"})
+    assert texts(path, split="test") == ["test 0", "test 1"]
+    assert [row.text for row in first_of_each_image(read_texts(path))] == ["train 0", "test 0"]
+    assert texts(path, split="val") == []
+
+
+def test_webdataset_tars(tmp_path):
+    plain = tar(tmp_path / "0.tar", {"a.jpg": b"x", "a.txt": b"a red cat\n", "b.json": b'{"caption": "no"}'})
+    tar(tmp_path / "1.tar", {"c.json": json.dumps({"caption": TWO[1]}).encode()})
+    assert texts(plain) == TWO[:1]
+    assert texts(plain, column="caption") == ["no"]
+    assert texts(tmp_path / "*.tar") == TWO
+    big = tar(tmp_path / "big.tar", {"a.txt": b"x" * (LONGEST_MEMBER + 1)})
+    with pytest.raises(ValueError, match="are no caption"):
+        texts(big)
+    with pytest.raises(ValueError, match="no tar archive"):
+        texts(write(tmp_path / "no.tar", "not a tar"))
+
+
+def test_parquet(tmp_path):
+    path = parquet(tmp_path / "a.parquet", text=TWO, split=["train", "test"])
+    assert texts(path) == TWO
+    assert texts(path, split="test") == TWO[1:]
+    assert texts(parquet(tmp_path / "b.parquet", TEXT_B=TWO), column="TEXT_B") == TWO
+    with pytest.raises(ValueError, match="no Parquet file"):
+        texts(write(tmp_path / "no.parquet", "hello"))
+
+
+def test_hugging_face_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    one = datasets.Dataset.from_dict({"caption": TWO, "n": [1, 2]})
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": one, "test": one.select([1])}).save_to_disk(tmp_path / "both")
+    assert texts(f"dataset:{tmp_path / 'one'}") == TWO
+    assert texts(f"dataset:{tmp_path / 'both'}", split="test") == TWO[1:]
+    with pytest.raises(FileNotFoundError, match="could not be loaded"):
+        texts(f"dataset:{tmp_path / 'both'}", split="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", '{"caption": "x"}\n{oops\n', r"a\.jsonl, line 2: no JSON"),
+        ("a.jsonl", '{"caption": 3}\n', "expected a text, got int"),
+        ("a.jsonl", "[1]\n", "expected a text or an object, got list"),
+        ("a.csv", "a,b\n1,2\n", "there are: a, b. Name the column"),
+        ("a.json", {"x": 1}, "expected a list, COCO"),
+        ("a.token", "no tab here\n", "IMAGE#NUMBER"),
+    ],
+)
+def test_what_cannot_be_read_says_where(tmp_path, name, content, said):
+    with pytest.raises(ValueError, match=said):
+        texts(write(tmp_path / name, content))
+
+
+def test_missing_files_bytes_and_columns(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        texts(tmp_path / "nowhere.txt")
+    with pytest.raises(FileNotFoundError, match="no file fits"):
+        texts(tmp_path / "*.jsonl")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(ValueError, match="line 1: not UTF-8"):
+        texts(tmp_path / "latin.txt")
+    with pytest.raises(ValueError, match="no column 'title'; there are: caption"):
+        texts(write(tmp_path / "a.jsonl", '{"caption": "x"}'), column="title")
