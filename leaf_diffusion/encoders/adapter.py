@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,31 +18,39 @@ def merge_adapter(module: nn.Module, adapter: str) -> nn.Module:
     """
     try:
         import peft
-        from peft.utils import get_peft_model_state_dict
+        from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("adapter= needs the package peft: pip install peft") from error
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
     folder = Path(adapter).expanduser()
     if not folder.is_dir():
         folder = _download(adapter)
     if missing := [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder} is no PEFT adapter in safetensors: {' and '.join(missing)} not found")
+    stored = load_file(folder / WEIGHTS)
     try:
-        with warnings.catch_warnings():  # about keys without a place: checked below, as an error
-            warnings.simplefilter("ignore")
-            wrapped = peft.PeftModel.from_pretrained(cast(Any, copy.deepcopy(module)), str(folder))
+        wrapped = peft.get_peft_model(cast(Any, copy.deepcopy(module)), peft.PeftConfig.from_pretrained(str(folder)))
+        places = set(get_peft_model_state_dict(wrapped))
+        named = {_place(key, places): value for key, value in stored.items()}
+        # PEFT itself would go on and merge nothing
+        if unused := sorted(set(named) - places):
+            raise ValueError(f"{len(unused)} of {len(stored)} tensors have no place, such as {unused[0]!r}")
+        set_peft_model_state_dict(wrapped, named)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"adapter {adapter!r} does not fit {type(module).__name__}: {error}") from error
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        stored = set(file.keys())
-    # PEFT itself would go on and merge nothing
-    if unused := stored - set(get_peft_model_state_dict(wrapped)):
-        raise ValueError(
-            f"adapter {adapter!r} does not fit {type(module).__name__}: "
-            f"{len(unused)} of {len(stored)} tensors have no place, such as {sorted(unused)[0]!r}"
-        )
     return cast(nn.Module, cast(Any, wrapped).merge_and_unload())
+
+
+def _place(key: str, places: set[str]) -> str:
+    """Some classes of CLIP's text tower hold it as `text_model`, others are it: an adapter of one fits the other."""
+    for other in (
+        key.replace(".text_model.", ".", 1),
+        key.replace("base_model.model.", "base_model.model.text_model.", 1),
+    ):
+        if key not in places and other in places:
+            return other
+    return key
 
 
 def _download(adapter: str) -> Path:

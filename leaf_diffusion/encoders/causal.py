@@ -156,9 +156,27 @@ def _exactly(module: nn.Module, *classes: type[nn.Module]) -> None:
 
 
 def _linear(module: nn.Module) -> Affine:
+    base = getattr(module, "base_layer", None)
+    if base is not None and type(module).__module__ == "peft.tuners.lora.layer":
+        return _merged(module, base)
     _exactly(module, nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
     assert isinstance(module, nn.Linear)
     return Affine(module.weight, module.bias)
+
+
+def _merged(layer: Any, base: nn.Module) -> Affine:
+    """A LoRA layer of PEFT as the linear layer that it amounts to now."""
+    linear = _linear(base)
+    if layer.disable_adapters or layer.merged:  # merged: the base's weight holds the adapters already
+        return linear
+    if layer.lora_variant or any(layer.lora_bias.values()) or (layer.training and _drops(layer)):
+        raise NotUnderstood("it holds a LoRA layer with DoRA, biases or dropout: merge it")
+    deltas = [layer.get_delta_weight(name) for name in layer.active_adapters if name in layer.lora_A]
+    return Affine(sum(deltas, linear.weight).detach(), linear.bias)
+
+
+def _drops(layer: Any) -> bool:
+    return any(isinstance(each, nn.Dropout) and each.p > 0 for each in layer.lora_dropout.values())
 
 
 def _norm(module: nn.Module) -> Affine:

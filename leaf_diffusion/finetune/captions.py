@@ -21,7 +21,8 @@ class CaptionFile:
 
 
 def read_caption_file(source: str | Path, column: str | None = None, split: str | None = None) -> CaptionFile:
-    """The captions of whatever `read_texts` reads: text, JSONL, CSV, TSV, Parquet, COCO's JSON, webdataset tars, `dataset:NAME`.
+    """The captions of whatever `read_texts` reads: text, JSONL, CSV, TSV, Parquet, COCO's JSON, webdataset tars,
+    `dataset:NAME`.
 
     FileNotFoundError, or ValueError for files without captions or that cannot be read.
     """

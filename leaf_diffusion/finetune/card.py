@@ -31,12 +31,19 @@ mean squared norm.
 
 {settings}
 
-```python
+{use}
+"""
+_ENCODER = """```python
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 
 pipe = LeafStableDiffusionPipeline.from_pretrained("the original's pipeline", text_encoder="this folder")
-```
-"""
+```"""
+_LORA = """The weights here are a LoRA of the text encoder, for any pipeline whose text encoder is the original:
+
+```python
+pipe.load_lora_weights("this folder")  # diffusers; pytorch_lora_weights.safetensors
+encoder = load_text_encoder("the original", adapter="this folder")  # leaf_diffusion, or PEFT on plain transformers
+```"""
 
 
 def model_card(
@@ -62,6 +69,7 @@ def model_card(
         version=__version__,
         trained_on=leaf if config.attack == "leaf" else control,
         k=config.k,
+        use=_ENCODER if config.lora_rank is None else _LORA,
         table="\n".join(rows),
         settings="\n".join(f"- {key}: {value}" for key, value in asdict(config).items()),
         **counts,

@@ -22,7 +22,7 @@ def read_state(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         raise ValueError(f"{output} is a file: choose a folder for the finetuned encoder")
     path = output / STATE
     if not path.exists():
-        if (output / "config.json").exists():
+        if any((output / name).exists() for name in ("config.json", "adapter_config.json")):
             raise ValueError(f"{output} holds a model, which would be overwritten: choose another folder")
         return None
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -45,6 +45,8 @@ class TextFAREConfig:
     """Updates between held-out measurements; before and after training they are always made."""
     checkpoint_every: int = 500
     """Updates between checkpoints."""
+    lora_rank: int | None = None
+    """Train a LoRA of this rank on the blocks' linear layers, a file of a few MB, instead of all weights."""
     spelling: bool = False
     """Whether the token table learns from the spelling of its tokens (`spelling.py`): a small tower, or one that has
     met few misspellings, learns much faster."""
@@ -77,6 +79,8 @@ class TextFAREConfig:
         for name in ("weight_decay", "warmup_steps", "states_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+        if self.spelling and self.lora_rank is not None:
+            raise ValueError("spelling trains the token table, which a LoRA leaves alone: choose one of the two")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")

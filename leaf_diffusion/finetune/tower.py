@@ -86,6 +86,8 @@ def new_optimiser(tower: nn.Module, lr: float, weight_decay: float) -> torch.opt
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in tower.named_parameters():
+        if not parameter.requires_grad:
+            continue
         (kept if parameter.ndim < 2 or "token_embedding" in name else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, fused=True)

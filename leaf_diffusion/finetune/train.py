@@ -25,6 +25,7 @@ from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.checkpoint import Checkpoint, append_log, cut_log, read_state, write_state
 from leaf_diffusion.finetune.config import TextFAREConfig as TextFAREConfig
 from leaf_diffusion.finetune.config import rate as rate
+from leaf_diffusion.finetune.lora import add_lora, save_lora
 from leaf_diffusion.finetune.processes import accelerator_for
 from leaf_diffusion.finetune.save import save_encoder
 from leaf_diffusion.finetune.textfare import (
@@ -62,7 +63,8 @@ def finetune_text_encoder(
     Minimises the squared L2 distance between the original's embedding of a caption and the copy's of the attacked one
     (paper, section 3). `held_out` captions are measured on; default: a tenth of `captions`, 256 at most. `on_log` gets
     each row of the log. The folder is a Hugging Face one: safetensors, tokenizer, README.md with the figures; and
-    training_log.jsonl. The same call continues where it was broken off, and returns at once when it had finished.
+    training_log.jsonl. With `config.lora_rank` it holds a LoRA instead: a PEFT adapter and the file of diffusers. The
+    same call continues where it was broken off, and returns at once when it had finished.
 
     Raises ValueError for captions, an encoder or a folder that cannot serve, before the training starts, and where the
     loss is no finite number any more.
@@ -97,7 +99,10 @@ def _train(
     if state is not None and state["finished"]:
         return output
 
-    tower = trainable_copy(original, spelling=config.spelling).to(accelerator.device)
+    tower = trainable_copy(original, spelling=config.spelling)
+    if config.lora_rank is not None:
+        add_lora(tower, config.lora_rank, config.seed)
+    tower = tower.to(accelerator.device)
     trained = HFTextEncoder(tower, original.tokenizer, name="trained")
     model, optimiser = accelerator.prepare(
         Features(trained), new_optimiser(tower, lr=config.lr, weight_decay=config.weight_decay)
@@ -185,7 +190,11 @@ def _train(
             counts = {"steps": steps, "per_update": per_update, "captions": len(captions), "held_out": len(held_out)}
             counts["truncated"] = sum(original.is_truncated(held_out))
             card = model_card(original.name, config, before, after, counts)
-            save_encoder(tower, original.tokenizer, card, output, getattr(torch, config.save_dtype), spelling)
+            dtype = getattr(torch, config.save_dtype)
+            if config.lora_rank is None:
+                save_encoder(tower, original.tokenizer, card, output, dtype, spelling)
+            else:
+                save_lora(tower, config.lora_rank, original.name, card, output, dtype)
             write_state(output, identity, finished=True, before=before, after=after, counts=counts)
             checkpoint.remove()
     accelerator.wait_for_everyone()

@@ -16,13 +16,13 @@ CONFIG = CLIPTextConfig(**SIZES, projection_dim=8, eos_token_id=49407, bos_token
 TEXTS = ["a red umbrella", "an other one"]
 
 
-def tower(cls=CLIPTextModelWithProjection):
+def tower(cls=CLIPTextModelWithProjection, **changes):
     torch.manual_seed(0)
-    return cls(copy.deepcopy(CONFIG)).eval()  # saving in half precision would write into a shared config
+    return cls(CLIPTextConfig(**(copy.deepcopy(CONFIG).to_dict() | changes))).eval()  # saving in half precision would write into a shared config
 
 
-def features(encoder):
-    return encoder.features(encoder.tokenize(TEXTS))
+def features(encoder, what="projected"):
+    return encoder.features(encoder.tokenize(TEXTS), what)
 
 
 @pytest.fixture(autouse=True)
@@ -155,8 +155,11 @@ def test_adapter_is_merged_into_a_copy(tmp_path):
     assert not torch.allclose(features(encoder), before)
     assert encoder.fingerprint != plain.fingerprint
     assert encoder.name.endswith("+lora")
+    bare = load_text_encoder(tower(CLIPTextModel), tokenizer=clip_tokenizer(), adapter=tmp_path / "lora")
+    assert not torch.allclose(features(bare, "pooled"), features(plain, "pooled"))
+    torch.testing.assert_close(features(bare, "pooled"), features(encoder, "pooled"))
     with pytest.raises(ValueError, match="tensors have no place"):
-        load_text_encoder(tower(CLIPTextModel), tokenizer=clip_tokenizer(), adapter=tmp_path / "lora")
+        load_text_encoder(tower(num_hidden_layers=1), tokenizer=clip_tokenizer(), adapter=tmp_path / "lora")
 
 
 def test_missing_or_pickled_adapters(tmp_path):

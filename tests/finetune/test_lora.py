@@ -1,0 +1,111 @@
+"""LoRA finetuning: small, exact under the attack's engine, and read by stock diffusers, transformers and PEFT."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from leaf_diffusion.encoders import load_text_encoder
+from leaf_diffusion.encoders.causal import NotUnderstood
+from leaf_diffusion.encoders.huggingface import HFTextEncoder
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
+from leaf_diffusion.finetune.lora import DIFFUSERS, add_lora
+from leaf_diffusion.finetune.textfare import embed
+from leaf_diffusion.finetune.tower import trainable_copy
+from leaf_diffusion.scoring import Scorer
+from leaf_diffusion.scoring.prefix_forest import PrefixForest
+from leaf_diffusion.text import neighbours
+
+CAPTIONS = [f"a photo of a {c} {n}" for c in ("red", "blue", "green") for n in ("cat", "house", "boat", "umbrella")]
+TOKENIZER = clip_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> HFTextEncoder:
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=3.0,
+    )  # fmt: skip
+    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), TOKENIZER, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(encoder: HFTextEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = TextFAREConfig(lora_rank=4, rho=6, batch_size=8, lr=5e-3, warmup_steps=2, max_steps=25, eval_every=100)
+    output = tmp_path_factory.mktemp("lora")
+    return finetune_text_encoder(encoder, CAPTIONS, output, config, held_out=CAPTIONS)
+
+
+def test_the_folder_is_small_and_says_what_it_is(encoder: HFTextEncoder, folder: Path) -> None:
+    assert not (folder / "model.safetensors").exists()
+    assert (folder / "adapter_model.safetensors").stat().st_size < 1e5
+    assert 'load_lora_weights("this folder")' in (folder / "README.md").read_text()
+    assert "lora_rank: 4" in (folder / "README.md").read_text()
+    vectors = load_file(folder / "adapter_model.safetensors")
+    assert len(vectors) == 2 * 2 * 6
+    assert all(value.abs().max() > 0 for value in vectors.values())
+    with pytest.raises(ValueError, match="other settings"):
+        finetune_text_encoder(encoder, CAPTIONS, folder, TextFAREConfig(warmup_steps=1), held_out=CAPTIONS)
+
+
+def test_it_hardens_the_original_and_leaves_it_alone(encoder: HFTextEncoder, folder: Path) -> None:
+    before = embed(encoder, CAPTIONS)
+    robust = load_text_encoder(encoder.module, tokenizer=TOKENIZER, adapter=folder)
+    assert torch.equal(embed(encoder, CAPTIONS), before)
+    typos = [caption.replace("photo", "phto").replace("house", "huose") for caption in CAPTIONS]
+    drift = [float((embed(one, typos) - before).square().sum()) for one in (encoder, robust)]
+    assert drift[1] < drift[0]
+
+
+def test_stock_diffusers_and_a_bare_tower_read_it(encoder: HFTextEncoder, folder: Path) -> None:
+    robust = load_text_encoder(encoder.module, tokenizer=TOKENIZER, adapter=folder)
+    bare = CLIPTextModel(encoder.config).eval()
+    flat = {key.removeprefix("text_model."): value for key, value in encoder.text_model.state_dict().items()}
+    bare.load_state_dict({key: flat[key.removeprefix("text_model.")] for key in bare.state_dict()})
+    wanted = robust.features(robust.tokenize(CAPTIONS), "pooled").detach()
+    adapted = load_text_encoder(bare, tokenizer=TOKENIZER, adapter=folder)
+    torch.testing.assert_close(adapted.features(adapted.tokenize(CAPTIONS), "pooled").detach(), wanted)
+    pipe = StableDiffusionPipeline(
+        vae=None, text_encoder=bare, tokenizer=TOKENIZER, unet=None, scheduler=None, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.load_lora_into_text_encoder(load_file(folder / DIFFUSERS), network_alphas=None, text_encoder=pipe.text_encoder)
+    stock = HFTextEncoder(pipe.text_encoder, TOKENIZER)
+    torch.testing.assert_close(stock.features(stock.tokenize(CAPTIONS), "pooled").detach(), wanted)
+
+
+def test_the_engine_reads_layers_that_are_not_merged_yet(encoder: HFTextEncoder) -> None:
+    tower = trainable_copy(encoder)
+    add_lora(tower, 3, seed=0)
+    layers = [each for each in tower.modules() if hasattr(each, "lora_B")]
+    assert len(layers) == 12
+    with torch.no_grad():
+        for layer in layers:
+            layer.lora_B["default"].weight.normal_()
+    trained = HFTextEncoder(tower.eval(), TOKENIZER)
+
+    def scores() -> list[torch.Tensor]:
+        engines = ("prefix", "plain")
+        return [Scorer(trained, engine=e).bind(["a cat"])([neighbours("a cat", "xyz!")])[0] for e in engines]  # type: ignore[arg-type]
+
+    torch.testing.assert_close(*scores(), rtol=1e-4, atol=1e-4)
+    layers[0].merge()
+    torch.testing.assert_close(*scores(), rtol=1e-4, atol=1e-4)
+    layers[1].enable_adapters(False)
+    torch.testing.assert_close(*scores(), rtol=1e-4, atol=1e-4)
+    layers[2].lora_variant["default"] = object()
+    with pytest.raises(NotUnderstood, match="DoRA"):
+        PrefixForest(trained)
+
+
+def test_a_lora_trains_nothing_else(encoder: HFTextEncoder) -> None:
+    tower = trainable_copy(encoder)
+    add_lora(tower, 3, seed=0)
+    assert {name.split(".lora_")[1][:1] for name, p in tower.named_parameters() if p.requires_grad} == {"A", "B"}
+    with pytest.raises(ValueError, match="choose one of the two"):
+        TextFAREConfig(lora_rank=4, spelling=True)
