@@ -84,6 +84,8 @@ class Options:
     """The run's folder. Default: runs/ and a name that follows from what the run is."""
     device: str = "cpu"
     dtype: str = "float32"
+    dry_run: bool = False
+    """Load, check, run one prompt through everything, and say what the run would do and how long it would take."""
     config: Path | None = None
     """A YAML file with any of these options (underscores in names); the command line goes over it."""
 

@@ -24,7 +24,7 @@ def totals(setup: Setup) -> dict[str, int]:
     return {"attacks": len(setup.plan.sets()) * len(setup.plan.prompts), "pictures": pictures, "scores": pictures}
 
 
-def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore) -> None:
+def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore | None) -> None:
     """What will be done, and what is there already."""
     options, plan, units = setup.options, setup.plan, totals(setup)
     console.print(
@@ -34,7 +34,7 @@ def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore) 
         soft_wrap=True,
         highlight=False,
     )
-    done = {name: len(store.records(name)) for name in units}
+    done = {name: 0 if store is None else len(store.records(name)) for name in units}
     if any(done.values()):
         console.print(
             "continuing: " + ", ".join(f"{done[n]} of {units[n]} {n}" for n in units) + " are there", highlight=False

@@ -28,6 +28,7 @@ NOT_IDENTITY = (
     "prompt_column",
     "prompt_split",
     "every_caption",
+    "dry_run",
     "attacked_prompts",
     "limit",
 )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
+from leaf_diffusion.eval.dry_run import dry_run
 from leaf_diffusion.eval.generate import draw_all
 from leaf_diffusion.eval.judges import load_judges
 from leaf_diffusion.eval.options import parse
@@ -35,11 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             setup = prepare(options)
             check_space(setup)
             judges = load_judges(options)
-            store = open_store(setup, judges, argv)
+            store = None if options.dry_run else open_store(setup, judges, argv)
     except (ValueError, OSError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
     print_plan(console, setup, judges, store)
+    if store is None:
+        dry_run(console, setup, judges)
+        return 0
     try:
         with Bars(console, setup, store) as bars:
             attacked = attack_all(setup, store, bars.start("attacks"))

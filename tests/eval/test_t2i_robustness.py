@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,16 @@ def test_a_killed_run_continues_to_the_same_results(
     assert run(tmp_path / "run") == 0
     for found, expected in zip(rows(tmp_path / "run"), rows(finished), strict=True):
         assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_a_dry_run_measures_and_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "run", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    for part in ("unet", "encoder leaf", "attacks", "pictures", "scores", "together", "nothing was kept"):
+        assert part in said
+    # 2 prompts x 5 sources x 2 k, of which one prompt's were measured
+    assert re.search(r"attacks +20 +10 in \d+\.\d s", said)
 
 
 def test_attack_sets_of_a_file_are_used_and_not_searched(
