@@ -81,6 +81,7 @@ def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Promp
                     **attack_row(results[k][i], source, k, options.attack, options.constraint),
                     "fingerprint": fingerprint,
                     "unseen_tokens": unseen_share(encoder, results[k][i].token_ids) if options.world else None,
+                    "shattered": shattered(encoder, prompt.text, results[k][i].perturbed),
                 }
             )
     return rows
@@ -99,6 +100,12 @@ def attack_row(result: AttackResult, source: str, k: int, attack: str, constrain
         "constraint": constraint,
         "edits": edits(result.original, result.perturbed),
     }
+
+
+def shattered(encoder: Tower, original: str, perturbed: str) -> list[list[str]]:
+    """The words of the perturbed prompt that the original does not have, as the encoder's tokenizer breaks them."""
+    known = encoder.words(original)
+    return [word for word in encoder.words(perturbed) if word not in known]
 
 
 def unseen_share(encoder: Tower, row: Sequence[int]) -> float:
@@ -128,6 +135,7 @@ def _given(
                 "edits": edits(prompt.text, perturbed),
                 "truncated": first.is_truncated([perturbed])[0],
                 "unseen_tokens": unseen_share(first, tokens) if setup.options.world else None,
+                "shattered": shattered(first, prompt.text, perturbed),
             }
             identity = {"unit": "attack", "id": setup.plan.attack_id(source, k, prompt), "prompt_id": prompt.id}
             records.append({**unknown, **row, **measured, **identity})

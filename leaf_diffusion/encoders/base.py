@@ -128,6 +128,16 @@ class Tower(ABC):
             return self._chunks.rows(candidates)
         return [tuple(row) for row in self.tokenize(self.preprocess(candidates.texts()))]
 
+    def words(self, text: str) -> list[list[str]]:
+        """How the text is read: the pieces of each word, as tokens are spelt ("umbrlla" gives "um", "br", "lla")."""
+        words: list[list[str]] = [[]]
+        for token in self.tokenize(self.preprocess([text]))[0][1:-1]:
+            piece = self.rows.spelling(token)
+            words[-1].append(piece.removesuffix("</w>"))
+            if piece.endswith("</w>"):
+                words.append([])
+        return [word for word in words if word]
+
     @property
     def reading(self) -> tuple[object, ...]:
         """Tokenizer, context and defence: encoders in which these are equal read the same token rows."""

@@ -86,6 +86,12 @@ class RowTokenizer:
             identity = f"open_clip {clean} {sorted(self.tokenizer.encoder.items())}"
         return hashlib.sha256(identity.encode()).hexdigest()
 
+    def spelling(self, token: int) -> str:
+        """A token as the vocabulary spells it; "</w>" ends the last piece of a word."""
+        if self._backend is not None:
+            return str(self._backend.id_to_token(token))
+        return str(self.tokenizer.decoder[token])
+
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, got one string: put it in a list")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GalleryCell:
-    """One picture. prompt: what was asked; given: what the encoder read after its defence; image: None when damaged."""
+    """One picture. prompt: what was asked; given: what the encoder read after its defence; image: None when damaged;
+    shattered: the pieces into which the tokenizer breaks each word that the attack made."""
 
     encoder: str
     setting: Setting
@@ -28,6 +29,7 @@ class GalleryCell:
     correct: bool | None
     clip_score: float | None
     drift: float | None
+    shattered: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def gallery_rows(run: Run | str | Path, *, baseline: str | None = None) -> list[
     """
     run = run if isinstance(run, Run) else load_run(run)
     scores = {record["id"]: record for record in run.records("scores")}
+    broken = {(r["source"], r["k"], r["prompt_id"]): r.get("shattered", []) for r in run.records("attacks")}
     shown = [r for r in run.records("pictures") if r["seed_index"] == 0 and r["protocol"] != "floor"]
     if not shown:
         return []
@@ -82,6 +85,7 @@ def gallery_rows(run: Run | str | Path, *, baseline: str | None = None) -> list[
                 correct=score.get("scene_correct"),
                 clip_score=score.get("clip_score"),
                 drift=score.get("drift"),
+                shattered=tuple(map(tuple, broken.get((record["source"], record["k"], prompt_id), ()))),
             )
             cells[cell.encoder, cell.setting] = cell
         rows.append(GalleryRow(prompt_id, records[0]["original"], cells, _damage(cells, baseline)))

@@ -105,6 +105,7 @@ def picture(cell: GalleryCell | None, original: str) -> dict[str, Any] | None:
         "numbers": ", ".join(f"{name} {value:.{digits}f}" for name, value, digits in numbers if value is not None),
         "prompt": cell.prompt,
         "marks": marks(original, cell.prompt) if cell.setting.k else [],
+        "shattered": cell.shattered if cell.setting.k else (),
         "given": cell.given if cell.given != cell.prompt else None,
     }
 

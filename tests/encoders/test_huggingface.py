@@ -207,3 +207,12 @@ def test_the_tokenizer_is_open_clips():
     expected = [[49406, *SimpleTokenizer().encode(text), 49407] for text in texts]
     assert RowTokenizer(TOKENIZER)(texts) == expected == RowTokenizer(SimpleTokenizer())(texts)
     assert len(TOKENIZER) == 49408
+
+
+def test_words_are_the_tokenizers_pieces():
+    assert ENCODER.words("A red Umbrella") == [["a"], ["red"], ["umbrella"]]
+    (article, word) = ENCODER.words("a umbrlla")
+    assert article == ["a"]
+    assert len(word) > 1
+    assert "".join(word) == "umbrlla"
+    assert ENCODER.words("") == []

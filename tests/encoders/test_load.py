@@ -18,7 +18,9 @@ TEXTS = ["a red umbrella", "an other one"]
 
 def tower(cls=CLIPTextModelWithProjection, **changes):
     torch.manual_seed(0)
-    return cls(CLIPTextConfig(**(copy.deepcopy(CONFIG).to_dict() | changes))).eval()  # saving in half precision would write into a shared config
+    return cls(
+        CLIPTextConfig(**(copy.deepcopy(CONFIG).to_dict() | changes))
+    ).eval()  # saving in half precision would write into a shared config
 
 
 def features(encoder, what="projected"):

@@ -64,6 +64,9 @@ def test_every_unit_is_there_once(finished: Path) -> None:
         assert row["distance"] <= row["k"]
         assert row["score"] >= row["clean_score"] - 1e-4
         assert 0 <= row["unseen_tokens"] <= 1
+        if row["perturbed"] != row["prompt"] and row["source"] != "original+speller":
+            assert row["shattered"]
+            assert all("".join(word) in row["perturbed"].lower() for word in row["shattered"])
 
 
 def test_pictures_of_one_prompt_share_their_noise_and_equal_ones_are_drawn_once(finished: Path) -> None:

@@ -86,6 +86,7 @@ def build(
                     store.append("attacks", {
                         "unit": "attack", "id": f"{found_on}/{k}/{index}", "prompt_id": str(index), "prompt": prompt,
                         "perturbed": text, "source": found_on, "k": k, "attack": "charmer", "truncated": False,
+                        "shattered": [["<i>um", "br"], ["x"]],
                     })  # fmt: skip
             for cell in cells(hold, ks if attacked else ()):
                 encoder, protocol, source, k = cell

@@ -96,6 +96,7 @@ def test_the_sections_a_reader_looks_for_are_there(make_run: Make) -> None:
     assert len(found.all("svg")) == 9  # three metrics; on itself, on original, on judge
     assert all(image["alt"] for image in found.all("img"))
     assert {"ins", "del"} <= {tag for tag, _ in found.tags}
+    assert "tokens<i>umbr" in found.text  # escaped, piece by piece
 
 
 def test_the_same_run_gives_the_same_bytes(make_run: Make) -> None:
