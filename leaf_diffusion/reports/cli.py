@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -14,21 +15,29 @@ from leaf_diffusion.reports.headline import headline
 from leaf_diffusion.reports.html import write_report
 from leaf_diffusion.reports.results import Results
 from leaf_diffusion.reports.table import results_table
+from leaf_diffusion.reports.text_tables import latex, markdown
 from leaf_diffusion.runs import load_run
 
 
 @dataclass(frozen=True)
 class Options:
-    """Write report.html of a finished run and print its main table."""
+    """Write report.html of a finished run and print its main table, or its tables for a README or a paper."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder, such as runs/t2i-world-1a2b3c4d."""
+    tables: Literal["terminal", "markdown", "latex"] = "terminal"
+    """How to print: the main table and the headline, or all tables as Markdown or LaTeX and nothing else."""
+    metrics: tuple[str, ...] = ()
+    """With markdown and latex: only these metrics, such as scene_accuracy clip_score drift."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report of a run folder; returns the exit status. Raises OSError or ValueError when it is none."""
     options = tyro.cli(Options, args=argv, prog="leaf-diffusion report")
     results = Results(load_run(options.run).results["rows"])
+    if options.tables != "terminal":
+        print({"markdown": markdown, "latex": latex}[options.tables](results, options.metrics or None))
+        return 0
     path = write_report(options.run)
     console = Console()
     console.print(results_table(results))

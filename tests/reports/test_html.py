@@ -180,6 +180,24 @@ def test_the_command_prints_a_table_of_100_columns(
     assert all(len(line) <= 100 for line in shown.splitlines() if "report:" not in line)
 
 
+def test_tables_for_a_readme_and_a_paper(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(encoders={"original": 0.1, "a_b|c & 100%": 0.8})
+    (run / "report.html").unlink(missing_ok=True)
+    assert main([str(run), "--tables", "markdown", "--metrics", "scene_accuracy", "drift"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("|---|---|---|---|") == 2
+    assert "a\\_b\\|c & 100%" in said
+    assert re.search(r"\| attacked on itself, k=1 \| \d+% \[\d+ to \d+\] \| \d+% \[\d+ to \d+\] \| 12 \|", said)
+    assert main([str(run), "--tables", "latex"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(r"\begin{tabular}{lrrr}") == said.count(r"\end{table}") == 7
+    assert r"a\_b|c \& 100\%" in said
+    assert not re.search(r"(?<!\\)%(?! needs)", said)
+    with pytest.raises(ValueError, match="has not measured fid"):
+        main([str(run), "--tables", "latex", "--metrics", "fid"])
+    assert not (run / "report.html").exists()
+
+
 def test_a_bar_covers_its_interval() -> None:
     row = {"mean": 0.5, "ci_low": 0.25, "ci_high": 0.75}
     cell = sections._mean(row, METRICS["scene_accuracy"])

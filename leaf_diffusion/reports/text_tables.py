@@ -1,0 +1,78 @@
+"""Results as Markdown and LaTeX, for a README or a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from leaf_diffusion.reports.results import METRICS, PAIRED, SETS, Results
+
+Line = tuple[str, Sequence[str]]
+
+
+def markdown(results: Results, keys: Sequence[str] | None = None) -> str:
+    """One table a metric: a line a setting, a column an encoder, means with their 95% intervals.
+
+    `keys`: metrics; default: every one that was measured. ValueError for one that was not.
+    """
+    return "\n".join(_each(results, keys, _markdown_table))
+
+
+def latex(results: Results, keys: Sequence[str] | None = None) -> str:
+    """The same as LaTeX tables (package booktabs)."""
+    return "\n".join(["% needs \\usepackage{booktabs}", *_each(results, keys, _latex_table)])
+
+
+def _each(
+    results: Results, keys: Sequence[str] | None, table: Callable[[str, Sequence[str], Sequence[Line]], str]
+) -> list[str]:
+    there = [key for key in (*PAIRED, "sensitivity", *SETS) if results.has(key)]
+    if unknown := [key for key in keys or () if key not in there]:
+        raise ValueError(f"the run has not measured {', '.join(unknown)}; it has {', '.join(there)}")
+    tables = []
+    for key in keys or there:
+        metric, lines = METRICS[key], list[Line]()
+        for setting in results.settings_of(key):
+            rows = [results.get(label, setting, key) for label in results.encoders]
+            cells = [
+                "–" if row is None else f"{metric.show(row['mean'])} {_bracketed(metric.show_interval(row))}".strip()
+                for row in rows
+            ]
+            sizes = sorted({row["n"] for row in rows if row is not None})
+            lines.append((setting.label, [*cells, "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))]))
+        title = metric.title + ("" if metric.higher_is_better else ", lower is better")
+        tables.append(table(title, [*results.encoders, "n"], lines))
+    return tables
+
+
+def _bracketed(interval: str) -> str:
+    return f"[{interval}]" if interval else ""
+
+
+def _markdown_table(title: str, columns: Sequence[str], lines: Sequence[Line]) -> str:
+    def row(first: str, cells: Sequence[str]) -> str:
+        return "| " + " | ".join(_markdown(cell) for cell in (first, *cells)) + " |"
+
+    body = [row(label, cells) for label, cells in lines]
+    return "\n".join([f"**{_markdown(title)}**\n", row("", columns), "|---" * (len(columns) + 1) + "|", *body, ""])
+
+
+def _markdown(text: str) -> str:
+    for character in "\\`*_<>|~":  # labels are the user's
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
+
+
+def _latex_table(title: str, columns: Sequence[str], lines: Sequence[Line]) -> str:
+    def row(first: str, cells: Sequence[str]) -> str:
+        return " & ".join(_latex(cell) for cell in (first, *cells)) + r" \\"
+
+    begin = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(title)}: mean and 95\% interval over prompts}}"]
+    begin += [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", row("", columns), r"\midrule"]
+    return "\n".join([*begin, *(row(*line) for line in lines), r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "é": r"\'e", "×": r"$\times$", "σ": r"$\sigma$"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    return "".join(special.get(character, character) for character in " ".join(text.split()))
