@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from leaf_diffusion.reports.gallery import save_overview
 from leaf_diffusion.reports.headline import headline
 from leaf_diffusion.reports.html import write_report
 from leaf_diffusion.reports.results import Results
@@ -27,6 +28,8 @@ class Options:
     """The run's folder, such as runs/t2i-world-1a2b3c4d."""
     tables: Literal["terminal", "markdown", "latex"] = "terminal"
     """How to print: the main table and the headline, or all tables as Markdown or LaTeX and nothing else."""
+    overview: Path | None = None
+    """Also save a picture (.png, .svg) of the most telling prompts, clean and attacked, as a README opens with."""
     metrics: tuple[str, ...] = ()
     """With markdown and latex: only these metrics, such as scene_accuracy clip_score drift."""
 
@@ -39,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print({"markdown": markdown, "latex": latex}[options.tables](results, options.metrics or None))
         return 0
     path = write_report(options.run)
+    if options.overview is not None:
+        save_overview(options.run, options.overview)
     console = Console()
     console.print(results_table(results))
     said = headline(results)

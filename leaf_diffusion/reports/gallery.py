@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidfuzz.distance import Levenshtein
 
-from leaf_diffusion.reports.results import Setting, setting_of
+from leaf_diffusion.reports.results import Results, Setting, setting_of
 from leaf_diffusion.runs import Run, load_run, png_ok
 
 if TYPE_CHECKING:
@@ -103,6 +103,29 @@ def _damage(cells: dict[tuple[str, Setting], GalleryCell], baseline: str) -> tup
     wrong = sum(bool(clean.correct) - bool(cell.correct) for cell in attacked) / n
     lost = sum((clean.clip_score or 0.0) - (cell.clip_score or 0.0) for cell in attacked) / n
     return (wrong, lost, sum(cell.drift or 0.0 for cell in attacked) / n)
+
+
+def most_telling(rows: Sequence[GalleryRow], results: Results, limit: int) -> list[GalleryRow]:
+    """The rows on which the robust encoder gains most over the baseline, or that lose most where there is none."""
+    robust, focus = results.robust, results.focus
+    if focus is None:
+        return []
+    chosen = list(rows)
+    if robust:
+        chosen.sort(key=lambda row: row.gain(robust, results.baseline, focus), reverse=True)
+    return [row for row in chosen[:limit] if (results.baseline, focus) in row.cells]
+
+
+def save_overview(run: Run | str | Path, path: Path, *, limit: int = 4) -> None:
+    """One picture that shows the effect, as a README opens with: the most telling prompts, clean and attacked, by the
+    baseline and by the robust encoder. Raises ValueError for a run without attacked pictures."""
+    run = run if isinstance(run, Run) else load_run(run)
+    results = Results(run.results["rows"])
+    if results.focus is None:
+        raise ValueError(f"{run.folder} holds no attacked pictures")
+    rows = most_telling(gallery_rows(run, baseline=results.baseline), results, limit)
+    labels = [label for label in (results.baseline, results.robust) if label]
+    contact_sheet(rows, labels, results.focus, scale=1.9).savefig(path, dpi=100)
 
 
 def marks(original: str, perturbed: str) -> list[tuple[str, str]]:

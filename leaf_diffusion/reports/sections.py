@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from leaf_diffusion.reports.gallery import GalleryCell, GalleryRow, marks
+from leaf_diffusion.reports.gallery import GalleryCell, GalleryRow, marks, most_telling
 from leaf_diffusion.reports.pictures import data_uri
 from leaf_diffusion.reports.results import METRICS, Metric, Results, Row, Setting
 
@@ -112,13 +112,7 @@ def picture(cell: GalleryCell | None, original: str) -> dict[str, Any] | None:
 
 def telling(rows: Sequence[GalleryRow], results: Results, limit: int = 4) -> list[dict[str, Any]]:
     """The prompts on which the robust encoder gains most over the baseline: 2 x 2 pictures each."""
-    robust, focus = results.robust, results.focus
-    if focus is None:
-        return []
-    labels = [results.baseline] + ([robust] if robust else [])
-    chosen = list(rows)
-    if robust:
-        chosen.sort(key=lambda row: row.gain(robust, results.baseline, focus), reverse=True)
+    focus, labels = results.focus, [label for label in (results.baseline, results.robust) if label]
     return [
         {
             "prompt": row.prompt,
@@ -131,8 +125,8 @@ def telling(rows: Sequence[GalleryRow], results: Results, limit: int = 4) -> lis
                 for label in labels
             ],
         }
-        for row in chosen[:limit]
-        if (results.baseline, focus) in row.cells
+        for row in most_telling(rows, results, limit)
+        if focus is not None
     ]
 
 

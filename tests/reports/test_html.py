@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from leaf_diffusion.reports import html, sections, write_report
 from leaf_diffusion.reports.cli import main
+from leaf_diffusion.reports.gallery import save_overview
 from leaf_diffusion.reports.results import METRICS
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
 
@@ -196,6 +198,15 @@ def test_tables_for_a_readme_and_a_paper(make_run: Make, capsys: pytest.CaptureF
     with pytest.raises(ValueError, match="has not measured fid"):
         main([str(run), "--tables", "latex", "--metrics", "fid"])
     assert not (run / "report.html").exists()
+
+
+def test_the_overview_shows_baseline_and_robust_encoder(make_run: Make, tmp_path: Path) -> None:
+    assert main([str(make_run()), "--overview", str(tmp_path / "overview.png")]) == 0
+    with Image.open(tmp_path / "overview.png") as picture:
+        assert picture.width > 600
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 100
+    with pytest.raises(ValueError, match="no attacked pictures"):
+        save_overview(make_run(attacked=False), tmp_path / "none.png")
 
 
 def test_a_bar_covers_its_interval() -> None:
