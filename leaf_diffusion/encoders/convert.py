@@ -1,0 +1,176 @@
+"""CLIP checkpoints between transformers and open_clip, both ways, whole models or text towers, by tables of keys."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPTextConfig
+
+State = dict[str, Tensor]
+
+# transformers name -> open_clip name; {} is a block's number
+_BLOCK = {
+    "layer_norm1.weight": "ln_1.weight",
+    "layer_norm1.bias": "ln_1.bias",
+    "layer_norm2.weight": "ln_2.weight",
+    "layer_norm2.bias": "ln_2.bias",
+    "self_attn.out_proj.weight": "attn.out_proj.weight",
+    "self_attn.out_proj.bias": "attn.out_proj.bias",
+    "mlp.fc1.weight": "mlp.c_fc.weight",
+    "mlp.fc1.bias": "mlp.c_fc.bias",
+    "mlp.fc2.weight": "mlp.c_proj.weight",
+    "mlp.fc2.bias": "mlp.c_proj.bias",
+}
+_TEXT = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+    **{f"text_model.encoder.layers.{{}}.{hf}": f"transformer.resblocks.{{}}.{oc}" for hf, oc in _BLOCK.items()},
+}
+_VISION = {
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",
+    "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",
+    "vision_model.post_layernorm.weight": "visual.ln_post.weight",
+    "vision_model.post_layernorm.bias": "visual.ln_post.bias",
+    **{
+        f"vision_model.encoder.layers.{{}}.{hf}": f"visual.transformer.resblocks.{{}}.{oc}" for hf, oc in _BLOCK.items()
+    },
+}
+_TO_OPEN_CLIP = _TEXT | _VISION | {"logit_scale": "logit_scale"}
+_TO_TRANSFORMERS = {oc: hf for hf, oc in _TO_OPEN_CLIP.items()}
+_TRANSPOSED = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
+_ATTENTION = {
+    "text_model.encoder.layers.{}": "transformer.resblocks.{}",
+    "vision_model.encoder.layers.{}": "visual.transformer.resblocks.{}",
+}
+_NUMBER = re.compile(r"\.(\d+)\.")
+_IGNORED = ("position_ids", "attn_mask")
+
+
+def to_open_clip(state: State) -> State:
+    """A transformers CLIPModel's or CLIPTextModelWithProjection's state under open_clip's names (copies where the
+    layout differs). Raises ValueError for tensors that have no place there."""
+    found: State = {}
+    state = {_full_name(key): value for key, value in state.items() if not key.endswith(_IGNORED)}
+    for key, value in state.items():
+        block, number = _split(key)
+        if key in _TRANSPOSED:
+            found[_TRANSPOSED[key]] = value.T.contiguous()
+        elif block in _TO_OPEN_CLIP:
+            found[_TO_OPEN_CLIP[block].format(number)] = value
+        elif match := re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", block):
+            prefix, _, kind = match.groups()
+            parts = [state[f"{prefix}.self_attn.{letter}_proj.{kind}".format(number)] for letter in "qkv"]
+            found[f"{_ATTENTION[prefix]}.attn.in_proj_{kind}".format(number)] = torch.cat(parts)
+        else:
+            raise ValueError(f"{key} has no place in an open_clip CLIP: is this a transformers CLIP?")
+    return found
+
+
+def to_transformers(state: State) -> State:
+    """The way back: an open_clip CLIP's (or CustomTextCLIP's) state under transformers' names."""
+    found: State = {}
+    for name, value in state.items():
+        key = name.removeprefix("text.")
+        if key.endswith(_IGNORED):
+            continue
+        block, number = _split(key)
+        if key in _TRANSPOSED.values():
+            (other,) = [hf for hf, oc in _TRANSPOSED.items() if oc == key]
+            found[other] = value.T.contiguous()
+        elif key == "text_projection.weight":  # a linear layer in newer towers
+            found[key] = value
+        elif block in _TO_TRANSFORMERS:
+            found[_TO_TRANSFORMERS[block].format(number)] = value
+        elif match := re.fullmatch(r"(.*)\.attn\.in_proj_(weight|bias)", block):
+            prefix, kind = match.groups()
+            (layers,) = [hf for hf, oc in _ATTENTION.items() if oc == prefix]
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                found[f"{layers}.self_attn.{letter}_proj.{kind}".format(number)] = part.contiguous()
+        else:
+            raise ValueError(f"{name} has no place in a transformers CLIP (only plain ViT CLIPs of open_clip do)")
+    return found
+
+
+def open_clip_config(config: CLIPConfig | CLIPTextConfig) -> dict[str, Any]:
+    """`model_cfg` of open_clip for a transformers configuration, GELU and QuickGELU told apart."""
+    text = config.text_config if isinstance(config, CLIPConfig) else config
+    found: dict[str, Any] = {
+        "embed_dim": config.projection_dim,
+        "quick_gelu": _is_quick(text.hidden_act),
+        "text_cfg": {
+            "context_length": text.max_position_embeddings,
+            "vocab_size": text.vocab_size,
+            "width": text.hidden_size,
+            "heads": text.num_attention_heads,
+            "layers": text.num_hidden_layers,
+            "mlp_ratio": text.intermediate_size / text.hidden_size,
+        },
+    }
+    if isinstance(config, CLIPConfig):
+        vision = config.vision_config
+        if _is_quick(vision.hidden_act) != found["quick_gelu"]:
+            raise ValueError("the towers have different activations, which one open_clip model cannot have")
+        found["vision_cfg"] = {
+            "image_size": vision.image_size,
+            "layers": vision.num_hidden_layers,
+            "width": vision.hidden_size,
+            "patch_size": vision.patch_size,
+            "head_width": vision.hidden_size // vision.num_attention_heads,
+            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+        }
+    return found
+
+
+def transformers_config(model: dict[str, Any]) -> CLIPConfig:
+    """The transformers configuration for open_clip's `model_cfg`. ValueError for towers that are no plain ViT CLIP."""
+    text, vision = model["text_cfg"], model.get("vision_cfg", {})
+    if "hf_model_name" in text or "timm_model_name" in vision or isinstance(vision.get("layers"), list):
+        raise ValueError("only CLIPs of plain open_clip ViT and text towers exist in transformers")
+    act = {"hidden_act": "quick_gelu" if model.get("quick_gelu", False) else "gelu"}
+    width = text["width"]
+    # 49407 and not transformers' old default 2, which pools at the largest token id
+    ids = {"bos_token_id": text.get("vocab_size", 49408) - 2, "eos_token_id": text.get("vocab_size", 49408) - 1}
+    text_config = act | ids | {
+        "hidden_size": width,
+        "intermediate_size": int(width * text.get("mlp_ratio", 4.0)),
+        "num_attention_heads": text.get("heads", 8),
+        "num_hidden_layers": text.get("layers", 12),
+        "max_position_embeddings": text.get("context_length", 77),
+        "vocab_size": text.get("vocab_size", 49408),
+        "projection_dim": model["embed_dim"],
+    }  # fmt: skip
+    wide = vision.get("width", 768)
+    vision_config = act | {
+        "hidden_size": wide,
+        "intermediate_size": int(wide * vision.get("mlp_ratio", 4.0)),
+        "num_attention_heads": wide // vision.get("head_width", 64),
+        "num_hidden_layers": vision.get("layers", 12),
+        "image_size": vision.get("image_size", 224),
+        "patch_size": vision.get("patch_size", 16),
+        "projection_dim": model["embed_dim"],
+    }
+    return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=model["embed_dim"])
+
+
+def _split(key: str) -> tuple[str, str]:
+    match = _NUMBER.search(key)
+    return (key, "") if match is None else (_NUMBER.sub(".{}.", key, count=1), match.group(1))
+
+
+def _full_name(key: str) -> str:
+    """CLIPTextModel's own keys lack the "text_model." of the other classes in newer transformers."""
+    return f"text_model.{key}" if key.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else key
+
+
+def _is_quick(activation: str) -> bool:
+    if activation not in ("gelu", "quick_gelu"):
+        raise ValueError(f"open_clip has no activation {activation!r}, only gelu and quick_gelu")
+    return activation == "quick_gelu"

@@ -1,0 +1,117 @@
+"""Conversion both ways: the same logits, the same weights, and clear words where it cannot be."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
+
+from leaf_diffusion.encoders.convert import open_clip_config, to_open_clip, to_transformers, transformers_config
+from leaf_diffusion.encoders.convert_cli import CONFIG, WEIGHTS, main
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+
+TEXTS = ["a red umbrella", "zwei Katzen, 猫"]
+
+
+def model(act="quick_gelu"):
+    torch.manual_seed(0)
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text |= {"bos_token_id": 49406, "eos_token_id": 49407, "hidden_act": act, "projection_dim": 24}
+    vision = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3}
+    vision |= {"image_size": 16, "patch_size": 8, "hidden_act": act, "projection_dim": 24}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
+    with torch.no_grad():  # biases and gains that are not their neutral selves
+        for parameter in clip.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return clip
+
+
+@torch.no_grad()
+def logits(clip, pictures):
+    ids = clip_tokenizer()(TEXTS, padding="max_length", return_tensors="pt").input_ids
+    if isinstance(clip, CLIPModel):
+        return clip(input_ids=ids, pixel_values=pictures).logits_per_image
+    import open_clip
+
+    image, text, scale = clip(pictures, open_clip.SimpleTokenizer()(TEXTS))
+    return scale * image @ text.T
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_both_ways_have_the_same_logits(tmp_path, act):
+    import open_clip
+
+    clip, pictures = model(act), torch.randn(3, 3, 16, 16)
+    clip.save_pretrained(tmp_path / "hf")
+    assert main([str(tmp_path / "hf"), str(tmp_path / "oc")]) == 0
+    config = json.loads((tmp_path / "oc" / CONFIG).read_text())["model_cfg"]
+    assert config["quick_gelu"] is (act == "quick_gelu")
+    other = open_clip.CLIP(**{k: v for k, v in config.items() if k != "quick_gelu"}, quick_gelu=config["quick_gelu"])
+    other.load_state_dict(load_file(tmp_path / "oc" / WEIGHTS))
+    wanted = logits(clip, pictures)
+    torch.testing.assert_close(logits(other.eval(), pictures), wanted, rtol=1e-5, atol=1e-5)
+    assert main([str(tmp_path / "oc"), str(tmp_path / "back")]) == 0
+    back = CLIPModel.from_pretrained(tmp_path / "back").eval()
+    torch.testing.assert_close(logits(back, pictures), wanted, rtol=0, atol=0)
+    assert back.config.text_config.hidden_act == back.config.vision_config.hidden_act == act
+    assert all(torch.equal(value, back.state_dict()[key]) for key, value in clip.state_dict().items())
+
+
+def test_open_clips_own_loader_reads_the_folder(tmp_path):
+    import open_clip
+
+    model().save_pretrained(tmp_path / "hf")
+    main([str(tmp_path / "hf"), str(tmp_path / "oc")])
+    loaded, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'oc'}")
+    pictures = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(logits(loaded.eval(), pictures), logits(model(), pictures), rtol=1e-5, atol=1e-5)
+
+
+def test_text_halves(tmp_path):
+    clip = model()
+    tower = CLIPTextModelWithProjection(clip.config.text_config)
+    state = clip.state_dict()
+    tower.load_state_dict({key: state[key] for key in tower.state_dict()})
+    tower.save_pretrained(tmp_path / "hf")
+    main([str(tmp_path / "hf"), str(tmp_path / "oc")])
+    main([str(tmp_path / "oc"), str(tmp_path / "back")])
+    back = CLIPTextModelWithProjection.from_pretrained(tmp_path / "back")
+    assert all(torch.equal(value, back.state_dict()[key]) for key, value in tower.state_dict().items())
+    flat = {key.removeprefix("text_model."): value for key, value in tower.state_dict().items()}
+    assert to_open_clip(flat).keys() == to_open_clip(tower.state_dict()).keys()
+    custom = {f"text.{key}": value for key, value in to_open_clip(state).items() if "visual" not in key}
+    assert set(tower.state_dict()) <= set(to_transformers(custom))
+
+
+def test_configurations_of_open_clips_models_survive_the_round():
+    import open_clip
+
+    for name in ("ViT-B-32", "ViT-L-14-quickgelu", "ViT-H-14", "ViT-bigG-14"):
+        given = open_clip.get_model_config(name)
+        back = open_clip_config(transformers_config(given))
+        for part in ("text_cfg", "vision_cfg"):
+            assert {key: back[part].get(key) for key in given[part]} == pytest.approx(given[part], rel=1e-4)
+        assert back["quick_gelu"] == given.get("quick_gelu", False)
+    with pytest.raises(ValueError, match="plain open_clip"):
+        transformers_config(open_clip.get_model_config("RN50"))
+
+
+def test_what_cannot_be_converted(tmp_path):
+    with pytest.raises(ValueError, match=r"unet\.weight has no place in an open_clip"):
+        to_open_clip({"unet.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="has no place in a transformers CLIP"):
+        to_transformers({"visual.trunk.weight": torch.zeros(1)})
+    file = tmp_path / "weights.safetensors"
+    save_file({"logit_scale": torch.zeros(())}, file)
+    with pytest.raises(ValueError, match="name its --architecture"):
+        main([str(file), str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="no architecture 'ViT-nowhere'"):
+        main([str(file), str(tmp_path / "out"), "--architecture", "ViT-nowhere"])
+    with pytest.raises(ValueError, match="does not fit the architecture"):
+        main([str(file), str(tmp_path / "out"), "--architecture", "ViT-B-32"])
+    with pytest.raises(ValueError, match="pickles are not opened"):
+        main([str(tmp_path / "weights.bin"), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="not empty"):
+        main([str(file), str(tmp_path)])
