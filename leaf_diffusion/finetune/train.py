@@ -56,13 +56,15 @@ def finetune_text_encoder(
     config: TextFAREConfig | None = None,
     *,
     held_out: Sequence[str] | None = None,
+    start: TextEncoder | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
     """Finetune a copy of `encoder` (a transformers CLIP text tower) and save it in `output`; returns that folder.
 
     Minimises the squared L2 distance between the original's embedding of a caption and the copy's of the attacked one
-    (paper, section 3). `held_out` captions are measured on; default: a tenth of `captions`, 256 at most. `on_log` gets
-    each row of the log. The folder is a Hugging Face one: safetensors, tokenizer, README.md with the figures; and
+    (paper, section 3). `held_out` captions are measured on; default: a tenth of `captions`, 256 at most. `start`: an encoder
+    of the same shape whose weights the copy begins with (a further stage); the anchor stays `encoder`. `on_log` gets each
+    row of the log. The folder is a Hugging Face one: safetensors, tokenizer, README.md with the figures; and
     training_log.jsonl. With `config.lora_rank` it holds a LoRA instead: a PEFT adapter and the file of diffusers. The
     same call continues where it was broken off, and returns at once when it had finished.
 
@@ -79,12 +81,14 @@ def finetune_text_encoder(
         raise ValueError(f"{len(captions)} captions to train on and {len(held_out)} held out: there must be some")
     # gradients, whatever the caller has switched off
     with torch.inference_mode(False), torch.enable_grad(), accelerator_for(config, original.device) as accelerator:
-        return _train(accelerator, original, captions, held_out, output, config, on_log)
+        begin = original if start is None else check_encoder(start)
+        return _train(accelerator, original, begin, captions, held_out, output, config, on_log)
 
 
 def _train(
     accelerator: Accelerator,
     original: HFTextEncoder,
+    begin: HFTextEncoder,
     captions: Sequence[str],
     held_out: Sequence[str],
     output: Path,
@@ -95,11 +99,13 @@ def _train(
     rank, processes, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     steps, per_update = config.steps(len(captions), processes), config.batch_size * config.accumulation * processes
     identity = _identity(original, captions, held_out, config, steps, per_update)
+    if begin is not original:
+        identity["start"] = begin.fingerprint
     state = read_state(output, identity)
     if state is not None and state["finished"]:
         return output
 
-    tower = trainable_copy(original, spelling=config.spelling)
+    tower = trainable_copy(begin, spelling=config.spelling)
     if config.lora_rank is not None:
         add_lora(tower, config.lora_rank, config.seed)
     tower = tower.to(accelerator.device)

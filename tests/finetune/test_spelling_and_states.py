@@ -145,3 +145,16 @@ def test_an_interrupted_training_with_both_ends_with_the_same_weights(
             run("cut")
     resumed = run("cut")
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_a_further_stage_starts_where_it_is_told_and_keeps_the_anchor(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    first = finetune_text_encoder(encoder, CAPTIONS, tmp_path / "1", config(max_steps=15), held_out=CAPTIONS)
+    begun = HFTextEncoder(CLIPTextModelWithProjection.from_pretrained(first).eval(), TOKENIZER)
+    settings = config(max_steps=2, lr=1e-9, spelling=True)
+    second = finetune_text_encoder(encoder, CAPTIONS, tmp_path / "2", settings, held_out=CAPTIONS, start=begun)
+    ended = HFTextEncoder(CLIPTextModelWithProjection.from_pretrained(second).eval(), TOKENIZER)
+    torch.testing.assert_close(embed(ended, CAPTIONS), embed(begun, CAPTIONS), rtol=1e-3, atol=1e-4)
+    log = (second / "training_log.jsonl").read_text().splitlines()
+    assert '"drift_clean": 0.0,' in log[0].replace("-0.0,", "0.0,")  # measured against the original, before any stage
+    with pytest.raises(ValueError, match=r"other settings .start"):
+        finetune_text_encoder(encoder, CAPTIONS, tmp_path / "2", settings, held_out=CAPTIONS)
