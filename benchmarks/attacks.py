@@ -99,6 +99,9 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=["small"])
     parser.add_argument("--turns", type=int, default=3, help="turns; the fastest of each side counts")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--cases", nargs="+", type=int, help=f"rows of the table, of 0 to {len(CASES) - 1}; default: all"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(width=140)
@@ -110,7 +113,7 @@ def main() -> None:
         for column in ("attack", "published", "plain", "prefix", "screened", "published / prefix", "plain / prefix",
                        "published / screened", "of the product rate"):  # fmt: skip
             table.add_column(column)
-        for case in CASES:
+        for case in [CASES[i] for i in options.cases or range(len(CASES))]:
             sides: dict[str, tuple[str, str]] = {
                 "published": (case.published, "fp32"), "plain": ("plain", "fp32"), "prefix": ("prefix", "fp32"),
                 "screened": ("prefix", "screen"),

@@ -51,6 +51,8 @@ class AttackOptions:
     constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
     objective: Literal["l2", "cosine"] = "l2"
     """What the attacker maximises: the drift of the prompt's embedding, squared L2 or 1 - cosine."""
+    precision: Literal["fp32", "screen"] = "fp32"
+    """screen: candidates are scored in bfloat16 first, the best again in full; faster, and nearly always the same."""
     seed: int = 0
     limit: int | None = None
     output: Path | None = None
@@ -80,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 2
-    scorer = Scorer(encoder, Drift(options.objective, feature="projected" if encoder.has_projection else "pooled"))
+    drift = Drift(options.objective, feature="projected" if encoder.has_projection else "pooled")
+    scorer = Scorer(encoder, drift, precision=options.precision)
     constraint = constraint_from_name(options.constraint)
     found: dict[int, list[AttackResult]] = {k: [] for k in options.k}
     columns = (

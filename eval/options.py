@@ -58,6 +58,8 @@ class Options:
     constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
     objective: Literal["l2", "cosine"] = "l2"
     """What the attacker maximises: the drift of the prompt's embedding, squared L2 or 1 - cosine."""
+    precision: Literal["fp32", "screen"] = "fp32"
+    """screen: candidates are scored in bfloat16 first, the best again in full; faster, and nearly always the same."""
     attack_seed: int = 0
     """Seed of the random attacks (leaf, random-typos)."""
     seeds: int = 1

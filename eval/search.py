@@ -65,7 +65,7 @@ def find(
 def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Attack `prompts` on one source at every k; Charmer's rounds give all k from one search."""
     options, encoder = setup.options, setup.source(source)
-    scorer = Scorer(encoder, Drift(options.objective, feature=setup.feature))
+    scorer = Scorer(encoder, Drift(options.objective, feature=setup.feature), precision=options.precision)
     constraint = constraint_from_name(options.constraint)
     params = {"n_positions": options.n_positions} if options.attack == "charmer" else {}
     attack, texts = attack_from_name(options.attack, **params), [prompt.text for prompt in prompts]
