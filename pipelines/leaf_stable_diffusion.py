@@ -15,8 +15,8 @@ from leaf_diffusion.attacks.base import Attack, AttackResult
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders.base import Defence, Tower
 from leaf_diffusion.encoders.huggingface import HFTextEncoder
-from leaf_diffusion.encoders.load import load_defence, load_text_encoder
-from leaf_diffusion.encoders.swap import check_swap, text_model_for_pipeline
+from leaf_diffusion.encoders.load import load_defence
+from leaf_diffusion.encoders.swap import exchanged
 from leaf_diffusion.scoring.objectives import Drift, Objective
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
@@ -84,16 +84,8 @@ class LeafStableDiffusionPipeline(StableDiffusionPipeline):
         self, source: str | Path | nn.Module | Tower | None, defence: str | Defence | None, adapter: str | Path | None
     ) -> None:
         if source is not None or adapter is not None:
-            if isinstance(source, Tower):
-                if adapter is not None:
-                    raise ValueError("give the adapter to load_text_encoder, where the encoder was made")
-                encoder = source
-            else:
-                wanted = self.text_encoder if source is None else source
-                tokenizer = self.tokenizer if isinstance(wanted, nn.Module) else None
-                encoder = load_text_encoder(wanted, tokenizer=tokenizer, adapter=adapter)
-            check_swap(self.text_encoder, encoder.module, self.tokenizer, encoder.tokenizer)
-            self.register_modules(text_encoder=text_model_for_pipeline(encoder, self.text_encoder))
+            module, encoder = exchanged(self.text_encoder, self.tokenizer, source, adapter)
+            self.register_modules(text_encoder=module)
             projection = encoder.projection if isinstance(encoder, HFTextEncoder) else None
             if source is not None:  # an adapter alone leaves the projection of an earlier swap in place
                 self._projection = copy.deepcopy(projection)

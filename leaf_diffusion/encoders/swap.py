@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
 from leaf_diffusion.encoders.base import TextEncoder, Tower
 from leaf_diffusion.encoders.huggingface import LEGACY_EOS, text_config_of, text_model_of, token_table
+from leaf_diffusion.encoders.load import load_text_encoder
+
+
+def exchanged(
+    current: nn.Module, tokenizer: Any, source: str | Path | nn.Module | Tower | None, adapter: str | Path | None = None
+) -> tuple[nn.Module, Tower]:
+    """What takes the place of a pipeline's text model, in its class, dtype and device, and the encoder it came from.
+
+    `source` and `adapter` as in `load_text_encoder`; without a source the current model gets the adapter. A projection
+    that the pipeline's class has and the new encoder lacks stays the current one. Raises ValueError for a misfit.
+    """
+    if isinstance(source, Tower):
+        if adapter is not None:
+            raise ValueError("give the adapter to load_text_encoder, where the encoder was made")
+        encoder = source
+    else:
+        wanted = current if source is None else source
+        encoder = load_text_encoder(
+            wanted, tokenizer=tokenizer if isinstance(wanted, nn.Module) else None, adapter=adapter
+        )
+    check_swap(current, encoder.module, tokenizer, encoder.tokenizer)
+    return text_model_for_pipeline(encoder, current), encoder
 
 
 def check_swap(old: nn.Module, new: nn.Module, tokenizer_old: Any, tokenizer_new: Any = None) -> None:
@@ -23,11 +46,9 @@ def check_swap(old: nn.Module, new: nn.Module, tokenizer_old: Any, tokenizer_new
         ("vocabulary (embedded tokens)", *(token_table(text_model_of(each)).weight.shape[0] for each in (old, new))),
         ("context length (max_position_embeddings)", before.max_position_embeddings, after.max_position_embeddings),
     ]
-    if projected := getattr(old, "text_projection", None):
-        other = getattr(new, "text_projection", None)
-        sizes.append(
-            ("projection width", projected.weight.shape[0], "none" if other is None else other.weight.shape[0])
-        )
+    projected, other = getattr(old, "text_projection", None), getattr(new, "text_projection", None)
+    if projected is not None and other is not None:
+        sizes.append(("projection width", projected.weight.shape[0], other.weight.shape[0]))
     misfits = [f"{what}: the pipeline has {a}, the new encoder {b}" for what, a, b in sizes if a != b]
     eos = tokenizer_old.eos_token_id
     vocabulary = tokenizer_old.get_vocab()
@@ -61,8 +82,8 @@ def _tokenizer_misfits(vocabulary: dict[str, int], eos: int, new: Any) -> list[s
 def text_model_for_pipeline(encoder: TextEncoder | nn.Module, like: nn.Module) -> nn.Module:
     """The encoder's weights as a module of `like`'s class, dtype and device; the encoder itself stays untouched.
 
-    A module that already is all that is returned as it is. Raises ValueError for towers that are no CLIP text model
-    of transformers, and where the class needs a projection that the encoder lacks.
+    A module that already is all that is returned as it is. A projection that the encoder lacks is `like`'s. Raises
+    ValueError for towers that are no CLIP text model of transformers.
     """
     module = cast(nn.Module, encoder.module if isinstance(encoder, Tower) else encoder)
     source, table = text_model_of(module), token_table(text_model_of(like)).weight
@@ -70,9 +91,11 @@ def text_model_for_pipeline(encoder: TextEncoder | nn.Module, like: nn.Module) -
     if type(module) is type(like) and (own.dtype, own.device) == (table.dtype, table.device):
         return module
     weights = {key.removeprefix("text_model."): value for key, value in source.state_dict().items()}
-    if (projection := getattr(module, "text_projection", None)) is not None:
-        weights["text_projection.weight"] = projection.weight
     config = copy.deepcopy(text_config_of(module))
+    for each in (module, like):
+        if "text_projection.weight" not in weights and getattr(each, "text_projection", None) is not None:
+            weights["text_projection.weight"] = cast(Any, each).text_projection.weight
+            config.projection_dim = len(weights["text_projection.weight"])
     config.dtype = table.dtype  # transformers builds inner models in the config's dtype, and would round the weights
     built = cast(Any, type(like))(config)
     names = list(built.state_dict())  # with or without the prefix "text_model.", as class and version have it

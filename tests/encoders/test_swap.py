@@ -46,8 +46,7 @@ def test_projection_counts_where_the_pipeline_uses_one():
     check_swap(tower(CLIPTextModel), tower(projection_dim=4), TOKENIZER)
     with pytest.raises(ValueError, match="projection width: the pipeline has 8, the new encoder 4"):
         check_swap(tower(), tower(projection_dim=4), TOKENIZER)
-    with pytest.raises(ValueError, match="projection width: the pipeline has 8, the new encoder none"):
-        check_swap(tower(), tower(CLIPTextModel), TOKENIZER)
+    check_swap(tower(), tower(CLIPTextModel), TOKENIZER)  # the pipeline's own projection stays
 
 
 def test_other_tokenizers():
@@ -102,8 +101,16 @@ def test_the_right_module_is_used_as_it_is():
     assert text_model_for_pipeline(model, tower(CLIPTextModel)) is model
 
 
-def test_a_missing_projection_is_named():
-    with pytest.raises(ValueError, match=r"lacks 'text_projection.weight'"):
-        text_model_for_pipeline(tower(CLIPTextModel), tower())
+def test_a_missing_projection_is_the_one_that_was_there():
+    new, old = tower(CLIPTextModel, seed=1), tower(projection_dim=4)
+    built = text_model_for_pipeline(new, old)
+    assert type(built) is type(old)
+    assert torch.equal(built.text_projection.weight, old.text_projection.weight)
+    assert built.config.projection_dim == 4
+    inner = {key.removeprefix("text_model."): value for key, value in built.state_dict().items()}
+    assert all(torch.equal(inner[key.removeprefix("text_model.")], value) for key, value in new.state_dict().items())
+
+
+def test_what_is_no_text_tower():
     with pytest.raises(ValueError, match="Linear is no CLIP text tower"):
         text_model_for_pipeline(torch.nn.Linear(2, 2), tower())

@@ -1,0 +1,146 @@
+"""The XL pipeline, with tiny seeded components: stock pictures, each tower swapped alone, attacks on both together."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from leaf_diffusion.attacks.charmer import Charmer
+from leaf_diffusion.encoders import clip_tokenizer, load_text_encoder
+from leaf_diffusion.encoders.defences import Speller
+from leaf_diffusion.pipelines import LeafStableDiffusionXLPipeline
+
+PROMPT = "a red umbrella"
+
+
+def tower(cls=CLIPTextModel, seed=0, **changes):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    ids = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    return cls(CLIPTextConfig(**sizes | ids | {"projection_dim": 8, "initializer_factor": 5.0} | changes)).eval()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=32,
+        attention_head_dim=(2, 4), use_linear_projection=True, transformer_layers_per_block=(1, 1),
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    return {
+        "unet": unet.eval(), "vae": vae.eval(), "scheduler": EulerDiscreteScheduler(),
+        "text_encoder": tower(), "tokenizer": clip_tokenizer(),
+        "text_encoder_2": tower(CLIPTextModelWithProjection, seed=1), "tokenizer_2": clip_tokenizer(),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("xl")
+    StableDiffusionXLPipeline(**parts, add_watermarker=False).save_pretrained(folder)
+    return folder
+
+
+def picture(pipe, prompt=PROMPT, **options):
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipe(prompt, num_inference_steps=2, generator=generator, output_type="np", **options).images
+
+
+def test_the_same_picture_as_stock_and_round_trips(folder, tmp_path):
+    stock = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    leaf = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    for options in ({}, {"negative_prompt": "blue"}, {"num_images_per_prompt": 2}, {"prompt_2": "a cat"}):
+        assert np.array_equal(picture(leaf, **options), picture(stock, **options))
+    leaf.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusionXLPipeline"
+    for cls in (StableDiffusionXLPipeline, DiffusionPipeline, AutoPipelineForText2Image, LeafStableDiffusionXLPipeline):
+        again = cls.from_pretrained(tmp_path, add_watermarker=False)
+        assert np.array_equal(picture(again), picture(stock))
+    assert np.array_equal(picture(LeafStableDiffusionXLPipeline.from_pipe(stock)), picture(stock))
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_each_tower_is_swapped_alone(folder, part, tmp_path):
+    new = tower(CLIPTextModelWithProjection, seed=7)
+    new.save_pretrained(tmp_path / "new")
+    clip_tokenizer().save_pretrained(tmp_path / "new")
+    stock = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    swapped = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, **{part: tmp_path / "new"})
+    other = "text_encoder" if part.endswith("2") else "text_encoder_2"
+    for name, same in ((part, False), (other, True)):
+        states = [getattr(pipe, name).state_dict() for pipe in (stock, swapped)]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]) is same
+        assert type(getattr(swapped, name)) is type(getattr(stock, name))  # the pooled output stays the second's
+    assert not np.array_equal(picture(swapped), picture(stock))
+    shared = LeafStableDiffusionXLPipeline.from_pipe(stock, **{part: tmp_path / "new"})
+    assert np.array_equal(picture(shared), picture(swapped))
+    assert str(tmp_path / "new") in [encoder.name for encoder in swapped.encoders]
+
+
+def test_a_bare_model_keeps_the_projection(folder):
+    stock = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    projection = stock.text_encoder_2.text_projection.weight.clone()
+    pipe = LeafStableDiffusionXLPipeline.from_pipe(
+        stock, text_encoder_2=load_text_encoder(tower(CLIPTextModel, seed=9), tokenizer=clip_tokenizer())
+    )
+    assert torch.equal(pipe.text_encoder_2.text_projection.weight, projection)
+    assert picture(pipe).shape == picture(stock).shape
+
+
+def test_misfits_change_nothing(folder):
+    pipe = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    before = picture(pipe)
+    good, bad = (
+        load_text_encoder(tower(CLIPTextModelWithProjection, seed=3, hidden_size=width), tokenizer=clip_tokenizer())
+        for width in (16, 32)
+    )
+    with pytest.raises(ValueError, match=r"width .hidden_size.: the pipeline has 16, the new encoder 32"):
+        LeafStableDiffusionXLPipeline.from_pipe(pipe, text_encoder=good, text_encoder_2=bad)
+    wide = load_text_encoder(tower(CLIPTextModelWithProjection, seed=3, projection_dim=12), tokenizer=clip_tokenizer())
+    with pytest.raises(ValueError, match="projection width: the pipeline has 8"):
+        LeafStableDiffusionXLPipeline.from_pipe(pipe, text_encoder_2=wide)
+    assert np.array_equal(picture(pipe), before)
+    with pytest.raises(ValueError, match="pickles"):
+        LeafStableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=False)
+
+
+def test_attacks_weigh_both_towers(folder):
+    pipe = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    (result,) = pipe.attack([PROMPT], attack=Charmer(n_positions=6), k=1)
+    drifts = []
+    for encoder, what in zip(pipe.encoders, ("pooled", "projected"), strict=True):
+        clean, moved = encoder.features(encoder.tokenize([PROMPT, result.perturbed]), what).detach()
+        drifts.append(float((moved - clean).square().sum() / clean.square().sum()))
+    assert result.score == pytest.approx(sum(drifts) / 2, rel=1e-3)
+    assert result.distance == 1
+    refiner = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    refiner.register_modules(text_encoder=None, tokenizer=None)
+    assert [encoder.name.endswith("text_encoder_2") for encoder in refiner.encoders] == [True]
+    assert refiner.attack([PROMPT], attack=Charmer(n_positions=3))[0].distance == 1
+    with pytest.raises(ValueError, match="no text_encoder that could be exchanged"):
+        LeafStableDiffusionXLPipeline.from_pipe(refiner, text_encoder=tower())
+
+
+def test_a_defence_reads_both_prompts(folder):
+    speller = Speller(["a", "red", "umbrella"])
+    pipe = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, defence=speller)
+    stock = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    assert np.array_equal(picture(pipe, "a red umbrlla"), picture(stock))
+    assert np.array_equal(picture(pipe, prompt_2="a red umbrlla"), picture(stock, prompt_2=PROMPT))
