@@ -1,0 +1,24 @@
+"""Stable Diffusion 3 with CLIP text encoders of your choice, each of the two swappable alone; T5 is left as it is."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+
+from leaf_diffusion.pipelines.two_towers import TwoTowers
+
+
+class LeafStableDiffusion3Pipeline(TwoTowers, StableDiffusion3Pipeline):
+    """`StableDiffusion3Pipeline` that takes robust CLIP text encoders by name and can attack its own prompts.
+
+    T5 (`text_encoder_3`) is neither exchanged nor attacked, and may hide what an attack does to the CLIPs: load the
+    pipeline with `text_encoder_3=None, tokenizer_3=None` to see them alone. Saved, it *is* a stock pipeline.
+    """
+
+    _stock: ClassVar[type] = StableDiffusion3Pipeline
+
+    def encode_prompt(self, prompt: Any, prompt_2: Any = None, prompt_3: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As the stock method, after the defence."""
+        defended = (self._defended(each) for each in (prompt, prompt_2, prompt_3))
+        return super().encode_prompt(*defended, *args, **kwargs)

@@ -1,0 +1,109 @@
+"""The SD3 pipeline, with tiny seeded components, without T5."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from leaf_diffusion.attacks.charmer import Charmer
+from leaf_diffusion.encoders import clip_tokenizer, load_text_encoder
+from leaf_diffusion.encoders.defences import Speller
+from leaf_diffusion.pipelines import LeafStableDiffusion3Pipeline
+
+PROMPT = "a red umbrella"
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
+
+
+def tower(seed=0, width=16):
+    torch.manual_seed(seed)
+    config = CLIPTextConfig(
+        hidden_size=width, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, projection_dim=width,
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=5.0,
+    )  # fmt: skip
+    return CLIPTextModelWithProjection(config).eval()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+        caption_projection_dim=32, joint_attention_dim=32, pooled_projection_dim=32, out_channels=4,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(4,), layers_per_block=1, latent_channels=4,
+        norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5,
+    )  # fmt: skip
+    return {
+        "transformer": transformer.eval(), "vae": vae.eval(), "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "text_encoder": tower(), "tokenizer": clip_tokenizer(), "text_encoder_2": tower(1), "tokenizer_2": clip_tokenizer(),
+        **WITHOUT_T5,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sd3")
+    StableDiffusion3Pipeline(**parts).save_pretrained(folder)
+    return folder
+
+
+def picture(pipe, prompt=PROMPT, **options):
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    options = {
+        "height": 32,
+        "width": 32,
+        "num_inference_steps": 2,
+        "output_type": "np",
+        "generator": generator,
+    } | options
+    return pipe(prompt, **options).images
+
+
+def test_the_same_picture_as_stock_and_round_trips(folder, tmp_path):
+    stock = StableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
+    leaf = LeafStableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
+    for options in ({}, {"negative_prompt": "blue"}, {"prompt_2": "a cat"}):
+        assert np.array_equal(picture(leaf, **options), picture(stock, **options))
+    leaf.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusion3Pipeline"
+    for cls in (StableDiffusion3Pipeline, DiffusionPipeline, LeafStableDiffusion3Pipeline):
+        assert np.array_equal(picture(cls.from_pretrained(tmp_path, **WITHOUT_T5)), picture(stock))
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_each_tower_is_swapped_alone(folder, part):
+    stock = LeafStableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
+    swapped = LeafStableDiffusion3Pipeline.from_pipe(
+        stock, **{part: load_text_encoder(tower(seed=7), tokenizer=clip_tokenizer())}
+    )
+    other = "text_encoder" if part.endswith("2") else "text_encoder_2"
+    assert getattr(swapped, other) is getattr(stock, other)
+    assert not np.array_equal(picture(swapped), picture(stock))
+    with pytest.raises(ValueError, match="does not fit the pipeline"):
+        LeafStableDiffusion3Pipeline.from_pipe(
+            stock, **{part: load_text_encoder(tower(width=24), tokenizer=clip_tokenizer())}
+        )
+
+
+def test_attacks_and_defence(folder):
+    pipe = LeafStableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5, defence=Speller(["a", "red", "umbrella"]))
+    stock = StableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
+    assert np.array_equal(picture(pipe, "a red umbrlla"), picture(stock))
+    plain = LeafStableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
+    (result,) = plain.attack([PROMPT], attack=Charmer(n_positions=6))
+    drifts = []
+    for encoder in plain.encoders:
+        clean, moved = encoder.features(encoder.tokenize([PROMPT, result.perturbed])).detach()
+        drifts.append(float((moved - clean).square().sum() / clean.square().sum()))
+    assert result.score == pytest.approx(sum(drifts) / 2, rel=1e-3)
