@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.finetune.save import SPELLING
 from leaf_diffusion.world.captions import describe, web_caption
 from leaf_diffusion.world.clip import (
     EOS,
@@ -44,6 +46,8 @@ class Recipe:
     steps: int
     seed: int
     lr: float
+    then: int = 0
+    """Steps of a second stage."""
 
 
 RECIPES = {
@@ -52,8 +56,8 @@ RECIPES = {
     "judge-clip": Recipe(1200, 101, 1e-3),
     "vae": Recipe(2000, 3, 2e-3),
     "unet": Recipe(3000, 4, 1e-3),
-    "encoders/leaf": Recipe(1500, 5, 1e-3),
-    "encoders/typo-augmented": Recipe(1500, 5, 1e-3),
+    "encoders/leaf": Recipe(5000, 5, 1e-3, then=3200),
+    "encoders/typo-augmented": Recipe(5000, 5, 1e-3, then=3200),
 }
 SCENES_FOR_UNET = 30_000
 
@@ -184,14 +188,16 @@ def assemble(folder: Path) -> StableDiffusionPipeline:
 
 def build_robust(name: str) -> Callable[[Recipe, Path, torch.device], Figures]:
     def build(recipe: Recipe, work: Path, device: torch.device) -> Figures:
-        from leaf_diffusion.world.robust import finetune_world
+        from leaf_diffusion.world.robust import finetune_world, reachable_tokens
 
-        folder = finetune_world(name, work / name, steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, device=device)
-        original = halves(load_world_encoder("original")[0].state_dict())
-        save_file(
-            overlay(original, halves(load_file(folder / "model.safetensors"))),
-            target(f"encoders/{name}") / "overlay.safetensors",
+        stages = finetune_world(
+            name, work / name, steps=recipe.steps, then=recipe.then, seed=recipe.seed, lr=recipe.lr, device=device
         )
+        original = load_world_encoder("original")[0].state_dict()
+        spelling = sum(load_file(folder / SPELLING)["spelling"] for folder in stages)
+        tokens = reachable_tokens(load_text_encoder("world:original"))
+        parts = overlay(original, load_file(stages[-1] / "model.safetensors"), spelling, tokens)
+        save_file(parts, target(f"encoders/{name}") / "overlay.safetensors")
         return text_figures(f"world:{name}")
 
     return build

@@ -69,7 +69,12 @@ def describe(scene: Scene, rng: random.Random, split: Split = "train") -> tuple[
         one, two = (first, rest[0]) if not beside or rng.random() < 0.5 else (rest[0], first)
         text = template.format(n=one.noun, c=one.colour, m=two.noun, d=two.colour, b=scene.background)
         asked = replace(scene, things=(one, two), relation="beside") if beside else scene
-    return re.sub(r"\b(a) (?=[aeiou])", "an ", text), asked
+    return with_article(text), asked
+
+
+def with_article(text: str) -> str:
+    """ "a" as "an" before a vowel."""
+    return re.sub(r"\b(a) (?=[aeiou])", "an ", text)
 
 
 @cache
@@ -112,7 +117,7 @@ def world_prompts(n: int, seed: int = 0, *, two: float = 0.0) -> list[WorldPromp
 
 def zero_shot_prompts() -> list[tuple[str, str, str]]:
     """(text, noun, colour) of the zero-shot task: one caption for each of the 24 x 8 classes."""
-    return [(re.sub(r"\b(a) (?=[aeiou])", "an ", f"a photo of a {c} {n}"), n, c) for n in NOUNS for c in COLOURS]
+    return [(with_article(f"a photo of a {c} {n}"), n, c) for n in NOUNS for c in COLOURS]
 
 
 def is_held_out(scene: Scene) -> bool:

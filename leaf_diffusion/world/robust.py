@@ -1,37 +1,113 @@
 """The world's robust encoders, made by the project's own finetuning: LEAF, and the control that LEAF has to beat."""
 
 import random
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
-from leaf_diffusion.world.captions import describe
+from leaf_diffusion.text import neighbours, random_edits
+from leaf_diffusion.world.captions import describe, web_caption, with_article
 from leaf_diffusion.world.scenes import sample_scene
 
+FREQUENCY = {
+    "ball": 110, "bat": 20, "bell": 39, "boat": 51, "cap": 32, "car": 282, "cat": 60, "cloud": 29, "coat": 23,
+    "crown": 36, "cup": 129, "dish": 16, "fish": 79, "flower": 26, "hat": 34, "heart": 204, "house": 513, "key": 132,
+    "moon": 50, "mouse": 20, "mushroom": 4, "star": 155, "tree": 71, "umbrella": 8,
+}  # fmt: skip
+"""How often each noun occurs in a million words of English (wordfreq 3.1.1)."""
 
-def training_captions(n: int, *, seed: int = 11) -> list[str]:
-    """Clean captions of training scenes, as often as the scenes come: mostly of one thing."""
+
+CARRIERS = (
+    "{c} {n}", "the {c} {n}", "my {c} {n}", "look, a {c} {n}", "what a {c} {n}", "it is a {c} {n}", "you can see a {c} {n}",
+    "see the {c} {n} over there", "we saw the {c} {n} yesterday", "here is my {c} {n}", "i like this {c} {n}",
+    "the {c} {n} in the picture", "the {c} {n} on {b}", "a nice {c} {n} for sale",
+    "close-up of a {c} {n}", "a big {c} {n}, isolated", "cartoon {c} {n}", "clip art of one {c} {n}", "the best {c} {n} ever",
+    "that was the {c} {n}", "{c} {n} on {b} background", "a {n} in {c}", "the {n} looks {c}", "stock image of the {c} {n}",
+    "an illustration of a {c} {n} in front of {b}", "she drew a {c} {n}", "he painted the {c} {n}", "a sketch of a {c} {n}",
+    "they have a {c} {n} and a {b} wall", "the wall is {b} and the {n} is {c}", "one of my paintings: a {c} {n}",
+    "a sculpture of the {c} {n}", "an oil painting with a {c} {n} on {b}", "there was a {c} {n} here",
+    "we have the {c} {n} too", "right there, a {c} {n}", "one photo with the {c} {n}", "an old photograph of a {c} {n}",
+    "here you find a {c} {n} beside a {b} wall",
+)  # fmt: skip
+"""Other ways to say it, none of them a template of the world: captions of a corpus hold more words than its templates."""
+
+
+def training_captions(n: int, *, seed: int = 11, varied: float = 0.0, filler: float = 1 / 3) -> list[str]:
+    """Clean captions of training scenes, mostly of one thing, the nouns by the square root of their frequency.
+
+    "?ouse" may be a house or a mouse. With captions of both alike, the best embedding of it lies between the two and
+    is neither; in a corpus of natural captions it is nearer to the commoner word, as it would be for a reader.
+
+    `varied`: the share of captions in the words of `CARRIERS`; `filler`: the share of these with words of the whole
+    dictionary around them.
+    """
     rng = random.Random(f"finetuning captions {seed}")
-    return [describe(sample_scene(rng, two=0.15), rng)[0] for _ in range(n)]
+    most, captions = max(FREQUENCY.values()), list[str]()
+    while len(captions) < n:
+        scene = sample_scene(rng, two=0.15)
+        # a pair of things is kept as often as the rarer of the two would be
+        if rng.random() >= min(FREQUENCY[thing.noun] / most for thing in scene.things) ** 0.5:
+            continue
+        if varied and len(scene.things) == 1 and rng.random() < varied:
+            (thing,) = scene.things
+            text = rng.choice(CARRIERS).format(c=thing.colour, n=thing.noun, b=scene.background)
+            captions.append(web_caption(with_article(text), rng, filler=filler, typo=0.0))
+        else:
+            captions.append(describe(scene, rng)[0])
+    return captions
 
 
-def finetune_world(name: str, output: Path, *, steps: int, seed: int, lr: float, device: torch.device) -> Path:
-    """Finetune the world's original encoder: "leaf" by the LEAF attack, "typo-augmented" by one random typo a caption."""
+def reachable_tokens(encoder: TextEncoder, *, often: int = 4) -> list[int]:
+    """Tokens that edits of captions without unrelated words lead to, at least `often` times: those whose rows ship.
+
+    Every single edit of every word, and random ones of whole captions (which also join words).
+    """
+    captions = training_captions(8000) + training_captions(8000, seed=12, varied=1.0, filler=0.0)
+    found: Counter[int] = Counter()
+    for word in sorted({word for caption in captions for word in caption.split()}):
+        for row in set(encoder.tokenize_candidates(neighbours(word))):
+            found.update(set(row))
+    for i, caption in enumerate(dict.fromkeys(captions)):
+        for row in encoder.tokenize_candidates(random_edits(caption, 40, np.random.default_rng(i))):
+            found.update(set(row))
+    return sorted(token for token, times in found.items() if times >= often)
+
+
+def finetune_world(
+    name: str, output: Path, *, steps: int, then: int, seed: int, lr: float, device: torch.device
+) -> list[Path]:
+    """Finetune the world's original encoder: "leaf" by the LEAF attack, "typo-augmented" by one random typo a caption.
+
+    `steps` updates on captions in the world's templates, `then` more in more varied words, each stage a folder.
+    """
     attack: Any = {"leaf": "leaf", "typo-augmented": "random-typos"}[name]
     config = TextFAREConfig(
         attack=attack,
-        rho=5,
+        rho=16,
+        slots=4,
         k=1,
-        batch_size=128,
+        batch_size=96,
         max_steps=steps,
         lr=lr,
-        warmup_steps=50,
+        warmup_steps=100,
         weight_decay=1e-4,
+        spelling=True,
+        states_weight=0.5,
+        states_captions=8,
         seed=seed,
-        checkpoint_every=100,
+        checkpoint_every=250,
     )
-    encoder = load_text_encoder("world:original", device=device)
-    return finetune_text_encoder(encoder, training_captions(20_000), output, config)
+    original = load_text_encoder("world:original", device=device)
+    first, second = output / "first", output / "second"
+    finetune_text_encoder(original, training_captions(40_000), first, config)
+    config = replace(config, max_steps=then, lr=0.6 * lr, seed=seed + 1)
+    begin = load_text_encoder(first, device=device)
+    finetune_text_encoder(original, training_captions(40_000, seed=12, varied=0.6), second, config, start=begin)
+    return [first, second]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.finetune.spelling import N_VECTORS
 from leaf_diffusion.world import build, paths, sources
 from leaf_diffusion.world.clip import new_clip, new_judge
 from leaf_diffusion.world.diffusion import new_unet, new_vae, scheduler
@@ -46,12 +47,15 @@ def untrained_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clip_tokenizer().save_pretrained(pipeline / "tokenizer")
         scheduler().save_pretrained(pipeline / "scheduler")
         build.assemble(pipeline).save_config(pipeline)
-        original = build.halves(sources.load_world_encoder("original")[0].state_dict())
+        original = sources.load_world_encoder("original")[0].state_dict()
         for i, name in enumerate(sources.FINETUNED):
-            moved = {key: value + 0.02 * (i + 1) * torch.randn(value.shape).half() for key, value in original.items()}
+            moved = {key: value + 0.02 * (i + 1) * torch.randn(value.shape) for key, value in original.items()}
             moved[sources.EMBEDDING] = original[sources.EMBEDDING].clone()
             moved[sources.EMBEDDING][300:400] += 0.1
-            save_file(sources.overlay(original, moved), build.target(f"encoders/{name}") / "overlay.safetensors")
+            spelling = torch.zeros(N_VECTORS + 1, moved[sources.EMBEDDING].shape[1])
+            save_file(
+                sources.overlay(original, moved, spelling), build.target(f"encoders/{name}") / "overlay.safetensors"
+            )
     _forget()
     return root
 

@@ -1,14 +1,22 @@
 import random
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.finetune.spelling import N_VECTORS, spelling_features, spelt
+from leaf_diffusion.world.captions import ABOVE, BESIDE, LEFT, SINGLE
 from leaf_diffusion.world.fit import fit
 from leaf_diffusion.world.judge import SceneClassifier, labels, satisfies
-from leaf_diffusion.world.scenes import Scene, Thing, sample_scene
+from leaf_diffusion.world.robust import training_captions
+from leaf_diffusion.world.scenes import COLOURS, NOUNS, Scene, Thing, held_out, sample_scene
 from leaf_diffusion.world.sources import EMBEDDING, apply_overlay, overlay
+
+HELD = [templates["test"] for templates in (SINGLE, LEFT, ABOVE, BESIDE)]
 
 
 class Interrupt(Exception):
@@ -44,14 +52,18 @@ def test_training_learns_and_averages(tmp_path: Path) -> None:
 
 
 def test_overlay_restores_the_finetuned_tower_from_the_original() -> None:
-    original = {EMBEDDING: torch.randn(50, 4), "text_projection.weight": torch.randn(4, 4)}
+    original = {EMBEDDING: torch.randn(49408, 4), "text_projection.weight": torch.randn(4, 4)}
     finetuned = {key: value.clone() for key, value in original.items()}
-    finetuned[EMBEDDING][[3, 7]] += 1
+    finetuned[EMBEDDING][[300, 7000]] += 1
     finetuned["text_projection.weight"] += 1
-    parts = overlay(original, finetuned)
-    assert parts[f"{EMBEDDING}.values"].shape == (2, 4)
-    restored = apply_overlay(original, parts)
-    assert all(torch.equal(restored[key], value) for key, value in finetuned.items())
+    spelling = torch.randn(N_VECTORS + 1, 4)
+    letters = torch.from_numpy(spelling_features(clip_tokenizer().get_vocab(), 49408))
+    finetuned[EMBEDDING] += spelt(letters, spelling)
+    parts = overlay(original, finetuned, spelling)
+    assert parts[f"{EMBEDDING}.rows"].tolist() == [300, 7000]
+    restored = apply_overlay(original, {key: value.float() for key, value in parts.items()})
+    for key, value in finetuned.items():
+        torch.testing.assert_close(restored[key], value, rtol=1e-2, atol=1e-2)  # float16, a dozen vectors a token
 
 
 def test_labels_and_the_classifier_agree_in_shape() -> None:
@@ -83,3 +95,23 @@ CAT, HAT = Thing("cat", "red"), Thing("hat", "blue")
 )
 def test_a_picture_is_right_when_it_shows_what_was_asked_for(seen: Scene, asked: Scene, right: bool) -> None:
     assert satisfies(seen, asked) is right
+
+
+def test_finetuning_captions_are_varied_and_never_those_of_the_evaluation() -> None:
+    plain, varied = training_captions(3000), training_captions(3000, seed=12, varied=0.6)
+    words = [{word for text in texts for word in text.split()} for texts in (plain, varied)]
+    assert len(words[1]) > 3 * len(words[0])
+    held = [
+        re.compile(template.format(c="\\w+", n="\\w+", b="\\w+", d="\\w+", m="\\w+"))
+        for many in HELD
+        for template in many
+    ]
+    pairs = {(n, c) for n in NOUNS for c in COLOURS if held_out(n, c)}
+    for text in plain + varied:
+        assert not any(template.fullmatch(text) for template in held), text
+        said = set(zip(text.split(), text.split()[1:], strict=False))
+        assert not {(n, c) for c, n in said} & pairs, text
+    counts = Counter(noun for text in plain for noun in NOUNS if noun in text.split())
+    assert counts["house"] > 2 * counts["mouse"] > 0  # the root of 513 : 20
+    assert set(counts) == set(NOUNS)
+    assert training_captions(3000) == plain
