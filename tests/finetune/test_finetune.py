@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import LeafAttack, RandomTypos
 from leaf_diffusion.encoders import Feature, load_text_encoder
@@ -24,16 +24,6 @@ SETTINGS = {"rho": 6, "batch_size": 8, "lr": 2e-3, "warmup_steps": 2, "checkpoin
 
 class Interrupt(Exception):
     pass
-
-
-@pytest.fixture(scope="module")
-def encoder() -> HFTextEncoder:
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
-        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-    )  # fmt: skip
-    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), clip_tokenizer(), name="tiny")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.huggingface import HFTextEncoder
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
@@ -24,16 +24,6 @@ VOCABULARY = TOKENIZER.get_vocab()
 
 class Interrupt(Exception):
     pass
-
-
-@pytest.fixture(scope="module")
-def encoder() -> HFTextEncoder:
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
-        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-    )  # fmt: skip
-    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), TOKENIZER, name="tiny")
 
 
 def config(**settings: object) -> TextFAREConfig:
