@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import SENTENCES, SHAPES, Checked, needed_operations, product_limit, tower
+from baselines import SENTENCES, SHAPES, PublishedLeaf, WholeSentences, needed_operations, product_limit, tower
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +27,7 @@ from leaf_diffusion.attacks.base import bind_constraint, generators
 from leaf_diffusion.encoders import HFTextEncoder, Hidden
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.scoring import Drift, Scorer, prefix_forest
-from leaf_diffusion.text import Constraint, NoNewWords
+from leaf_diffusion.text import Constraint, NoNewWords, PublishedNoNewWords
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,11 @@ class Case:
 
 CASES = (
     Case("Charmer n=20, k=1", Charmer(n_positions=20), 2),
-    Case("Charmer n=20, k=1, constrained", Charmer(n_positions=20), 2, NoNewWords()),
+    Case("Charmer, constrained", Charmer(n_positions=20), 2, NoNewWords()),
     Case("exhaustive, k=1", Exhaustive(), 1),
     Case("LEAF rho=50, batch 16", LeafAttack(rho=50), 16, None, "published-training"),
+    Case("LEAF, constrained", LeafAttack(rho=50), 16, NoNewWords(), "published-training"),
+    Case("LEAF, constrained, as published", PublishedLeaf(rho=50), 16, PublishedNoNewWords(), "published-training"),
     Case("Charmer n=4 on token states", Charmer(n_positions=4), 2, feature=Hidden(-1, "content")),
     Case("the same, padding included", Charmer(n_positions=4), 1, feature=Hidden(-1, "all")),
 )
@@ -85,7 +87,7 @@ def run(case: Case, encoder: HFTextEncoder, engine: str, precision: str = "fp32"
     prompts = list(SENTENCES[: case.sentences])
     constraint = case.constraint
     if constraint is not None and engine.startswith("published"):
-        constraint = Checked(constraint)
+        constraint = WholeSentences(constraint, refuses=isinstance(case.attack, PublishedLeaf))
     scorer = Scorer(encoder, Drift("l2", feature=case.feature), engine, precision)  # type: ignore[arg-type]
     started = perf_counter()
     score = scorer.bind(prompts)

@@ -6,7 +6,9 @@ import leaf_diffusion  # noqa: F401  # first: it repairs a torchvision without C
 
 # isort: split
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,9 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from leaf_diffusion.attacks import LeafAttack
+from leaf_diffusion.attacks.base import Allowed, OnStep, Outcome
+from leaf_diffusion.attacks.charmer import probes
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
 from leaf_diffusion.scoring.scorer import ENGINES, PlainScore
-from leaf_diffusion.text import Candidates, Constraint
+from leaf_diffusion.text import ALPHABET, DELETE, Candidates, Constraint, n_slots
+
+if TYPE_CHECKING:
+    from leaf_diffusion.scoring.scorer import BoundScore
 
 SHAPES: dict[str, dict[str, int]] = {
     "vit-l": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768},
@@ -74,22 +82,66 @@ ENGINES["published"] = PublishedScore
 ENGINES["published-training"] = PublishedTrainingScore
 
 
-class Checked(Constraint):
-    """A constraint that is evaluated and then forwards everything, as the paper's code does: it puts the sentence
-    itself in the place of a candidate that is not allowed."""
+class WholeSentences(Constraint):
+    """A constraint as the paper's code evaluates it: the words of every candidate's whole sentence are looked up.
 
-    def __init__(self, rule: Constraint) -> None:
-        self.rule, self.name = rule, rule.name
+    `refuses=False` forwards everything all the same: the paper's code puts the sentence itself in the place of a
+    candidate that is not allowed, and forwards that.
+    """
+
+    def __init__(self, rule: Constraint, *, refuses: bool = False) -> None:
+        self.rule, self.name, self.refuses = rule, rule.name, refuses
 
     def allows(self, original: str, current: str, candidates: Candidates) -> NDArray[np.bool_]:
-        self.rule.allows(original, current, candidates)
-        return np.ones(len(candidates), dtype=bool)
+        allowed = self.rule.allows(original, current, Candidates.from_texts(candidates.texts()))
+        return allowed if self.refuses else np.ones(len(candidates), dtype=bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedLeaf(LeafAttack):
+    """The LEAF attack as the paper's code runs it: `rho` random slots, then `rho` random characters, both under the
+    constraint; the sentence itself takes the place of a refused one. (Ours draws allowed characters only.)"""
+
+    name: ClassVar[str] = "leaf-published"
+
+    def run(
+        self,
+        prompts: Sequence[str],
+        score: BoundScore,
+        *,
+        k: int,
+        allowed: Allowed,
+        rngs: Sequence[np.random.Generator],
+        on_step: OnStep | None,
+    ) -> list[Outcome]:
+        texts = list(prompts)
+        for _ in range(k):
+            slots = [rng.permutation(n_slots(text))[: self.rho].tolist() for text, rng in zip(texts, rngs, strict=True)]
+            asked = [probes(text, chosen) for text, chosen in zip(texts, slots, strict=True)]
+            best = self._best(texts, asked, score, allowed)
+            letters = np.array([*ALPHABET, DELETE], dtype=object)
+            drawn = [rng.permutation(len(letters))[: self.rho] for rng in rngs]
+            asked = [
+                Candidates.edits(text, [chosen[j]] * len(some), letters[some])
+                for text, chosen, j, some in zip(texts, slots, best, drawn, strict=True)
+            ]
+            best = self._best(texts, asked, score, allowed)
+            texts = [each.text(j) for each, j in zip(asked, best, strict=True)]
+        return list(texts)
+
+    def _best(self, texts: list[str], asked: list[Candidates], score: BoundScore, allowed: Allowed) -> list[int]:
+        """Best candidate of each text; `asked` is changed to what was scored."""
+        for i, (text, each) in enumerate(zip(texts, asked, strict=True)):
+            assert each.slots is not None and each.characters is not None
+            refused = ~allowed(i, text, each)
+            slots, characters = each.slots.copy(), each.characters.copy()
+            slots[refused], characters[refused] = 1, text[0]
+            asked[i] = Candidates.edits(text, slots, characters)
+        return [int(scores.argmax()) for scores in score(asked)]
 
 
 def product_limit(width: int, dtype: torch.dtype = torch.float32, rows: int = 4096) -> float:
     """Floating-point operations a second of this machine's matrix product [rows, width] x [width, 4 width], now."""
-    from time import perf_counter
-
     a, b = torch.randn(rows, width).to(dtype), torch.randn(width, 4 * width).to(dtype)
     best = float("inf")
     for _ in range(8):
