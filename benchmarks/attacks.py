@@ -10,7 +10,7 @@ share of the machine's matrix-product rate, measured in the same turn, that the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -26,7 +26,8 @@ from leaf_diffusion.attacks import Attack, Charmer, Exhaustive, LeafAttack
 from leaf_diffusion.attacks.base import bind_constraint, generators
 from leaf_diffusion.encoders import HFTextEncoder, Hidden
 from leaf_diffusion.encoders.base import Feature
-from leaf_diffusion.scoring import Drift, Scorer, prefix_forest
+from leaf_diffusion.finetune.textfare import AnchorDrift, embed
+from leaf_diffusion.scoring import Drift, Objective, Scorer, prefix_forest
 from leaf_diffusion.text import Constraint, NoNewWords, PublishedNoNewWords
 
 
@@ -82,13 +83,16 @@ def counting() -> Any:
         prefix_forest.plant = counted.plant
 
 
-def run(case: Case, encoder: HFTextEncoder, engine: str, precision: str = "fp32") -> float:
+def run(case: Case, encoder: HFTextEncoder, sentences: Sequence[str], engine: str, precision: str = "fp32") -> float:
     """Seconds of one attack: what `Attack.run` takes, without the verification of its results."""
-    prompts = list(SENTENCES[: case.sentences])
+    prompts = list(sentences[: case.sentences])
     constraint = case.constraint
     if constraint is not None and engine.startswith("published"):
         constraint = WholeSentences(constraint, refuses=isinstance(case.attack, PublishedLeaf))
-    scorer = Scorer(encoder, Drift("l2", feature=case.feature), engine, precision)  # type: ignore[arg-type]
+    objective: Objective = Drift("l2", feature=case.feature)
+    if isinstance(case.attack, LeafAttack):  # as in training, where the clean embeddings are known
+        objective = AnchorDrift(embed(encoder, prompts))
+    scorer = Scorer(encoder, objective, engine, precision)  # type: ignore[arg-type]
     started = perf_counter()
     score = scorer.bind(prompts)
     allowed = bind_constraint(constraint, prompts)
@@ -99,6 +103,7 @@ def run(case: Case, encoder: HFTextEncoder, engine: str, precision: str = "fp32"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=["small"])
+    parser.add_argument("--sentences", choices=list(SENTENCES), default="coco", help="what is attacked")
     parser.add_argument("--turns", type=int, default=3, help="turns; the fastest of each side counts")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
@@ -110,7 +115,7 @@ def main() -> None:
     for shape in options.shape:
         encoder = tower(shape)
         table = Table(
-            title=f"{shape}, {options.threads} thread(s), float32: seconds, and how many times faster the engine is"
+            title=f"{shape}, {options.sentences} captions, {options.threads} thread(s), float32: seconds, and ratios"
         )
         for column in ("attack", "published", "plain", "prefix", "screened", "published / prefix", "plain / prefix",
                        "published / screened", "of the product rate"):  # fmt: skip
@@ -120,15 +125,15 @@ def main() -> None:
                 "published": (case.published, "fp32"), "plain": ("plain", "fp32"), "prefix": ("prefix", "fp32"),
                 "screened": ("prefix", "screen"),
             }  # fmt: skip
-            run(case, encoder, "prefix", "screen")  # memo and kernels warm for everybody
+            run(case, encoder, SENTENCES[options.sentences], "prefix", "screen")  # memo and kernels warm for everybody
             with counting() as counted:
-                run(case, encoder, "prefix")
+                run(case, encoder, SENTENCES[options.sentences], "prefix")
             times: dict[str, list[float]] = {side: [] for side in sides}
             limits = []
             for turn in range(max(1, options.turns)):
                 for side, (engine, precision) in sides.items():
                     if turn == 0 or side not in ("published", "plain"):  # the slow sides vary little
-                        times[side].append(run(case, encoder, engine, precision))
+                        times[side].append(run(case, encoder, SENTENCES[options.sentences], engine, precision))
                 limits.append(product_limit(encoder.config.hidden_size))
             best = {side: min(values) for side, values in times.items()}
             counts = encoder, counted.nodes, counted.rows, counted.keys, isinstance(case.feature, Hidden)

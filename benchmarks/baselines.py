@@ -30,7 +30,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "vit-l": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768},
     "small": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 256},
 }  # fmt: skip
-SENTENCES = (
+COCO = (
     "A man riding a wave on top of a surfboard.", "Two dogs are playing with a frisbee in the park.",
     "A kitchen with a stove, a sink and a large window.", "A red bus is parked on the side of the street.",
     "A woman holding an umbrella walks through the rain.", "A plate of food with broccoli and some meat.",
@@ -40,6 +40,12 @@ SENTENCES = (
     "A train travels down the tracks near a station.", "Three giraffes standing next to a tall tree.",
     "A bowl of oranges and bananas on a wooden table.", "A skier is jumping off a snowy mountain slope.",
 )  # fmt: skip
+
+
+SHORT = tuple(f"a {colour} {noun} on a {place}" for colour, place in (("red", "table"), ("blue", "beach"))
+              for noun in ("umbrella", "cat", "mushroom", "boat", "house", "flower", "key", "crown"))  # fmt: skip
+SENTENCES = {"coco": COCO, "short": SHORT}
+"""Captions as they stand under photographs (12 to 15 tokens with begin and end), and short prompts (8)."""
 
 
 def tower(shape: str, dtype: torch.dtype = torch.float32) -> HFTextEncoder:

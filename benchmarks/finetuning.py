@@ -13,7 +13,7 @@ import argparse
 from time import perf_counter
 
 import torch
-from baselines import SENTENCES, SHAPES, tower
+from baselines import COCO, SHAPES, tower
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -69,7 +69,7 @@ def main() -> None:
     original = tower(options.shape)
     trained = HFTextEncoder(trainable_copy(original), original.tokenizer, name="trained")
     optimiser = new_optimiser(trained.module, lr=1e-6, weight_decay=1e-4)
-    batch = [SENTENCES[i % len(SENTENCES)] for i in range(options.batch_size)]
+    batch = [COCO[i % len(COCO)] for i in range(options.batch_size)]
     update("prefix", original, trained, optimiser, options.rho, batch)
     best = {
         side: min(

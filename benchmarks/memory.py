@@ -22,14 +22,14 @@ def child(shape: str, sentences: int, megabytes: int) -> None:
     """Score 60 candidates a sentence; print the peak in MiB and the number of candidates."""
     import numpy as np
     import torch
-    from baselines import SENTENCES, tower
+    from baselines import COCO, tower
 
     from leaf_diffusion.scoring import Drift, Scorer
     from leaf_diffusion.text import random_edits
 
     torch.set_num_threads(1)
     encoder = tower(shape)
-    prompts = [SENTENCES[i % len(SENTENCES)] + f" {i}" for i in range(sentences)]
+    prompts = [COCO[i % len(COCO)] + f" {i}" for i in range(sentences)]
     candidates = [random_edits(prompt, 60, np.random.default_rng(i)) for i, prompt in enumerate(prompts)]
     rows = [encoder.tokenize_candidates(some) for some in candidates]
     score = Scorer(encoder, Drift("l2"), max_bytes=megabytes << 20).bind(prompts)

@@ -22,7 +22,7 @@ Batches = Callable[[Sequence[Row]], Iterable[tuple[Sequence[Row], Tensor]]]
 """Distinct rows to parts of them with their features [n, d]."""
 SCREENED = 48
 """Candidates of a prompt that screening scores again in full, at most; a quarter of few."""
-CPU_NODES = 4096
+CPU_TOKENS = 4096
 """Tokens computed at once on a CPU: more do not fit its caches."""
 
 
@@ -153,7 +153,7 @@ class PlainScore:
     def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[Sequence[Row], Tensor]]:
         everything = isinstance(self.feature, Hidden) and self.feature.positions == "all"
         # per token: states, normed, queries, keys, values, attention, and the MLP's inner layer twice
-        most = max(1, self.max_bytes // (16 * self.encoder.token_embedding().shape[1] * self.encoder.dtype.itemsize))
+        most = self._at_once(16 * self.encoder.token_embedding().shape[1] * self.encoder.dtype.itemsize)
         batch: list[Row] = []
         for row in sorted(rows, key=lambda row: (len(row), row)):  # the row at hand is the batch's longest
             length = self.encoder.context_length if everything else len(row)
@@ -163,6 +163,11 @@ class PlainScore:
             batch.append(row)
         if batch:
             yield batch, self.encoder.features(batch, self.feature)
+
+    def _at_once(self, bytes_per_token: int) -> int:
+        """How many tokens are computed at once."""
+        most = CPU_TOKENS if self.encoder.device.type == "cpu" else self.max_bytes
+        return max(1, min(most, self.max_bytes // bytes_per_token))
 
     def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "_len vocab"]]:
         """d score / d one-hot token for one row a prompt: what a token-level attack ranks replacements by."""
@@ -213,9 +218,7 @@ class PrefixScore(PlainScore):
         return found
 
     def _on(self, forest: PrefixForest) -> Batches:
-        nodes = max(1, self.max_bytes // forest.bytes_per_node)
-        if self.encoder.device.type == "cpu":
-            nodes = min(nodes, CPU_NODES)
+        nodes = self._at_once(forest.bytes_per_node)
         return lambda rows: forest.batches(rows, self.feature, nodes)
 
 
