@@ -4,7 +4,8 @@ import json
 import platform
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -33,6 +34,7 @@ from leaf_diffusion.world.diffusion import reconstruct, reconstruction_psnr, sch
 from leaf_diffusion.world.figures import generation_figures, text_figures
 from leaf_diffusion.world.judge import SceneJudge, judge_figures, train_judge
 from leaf_diffusion.world.paths import weights, weights_root
+from leaf_diffusion.world.robust import STAGES, Stage, finetune_world, reachable_tokens
 from leaf_diffusion.world.scenes import Scene, pixels, render, sample_scene
 from leaf_diffusion.world.sources import load_clip, load_judge_module, load_world_encoder, overlay
 
@@ -46,19 +48,8 @@ class Recipe:
     steps: int
     seed: int
     lr: float
-    then: int = 0
-    """Steps of a second stage."""
 
 
-RECIPES = {
-    "scene-judge": Recipe(1500, 2, 2e-3),
-    "clip": Recipe(1700, 1, 1e-3),
-    "judge-clip": Recipe(1200, 101, 1e-3),
-    "vae": Recipe(2000, 3, 2e-3),
-    "unet": Recipe(3000, 4, 1e-3),
-    "encoders/leaf": Recipe(5000, 5, 1e-3, then=3200),
-    "encoders/typo-augmented": Recipe(5000, 5, 1e-3, then=3200),
-}
 SCENES_FOR_UNET = 30_000
 
 
@@ -186,32 +177,26 @@ def assemble(folder: Path) -> StableDiffusionPipeline:
     )
 
 
-def build_robust(name: str) -> Callable[[Recipe, Path, torch.device], Figures]:
-    def build(recipe: Recipe, work: Path, device: torch.device) -> Figures:
-        from leaf_diffusion.world.robust import finetune_world, reachable_tokens
-
-        stages = finetune_world(
-            name, work / name, steps=recipe.steps, then=recipe.then, seed=recipe.seed, lr=recipe.lr, device=device
-        )
-        original = load_world_encoder("original")[0].state_dict()
-        spelling = sum(load_file(folder / SPELLING)["spelling"] for folder in stages)
-        tokens = reachable_tokens(load_text_encoder("world:original"))
-        parts = overlay(original, load_file(stages[-1] / "model.safetensors"), spelling, tokens)
-        save_file(parts, target(f"encoders/{name}") / "overlay.safetensors")
-        return text_figures(f"world:{name}")
-
-    return build
+def build_robust(recipe: dict[str, Stage], work: Path, device: torch.device, *, name: str) -> Figures:
+    stages = finetune_world(name, work / name, recipe, device=device)
+    original = load_world_encoder("original")[0].state_dict()
+    spelling = sum(load_file(folder / SPELLING)["spelling"] for folder in stages)
+    tokens = reachable_tokens(load_text_encoder("world:original"))
+    parts = overlay(original, load_file(stages[-1] / "model.safetensors"), spelling, tokens)
+    save_file(parts, target(f"encoders/{name}") / "overlay.safetensors")
+    return text_figures(f"world:{name}")
 
 
-STAGES: dict[str, Callable[[Recipe, Path, torch.device], Figures]] = {
-    "scene-judge": build_judge,
-    "clip": build_clip,
-    "judge-clip": build_judge_clip,
-    "vae": build_vae,
-    "unet": build_unet,
-    "encoders/leaf": build_robust("leaf"),
-    "encoders/typo-augmented": build_robust("typo-augmented"),
+PARTS: dict[str, tuple[Callable[..., Figures], Recipe | dict[str, Stage]]] = {
+    "scene-judge": (build_judge, Recipe(1500, 2, 2e-3)),
+    "clip": (build_clip, Recipe(1700, 1, 1e-3)),
+    "judge-clip": (build_judge_clip, Recipe(1200, 101, 1e-3)),
+    "vae": (build_vae, Recipe(2000, 3, 2e-3)),
+    "unet": (build_unet, Recipe(3000, 4, 1e-3)),
+    "encoders/leaf": (partial(build_robust, name="leaf"), STAGES),
+    "encoders/typo-augmented": (partial(build_robust, name="typo-augmented"), STAGES),
 }
+"""What trains each part, and how."""
 
 
 def target(part: str) -> Path:
@@ -221,14 +206,19 @@ def target(part: str) -> Path:
     return folder
 
 
+def written(recipe: Recipe | dict[str, Stage]) -> dict[str, Any]:
+    """A recipe as it stands on a card."""
+    return asdict(recipe) if isinstance(recipe, Recipe) else {name: asdict(stage) for name, stage in recipe.items()}
+
+
 def build_part(part: str, work: Path, device: torch.device) -> Figures:
     """Train one part unless its card is there; a part that was broken off goes on from its last checkpoint."""
     card = target("cards") / f"{part.replace('/', '-')}.json"
     if card.exists():
         return json.loads(card.read_text())["figures"]
     started = monotonic()
-    recipe = RECIPES[part]
-    figures = STAGES[part](recipe, work, device)
+    build, recipe = PARTS[part]
+    figures = build(recipe, work, device)
     where = (
         f"{platform.machine()}, {torch.get_num_threads()} threads"
         if device.type == "cpu"
@@ -236,7 +226,7 @@ def build_part(part: str, work: Path, device: torch.device) -> Figures:
     )
     content = {
         "part": part,
-        "recipe": recipe.__dict__,
+        "recipe": written(recipe),
         "code": "leaf_diffusion.world",
         "hardware": where,
         "torch": torch.__version__.split("+")[0],

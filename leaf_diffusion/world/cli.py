@@ -42,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         os.environ[VARIABLE] = str(options.output.resolve())
     if options.threads:
         torch.set_num_threads(options.threads)
-    from leaf_diffusion.world.build import STAGES, build_part
+    from leaf_diffusion.world.build import PARTS, build_part
 
-    parts = options.parts or list(STAGES)
-    if unknown := [part for part in parts if part not in STAGES]:
-        parser.error(f"no part {', '.join(unknown)}; there are: {', '.join(STAGES)}")
+    parts = options.parts or list(PARTS)
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"no part {', '.join(unknown)}; there are: {', '.join(PARTS)}")
     for part in parts:
         figures = build_part(part, options.work, torch.device(options.device))
         print(f"{part}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()), flush=True)

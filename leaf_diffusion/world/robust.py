@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,34 +80,55 @@ def reachable_tokens(encoder: TextEncoder, *, often: int = 4) -> list[int]:
     return sorted(token for token, times in found.items() if times >= often)
 
 
-def finetune_world(
-    name: str, output: Path, *, steps: int, then: int, seed: int, lr: float, device: torch.device
-) -> list[Path]:
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of the finetuning has of its own."""
+
+    steps: int
+    lr: float
+    seed: int
+    """Of the attacks and the batches."""
+    rho: int = 16
+    slots: int = 4
+    warmup_steps: int = 100
+    captions_seed: int = 11
+    varied: float = 0.0
+
+
+STAGES = {
+    "first": Stage(5000, 1e-3, seed=5),
+    "second": Stage(3200, 6e-4, seed=6, captions_seed=12, varied=0.6),
+    "third": Stage(700, 3e-4, seed=9, rho=24, slots=3, warmup_steps=30, captions_seed=13, varied=0.3),
+}
+"""Captions in the world's templates, then more varied words, then both, attacked with more characters."""
+
+
+def finetune_world(name: str, output: Path, stages: dict[str, Stage], *, device: torch.device) -> list[Path]:
     """Finetune the world's original encoder: "leaf" by the LEAF attack, "typo-augmented" by one random typo a caption.
 
-    `steps` updates on captions in the world's templates, `then` more in more varied words, each stage a folder.
+    Returns the folders of the stages below `output`; each begins where the one before it ended.
     """
     attack: Any = {"leaf": "leaf", "typo-augmented": "random-typos"}[name]
-    config = TextFAREConfig(
-        attack=attack,
-        rho=16,
-        slots=4,
-        k=1,
-        batch_size=96,
-        max_steps=steps,
-        lr=lr,
-        warmup_steps=100,
-        weight_decay=1e-4,
-        spelling=True,
-        states_weight=0.5,
-        states_captions=8,
-        seed=seed,
-        checkpoint_every=250,
-    )
     original = load_text_encoder("world:original", device=device)
-    first, second = output / "first", output / "second"
-    finetune_text_encoder(original, training_captions(40_000), first, config)
-    config = replace(config, max_steps=then, lr=0.6 * lr, seed=seed + 1)
-    begin = load_text_encoder(first, device=device)
-    finetune_text_encoder(original, training_captions(40_000, seed=12, varied=0.6), second, config, start=begin)
-    return [first, second]
+    begin, folders = None, list[Path]()
+    for folder, stage in stages.items():
+        config = TextFAREConfig(
+            attack=attack,
+            rho=stage.rho,
+            slots=stage.slots,
+            k=1,
+            batch_size=96,
+            max_steps=stage.steps,
+            lr=stage.lr,
+            warmup_steps=stage.warmup_steps,
+            weight_decay=1e-4,
+            spelling=True,
+            states_weight=0.5,
+            states_captions=8,
+            seed=stage.seed,
+            checkpoint_every=250,
+        )
+        captions = training_captions(40_000, seed=stage.captions_seed, varied=stage.varied)
+        folders.append(finetune_text_encoder(original, captions, output / folder, config, start=begin))
+        begin = load_text_encoder(folders[-1], device=device)
+    return folders

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.world.build import RECIPES
+from leaf_diffusion.world.build import PARTS
 from leaf_diffusion.world.captions import world_prompts
 from leaf_diffusion.world.clip import clip_features, clip_figures
 from leaf_diffusion.world.figures import generate, noise_seed, real_pictures, zero_shot_anchors
@@ -27,7 +27,7 @@ def card(part: str) -> dict[str, float]:
 
 
 def test_every_part_has_its_card_and_all_of_it_is_small() -> None:
-    assert all(card(part) for part in RECIPES)
+    assert all(card(part) for part in PARTS)
     assert sum(file.stat().st_size for file in weights_root().rglob("*.safetensors")) < 40e6
     assert not [file for file in weights_root().rglob("*") if file.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
 
