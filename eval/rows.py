@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
 from leaf_diffusion.eval.plan import Cell, Plan
 from leaf_diffusion.metrics import paired_bootstrap
-
-METRICS = {
-    "clip_score": "clip_score",
-    "clip_score_attacked_caption": "clip_score_attacked_caption",
-    "scene_accuracy": "scene_correct",
-    "drift": "drift",
-    "drift_features": "drift_features",
-}
-"""Metric -> field of a score record. Drift (pixel RMSE, 0 to 1) has the protocol "floor" beside it."""
-
-Values = dict[str, float]
-"""Prompt id -> value, the mean over seeds."""
+from leaf_diffusion.runs import FIELDS, Values, prompt_values
 
 
 def result_rows(
@@ -32,35 +18,21 @@ def result_rows(
 
     Every encoder is compared with the first one; among the others the earlier is compared with the later.
     """
-    values = _values(pictures, scores)
+    values = {(Cell(*key), metric): each for (key, metric), each in prompt_values(pictures, scores).items()}
     labels = list(dict.fromkeys(cell.encoder for cell in plan.cells))
     rows = []
     for cell in plan.cells:
-        for metric in METRICS:
+        for metric in FIELDS:
             if mine := values.get((cell, metric)):
                 rows.append(_row(cell, metric, mine, None, None, plan, attack, constraint))
     for encoder, baseline in pairs_of(labels):
         for cell in (cell for cell in plan.cells if cell.encoder == encoder and cell.protocol != "floor"):
             other = Cell(baseline, cell.protocol, baseline if cell.protocol == "adaptive" else cell.source, cell.k)
-            for metric in METRICS:
+            for metric in FIELDS:
                 mine, theirs = values.get((cell, metric)), values.get((other, metric))
                 if mine and theirs:
                     rows.append(_row(cell, metric, mine, theirs, baseline, plan, attack, constraint))
     return rows
-
-
-def _values(pictures: Sequence[dict[str, Any]], scores: Sequence[dict[str, Any]]) -> dict[tuple[Cell, str], Values]:
-    by_id = {row["id"]: row for row in scores}
-    seeds: dict[tuple[Cell, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for picture in pictures:
-        cell = cell_of(picture)
-        for metric, name in METRICS.items():
-            if cell.protocol == "floor" and not metric.startswith("drift"):
-                continue
-            value = by_id.get(picture["id"], {}).get(name)
-            if value is not None:
-                seeds[cell, metric][picture["prompt_id"]].append(float(value))
-    return {key: {prompt: float(np.mean(each)) for prompt, each in found.items()} for key, found in seeds.items()}
 
 
 def cell_of(row: dict[str, Any]) -> Cell:

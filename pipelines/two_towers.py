@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, TypeAlias, cast
 
 from torch import nn
 
@@ -21,7 +21,7 @@ from leaf_diffusion.scoring.objectives import Drift, Objective
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
 
-Source = str | Path | nn.Module | Tower
+Source: TypeAlias = str | Path | nn.Module | Tower
 TOWERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 
 
@@ -77,7 +77,7 @@ class TwoTowers:
         return cast(Self, pipe)
 
     def _exchange(self, sources: tuple[Source | None, Source | None], defence: str | Defence | None) -> None:
-        found = []
+        found: list[tuple[str, Any, Tower]] = []
         for (part, reader), source in zip(TOWERS, sources, strict=True):
             if source is None:
                 continue

@@ -1,5 +1,6 @@
 """Reports: views of a run's records and results, never a second computation."""
 
+from leaf_diffusion.reports.compare import write_comparison
 from leaf_diffusion.reports.gallery import GalleryCell, GalleryRow, contact_sheet, gallery_rows, show_gallery
 from leaf_diffusion.reports.headline import headline
 from leaf_diffusion.reports.html import write_report
@@ -13,5 +14,6 @@ __all__ = [
     "headline",
     "results_table",
     "show_gallery",
+    "write_comparison",
     "write_report",
 ]

@@ -34,10 +34,12 @@ class GalleryCell:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One clean prompt and its pictures of the first noise. damage: how much the baseline lost, the sorting key."""
+    """One clean prompt and its pictures of the first noise. damage: how much the baseline lost, the sorting key;
+    number: its place in the run."""
 
     prompt_id: str
     prompt: str
+    number: int
     cells: dict[tuple[str, Setting], GalleryCell]
     damage: tuple[float, float, float]
 
@@ -72,7 +74,7 @@ def gallery_rows(run: Run | str | Path, *, baseline: str | None = None) -> list[
             whole[record["image"]] = path if png_ok(path) else None
         prompts.setdefault(record["prompt_id"], []).append(record)
     rows = []
-    for prompt_id, records in prompts.items():
+    for number, (prompt_id, records) in enumerate(prompts.items()):
         cells = {}
         for record in records:
             score = scores.get(record["id"], {})
@@ -88,7 +90,7 @@ def gallery_rows(run: Run | str | Path, *, baseline: str | None = None) -> list[
                 shattered=tuple(map(tuple, broken.get((record["source"], record["k"], prompt_id), ()))),
             )
             cells[cell.encoder, cell.setting] = cell
-        rows.append(GalleryRow(prompt_id, records[0]["original"], cells, _damage(cells, baseline)))
+        rows.append(GalleryRow(prompt_id, records[0]["original"], number, cells, _damage(cells, baseline)))
     return sorted(rows, key=lambda row: row.damage, reverse=True)
 
 

@@ -35,14 +35,18 @@ def write_report(run: Run | str | Path) -> Path:
 
 def render(run: Run) -> str:
     """The report's HTML."""
-    environment = Environment(
+    return templates().get_template("report.html.j2").render(_values(run, MAX_BYTES - _RESERVED))
+
+
+def templates() -> Environment:
+    """The page templates; whatever they print is escaped."""
+    return Environment(
         loader=PackageLoader("leaf_diffusion.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(_values(run, MAX_BYTES - _RESERVED))
 
 
 def _values(run: Run, budget: int) -> dict[str, Any]:
@@ -79,6 +83,7 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
         "attacks": found.get("attacks", []),
         "uncounted": uncounted(rows, results, found, run.records("scores")),
         "gallery": shown,
+        "gallery_columns": [setting.label for setting in sections.gallery_settings(results)],
         "left_out": left_out,
         "unshown": [
             source for source in sources if source not in {s.source for s in sections.gallery_settings(results)}

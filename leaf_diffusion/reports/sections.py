@@ -42,7 +42,7 @@ def means(results: Results, key: str) -> Matrix:
     for setting in results.settings_of(key):
         rows = [results.get(label, setting, key) for label in results.encoders]
         if any(rows):
-            lines.append((setting.label, [_mean(row, metric) for row in rows], _n(rows)))
+            lines.append((setting.label, [mean_cell(row, metric) for row in rows], _n(rows)))
     floor = results.floor if key == "drift" else None
     notes = [f"Another noise and no attack at all: {metric.show(floor['mean'])} ({_n([floor])})."] if floor else []
     return Matrix(metric.title, metric.meaning, results.encoders, lines, notes)
@@ -60,12 +60,13 @@ def differences(results: Results, key: str) -> Matrix:
     for setting in results.settings_of(key):
         rows = [results.get(encoder, setting, key, baseline) for encoder, baseline in pairs]
         if any(rows):
-            lines.append((setting.label, [_difference(row, metric) for row in rows], _n(rows)))
+            lines.append((setting.label, [difference_cell(row, metric) for row in rows], _n(rows)))
     unit = ", in points" if metric.unit == "%" else ""
     return Matrix(metric.title + unit, metric.meaning, [f"{a} − {b}" for a, b in pairs], lines)
 
 
-def _mean(row: Row | None, metric: Metric) -> Cell:
+def mean_cell(row: Row | None, metric: Metric) -> Cell:
+    """A mean with its interval, as a table shows it."""
     if row is None:
         return Cell()
     bar = None
@@ -74,7 +75,8 @@ def _mean(row: Row | None, metric: Metric) -> Cell:
     return Cell(metric.show(row["mean"]), metric.show_interval(row), bar=bar)
 
 
-def _difference(row: Row | None, metric: Metric) -> Cell:
+def difference_cell(row: Row | None, metric: Metric) -> Cell:
+    """A difference with its interval, toned where that excludes 0."""
     if row is None:
         return Cell()
     low, high, tone = row.get("ci_low"), row.get("ci_high"), ""
@@ -148,8 +150,35 @@ def gallery(rows: Sequence[GalleryRow], results: Results, budget: int) -> tuple[
         budget -= sum(len(cell["uri"]) + _MARKUP for _, cells in lines for cell in cells if cell)
         if budget < 0:
             break
-        shown.append({"prompt": row.prompt, "columns": columns, "lines": [line for line in lines if any(line[1])]})
+        lines = [(label, cells) for label, cells in lines if any(cells)]
+        shown.append({"prompt": row.prompt, "columns": columns, "lines": lines, "kind": _kind(row, results)})
+    places = gallery_orders(rows[: len(shown)], results)
+    for one, values in zip(shown, zip(*places.values(), strict=True), strict=True):
+        one["places"] = dict(zip(places, values, strict=True))
     return shown, len(rows) - len(shown)
+
+
+def gallery_orders(rows: Sequence[GalleryRow], results: Results) -> dict[str, list[int]]:
+    """The place of each row in every order that the gallery can be read in."""
+    orders: dict[str, list[GalleryRow]] = {"loss": list(rows)}
+    robust, focus = results.robust, results.focus
+    if robust and focus:
+        orders["gain"] = sorted(rows, key=lambda row: row.gain(robust, results.baseline, focus), reverse=True)
+    orders["given"] = sorted(rows, key=lambda row: row.number)
+    where = {name: {row.prompt_id: i for i, row in enumerate(order)} for name, order in orders.items()}
+    return {name: [places[row.prompt_id] for row in rows] for name, places in where.items()}
+
+
+def _kind(row: GalleryRow, results: Results) -> str:
+    """What became of the prompt in the focus setting: "saved" (right with the robust encoder alone), "lost" (wrong with
+    it), "both" (right with the baseline, too), "" where nobody judged."""
+    robust, focus = results.robust, results.focus
+    if robust is None or focus is None:
+        return ""
+    mine, theirs = row.cells.get((robust, focus)), row.cells.get((results.baseline, focus))
+    if mine is None or theirs is None or mine.correct is None or theirs.correct is None:
+        return ""
+    return "lost" if not mine.correct else "both" if theirs.correct else "saved"
 
 
 def gallery_settings(results: Results) -> list[Setting]:

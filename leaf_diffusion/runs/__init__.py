@@ -5,17 +5,21 @@ from leaf_diffusion.runs.files import RunFolderError, atomic_write, png_ok
 from leaf_diffusion.runs.read import Run, load_run
 from leaf_diffusion.runs.spec import RunSpec, environment
 from leaf_diffusion.runs.store import RunStore, image_name
+from leaf_diffusion.runs.values import FIELDS, Values, prompt_values
 
 __all__ = [
+    "FIELDS",
     "Run",
     "RunFolderError",
     "RunSpec",
     "RunStore",
+    "Values",
     "atomic_write",
     "environment",
     "image_name",
     "load_run",
     "png_ok",
+    "prompt_values",
     "results_csv",
     "write_results",
 ]

@@ -116,7 +116,7 @@ def test_large_pictures_become_thumbnails_and_the_file_stays_small(
     assert not any(image["class"] == "px" for image in whole.all("img"))
     monkeypatch.setattr(html, "MAX_BYTES", html._RESERVED + 60_000)
     cut = page(run)
-    shown = [a for a in cut.all("section") if a.get("class") == "prompt"]
+    shown = [a for a in cut.all("section") if (a.get("class") or "").startswith("prompt")]
     left_out = re.search(r"(\d) more prompts are in the run folder", cut.text)
     assert left_out is not None
     assert len(shown) + int(left_out[1]) == 4
@@ -211,5 +211,5 @@ def test_the_overview_shows_baseline_and_robust_encoder(make_run: Make, tmp_path
 
 def test_a_bar_covers_its_interval() -> None:
     row = {"mean": 0.5, "ci_low": 0.25, "ci_high": 0.75}
-    cell = sections._mean(row, METRICS["scene_accuracy"])
+    cell = sections.mean_cell(row, METRICS["scene_accuracy"])
     assert (cell.text, cell.sub, cell.bar) == ("50%", "25 to 75", (25, 50, 75))

@@ -1,0 +1,139 @@
+"""Two runs side by side: what changed between them, paired by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from leaf_diffusion.metrics import paired_bootstrap
+from leaf_diffusion.reports import sections
+from leaf_diffusion.reports.gallery import GalleryRow, gallery_rows
+from leaf_diffusion.reports.html import templates
+from leaf_diffusion.reports.results import METRICS, PAIRED, Metric, Results, Setting, setting_of
+from leaf_diffusion.runs import Run, Values, atomic_write, load_run, prompt_values
+
+SHOWN = 24
+"""Changed pictures on the page."""
+Place = tuple[str, Setting, str]
+"""Encoder, setting, metric."""
+
+
+def write_comparison(one: Run | str | Path, other: Run | str | Path, path: Path | None = None) -> Path:
+    """Write a page that sets run `other` against run `one`; default: compared-with-<name>.html in the folder of `other`.
+
+    Raises FileNotFoundError for no run folder, ValueError for runs that share no encoder, setting and prompt.
+    """
+    runs = [run if isinstance(run, Run) else load_run(run) for run in (one, other)]
+    path = path or runs[1].folder / f"compared-with-{runs[0].folder.resolve().name}.html"
+    page = templates().get_template("compare.html.j2").render(_values(runs, _names(runs)))
+    atomic_write(path, page.encode())
+    return path
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """The folders' names, or their paths where these are equal."""
+    names = [run.folder.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
+
+
+def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
+    found = [_by_place(run) for run in runs]
+    results = [Results(run.results["rows"]) for run in runs]
+    shared = {place for place in found[0] if place in found[1] and found[0][place].keys() & found[1][place].keys()}
+    if not shared:
+        raise ValueError(
+            f"{runs[0].folder} and {runs[1].folder} share no encoder, setting and prompt: nothing to compare"
+        )
+    keys = [key for key in PAIRED if any(place[2] == key for place in shared)]
+    prompts = set.union(*(found[0][place].keys() & found[1][place].keys() for place in shared))
+    order = [(label, setting) for label in results[0].encoders for setting in results[0].settings]
+    changed = list(_changed(runs, results, order))
+    return {
+        "names": names,
+        "runs": [(name, run.spec.identity) for name, run in zip(names, runs, strict=True)],
+        "headline": _headline(METRICS[keys[0]], names, found, shared, order),
+        "shared": len(prompts),
+        "tables": [_table(METRICS[key], names, found, shared, order) for key in keys],
+        "changed": changed[:SHOWN],
+        "more": max(0, len(changed) - SHOWN),
+        "differs": runs[1].spec.differences(runs[0].spec),
+    }
+
+
+def _by_place(run: Run) -> dict[Place, Values]:
+    values = prompt_values(run.records("pictures"), run.records("scores"))
+    return {
+        (encoder, setting_of({"protocol": protocol, "source": source, "k": k}), metric): each
+        for ((encoder, protocol, source, k), metric), each in values.items()
+        if protocol != "floor"
+    }
+
+
+def _table(
+    metric: Metric,
+    names: Sequence[str],
+    found: Sequence[dict[Place, Values]],
+    shared: set[Place],
+    order: Sequence[tuple[str, Setting]],
+) -> sections.Matrix:
+    lines = []
+    for label, setting in order:
+        place = (label, setting, metric.key)
+        if place in shared:
+            means = [sections.mean_cell(_row(each[place]), metric) for each in found]
+            row = _row(*(each[place] for each in reversed(found)))
+            lines.append((f"{label}, {setting.label}", [*means, sections.difference_cell(row, metric)], str(row["n"])))
+    unit = ", in points" if metric.unit == "%" else ""
+    return sections.Matrix(metric.title, metric.meaning, [*names, f"difference{unit}"], lines)
+
+
+def _row(values: Values, against: Values | None = None) -> dict[str, Any]:
+    """As a row of results.json: the mean, or the mean difference over the prompts of both."""
+    prompts = sorted(values if against is None else values.keys() & against.keys())
+    interval = paired_bootstrap(
+        [values[p] for p in prompts], None if against is None else [against[p] for p in prompts]
+    )
+    known = interval.n > 1
+    return {
+        "mean": interval.mean,
+        "ci_low": interval.ci_low if known else None,
+        "ci_high": interval.ci_high if known else None,
+        "n": interval.n,
+    }
+
+
+def _headline(
+    metric: Metric,
+    names: Sequence[str],
+    found: Sequence[dict[Place, Values]],
+    shared: set[Place],
+    order: Sequence[tuple[str, Setting]],
+) -> str:
+    """How many places changed, by the leading metric."""
+    better, worse = list[str](), list[str]()
+    places = [(label, s, metric.key) for label, s in order if (label, s, metric.key) in shared]
+    for place in places:
+        tone = sections.difference_cell(_row(*(each[place] for each in reversed(found))), metric).tone
+        if tone:
+            (better if tone == "good" else worse).append(f"{place[0]}, {place[1].label}")
+    if not better and not worse:
+        return f"{names[1]} against {names[0]}: no clear difference in {metric.title.lower()} in {len(places)} settings"
+    parts = [f"{what} in {len(some)}" for what, some in (("better", better), ("worse", worse)) if some]
+    return f"{names[1]} against {names[0]}: {metric.title.lower()} {' and '.join(parts)} of {len(places)} settings"
+
+
+def _changed(
+    runs: Sequence[Run], results: Sequence[Results], order: Sequence[tuple[str, Setting]]
+) -> Iterator[dict[str, Any]]:
+    """Pictures that are right in one run and wrong in the other, by encoder and setting."""
+    rows: list[dict[str, GalleryRow]] = [
+        {row.prompt_id: row for row in gallery_rows(run, baseline=each.baseline)}
+        for run, each in zip(runs, results, strict=True)
+    ]
+    for label, setting in order:
+        for prompt_id, row in rows[0].items():
+            cells = [each[prompt_id].cells.get((label, setting)) for each in rows if prompt_id in each]
+            if len(cells) == 2 and {cell.correct for cell in cells if cell is not None} == {True, False}:
+                pictures = [sections.picture(cell, row.prompt) for cell in cells]
+                yield {"prompt": row.prompt, "encoder": label, "label": setting.label, "cells": pictures}

@@ -1,0 +1,40 @@
+"""One number a prompt: what every mean, interval and paired difference of a run is taken over."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+FIELDS = {
+    "clip_score": "clip_score",
+    "clip_score_attacked_caption": "clip_score_attacked_caption",
+    "scene_accuracy": "scene_correct",
+    "drift": "drift",
+    "drift_features": "drift_features",
+}
+"""Metric -> field of a score record. Drift (pixel RMSE, 0 to 1) has the protocol "floor" beside it."""
+
+Values = dict[str, float]
+"""Prompt id -> value, the mean over noises."""
+Key = tuple[str, str, str | None, int]
+"""(encoder, protocol, source, k) of a picture."""
+
+
+def prompt_values(
+    pictures: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]]
+) -> dict[tuple[Key, str], Values]:
+    """The values of every (key, metric) that some picture has a score for."""
+    by_id = {row["id"]: row for row in scores}
+    noises: dict[tuple[Key, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for picture in pictures:
+        key: Key = (picture["encoder"], picture["protocol"], picture["source"], picture["k"])
+        for metric, name in FIELDS.items():
+            if picture["protocol"] == "floor" and not metric.startswith("drift"):
+                continue
+            value = by_id.get(picture["id"], {}).get(name)
+            if value is not None:
+                noises[key, metric][picture["prompt_id"]].append(float(value))
+    return {key: {prompt: float(np.mean(each)) for prompt, each in found.items()} for key, found in noises.items()}

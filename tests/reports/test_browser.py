@@ -1,0 +1,118 @@
+"""The report in a real browser (Debian's package chromium): what can be clicked, on a desk and on a phone, alone."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from leaf_diffusion.reports import write_comparison, write_report
+
+Make = Callable[..., Path]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
+)
+EVIL = ["<img src=http://example.invalid/x.png>", "<script>document.title='run'</script>", "a \u202ecat", "x" * 3000]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page, with what it said to the console and what it asked for beyond itself."""
+
+    def __init__(self, browser: Browser, path: Path, width: int = 1280) -> None:
+        self.page: Page = browser.new_page(viewport={"width": width, "height": 900})
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def prompts(self) -> list[str]:
+        """The visible prompts, from top to bottom."""
+        shown = [each for each in self.page.locator(".prompt").all() if each.is_visible()]
+        places = [((box := each.bounding_box()) and box["y"], each.locator("h3").inner_text()) for each in shown]
+        return [text for _, text in sorted(places, key=lambda place: place[0] or 0)]
+
+    def quiet(self) -> None:
+        assert not self.said
+        assert [url for url in self.asked if not url.startswith(("file:", "data:"))] == []
+
+    def overflow(self) -> int:
+        """Pixels that the page is wider than its window."""
+        return int(self.page.evaluate("document.documentElement.scrollWidth - innerWidth"))
+
+
+def test_the_gallery_sorts_and_filters(browser: Browser, make_run: Make) -> None:
+    words = ("cat", "boat", "house", "key", "bell", "fish", "cup", "star", "moon", "tree")
+    visit = Visit(browser, write_report(make_run(prompts=[f"a red {word}" for word in words])))
+    page, first = visit.page, visit.prompts()
+    assert len(first) == 6
+    page.check("#many-all")
+    everything = visit.prompts()
+    assert everything[:6] == first
+    assert len(everything) == 10
+    page.check("#order-given")
+    assert visit.prompts() == [f"a red {word}" for word in words]
+    page.check("#order-gain")
+    gained = visit.prompts()
+    assert sorted(gained) == sorted(everything)
+    kinds = {}
+    for kind in ("saved", "lost", "both"):
+        page.check(f"#only-{kind}")
+        kinds[kind] = visit.prompts()
+        assert page.locator(".note.none").is_visible() == (not kinds[kind])
+    assert sum(map(len, kinds.values())) == 10
+    assert gained[: len(kinds["saved"])] and set(gained[: len(kinds["saved"])]) == set(kinds["saved"])
+    page.check("#only-all")
+    page.uncheck("#show-e0")
+    assert page.locator(".gallery .e0").first.is_hidden()
+    assert page.locator(".gallery .e1").first.is_visible()
+    page.uncheck("#show-s1")
+    assert page.locator(".gallery .s1").first.is_hidden()
+    visit.quiet()
+
+
+def test_pictures_zoom_and_the_keyboard_suffices(browser: Browser, make_run: Make) -> None:
+    visit = Visit(browser, write_report(make_run(n=3)))
+    picture = visit.page.locator(".gallery .e0 img").first
+    visit.page.locator("#size-middle").focus()
+    before = picture.bounding_box()
+    visit.page.keyboard.press("ArrowRight")
+    after = picture.bounding_box()
+    assert before and after and after["width"] > 1.5 * before["width"]
+    visit.page.locator("#show-e0").focus()
+    visit.page.keyboard.press("Space")
+    assert picture.is_hidden()
+    visit.quiet()
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_hostile_prompts_run_nothing_and_the_page_fits(browser: Browser, make_run: Make, width: int) -> None:
+    visit = Visit(browser, write_report(make_run(prompts=EVIL)), width)
+    assert visit.page.title().startswith("Robustness report")
+    assert visit.overflow() <= 0
+    assert visit.page.locator(".prompt script").count() == 0
+    visit.quiet()
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_two_runs_are_compared(browser: Browser, make_run: Make, width: int) -> None:
+    prompts = [f"a {colour} {noun}" for colour in ("red", "blue", "green") for noun in ("cat", "boat", "key", "star")]
+    weak = make_run("weak", prompts=prompts, encoders={"original": 0.1, "leaf": 0.1})
+    strong = make_run("strong", prompts=prompts, encoders={"original": 0.1, "leaf": 0.98})
+    visit = Visit(browser, write_comparison(weak, strong), width)
+    assert visit.overflow() <= 0
+    line = visit.page.locator("tr", has=visit.page.locator("th", has_text="leaf, attacked on itself, k=1")).first
+    assert "good" in (line.locator("td").nth(2).get_attribute("class") or "")
+    assert visit.page.locator("article", has_text="leaf, attacked on itself").count() > 0
+    visit.quiet()
