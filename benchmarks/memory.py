@@ -3,7 +3,7 @@
     python benchmarks/memory.py --sentences 512 --bounds 64 512
 
 Each bound is measured in a process of its own: the largest resident size during the scoring less the size before it.
-That includes what grows with the candidates and not with the bound: token rows, indices, scores (bound 1 shows it).
+That includes what grows with the candidates and not with the bound: token rows, indices, scores (a bound of 1 shows it).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="small", choices=["small", "vit-l"])
     parser.add_argument("--sentences", type=int, default=512)
-    parser.add_argument("--bounds", type=int, nargs="+", default=[1, 16, 64], help="MiB")
+    parser.add_argument("--bounds", type=int, nargs="+", default=[16, 64, 256], help="MiB")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
