@@ -48,8 +48,10 @@ class PrefixForest:
             with torch.autocast(self.parts.positions.device.type, enabled=False):
                 features = self._features(part, feature)
             # rows that differ in nothing but padding are one
-            repeats = torch.tensor([len(read[row]) for row in part], device=features.device)
-            yield [row for each in part for row in read[each]], features.repeat_interleave(repeats, dim=0)
+            repeats = np.array([len(read[row]) for row in part])
+            if repeats.max() > 1:
+                features = features[_on(np.repeat(np.arange(len(part)), repeats), features.device)]
+            yield [row for each in part for row in read[each]], features
 
     def _features(self, rows: Sequence[Row], feature: Feature) -> Tensor:
         forest, parts = plant(rows), self.parts

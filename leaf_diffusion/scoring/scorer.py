@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Literal, Protocol
 
@@ -20,8 +20,14 @@ from leaf_diffusion.text.edits import Candidates
 Row = tuple[int, ...]
 Batches = Callable[[Sequence[Row]], Iterable[tuple[Sequence[Row], Tensor]]]
 """Distinct rows to parts of them with their features [n, d]."""
+Asked = Mapping[int, Sequence[Row]]
+"""Prompts, by their index, and the rows to be scored for each."""
+Fetch = Callable[[], dict[int, Tensor]]
+"""Waits for scores that were started: those of each prompt, on the CPU."""
 SCREENED = 48
 """Candidates of a prompt that screening scores again in full, at most; a quarter of few."""
+TOGETHER = 16_384
+"""Candidates that are tokenized before their scores are started."""
 CPU_TOKENS = 4096
 """Tokens computed at once on a CPU: more do not fit its caches."""
 
@@ -107,32 +113,40 @@ class PlainScore:
 
     def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt; an empty `Candidates` gives an empty one."""
-        return self.score_rows(self.rows(candidates))
+        _one_each("candidate lists", len(candidates), len(self.prompts))
+        # some prompts at a time: a GPU computes them while the next ones are tokenized
+        with torch.inference_mode():
+            fetches = [self._start({i: self._rows(i, candidates[i]) for i in some}) for some in _together(candidates)]
+            scores = {i: each for fetch in fetches for i, each in fetch().items()}
+        return [scores[i] for i in range(len(candidates))]
 
     def rows(self, candidates: Sequence[Candidates]) -> list[list[Row]]:
         """The candidates' token rows, counted as queries."""
         _one_each("candidate lists", len(candidates), len(self.prompts))
-        for i, each in enumerate(candidates):
-            self.queries[i] += len(each)
-        return [self.encoder.tokenize_candidates(each) if len(each) else [] for each in candidates]
+        return [self._rows(i, each) for i, each in enumerate(candidates)]
 
     def score_rows(self, asked: Sequence[Sequence[Row]]) -> list[Float[Tensor, " _len"]]:
         """Scores of token rows, one list a prompt."""
         with torch.inference_mode():
-            return self._score(asked)
+            scores = self._start(dict(enumerate(asked)))()
+        return [scores[i] for i in range(len(asked))]
 
-    def _score(self, asked: Sequence[Sequence[Row]]) -> list[Tensor]:
-        """Scores of each prompt's rows."""
+    def _rows(self, i: int, candidates: Candidates) -> list[Row]:
+        self.queries[i] += len(candidates)
+        return self.encoder.tokenize_candidates(candidates) if len(candidates) else []
+
+    def _start(self, asked: Asked) -> Fetch:
+        """Start the scores of some prompts' rows."""
         return self._gather(asked, self._batches)
 
-    def _gather(self, asked: Sequence[Sequence[Row]], batches: Batches) -> list[Tensor]:
+    def _gather(self, asked: Asked, batches: Batches) -> Fetch:
         """Scores of each prompt's rows, each distinct row computed once, whoever asks for it."""
         owners: dict[Row, list[int]] = {}
-        for i, rows in enumerate(asked):
+        for i, rows in asked.items():
             for row in dict.fromkeys(rows):
                 owners.setdefault(row, []).append(i)
-        places: list[dict[Row, int]] = [{} for _ in asked]
-        pieces: list[list[Tensor]] = [[] for _ in asked]
+        places: dict[int, dict[Row, int]] = {i: {} for i in asked}
+        pieces: dict[int, list[Tensor]] = {i: [] for i in asked}
         for batch, features in batches(list(owners)):
             positions: dict[int, list[int]] = {}
             for position, row in enumerate(batch):
@@ -140,15 +154,21 @@ class PlainScore:
                     positions.setdefault(i, []).append(position)
                     places[i][row] = len(places[i])
             for i, chosen in positions.items():
-                mine = features if len(chosen) == len(batch) else features[torch.tensor(chosen, device=features.device)]
+                mine = features
+                if len(chosen) < len(batch):
+                    mine = features[torch.tensor(chosen).to(features.device, non_blocking=True)]
                 pieces[i].append(self.goals[i](mine).float())
-        # one transfer for everything: each would wait for the device
-        flat = torch.cat([piece for each in pieces for piece in each]).cpu() if owners else torch.empty(0)
-        scores = flat.split([len(each) for each in places])
-        return [
-            mine[torch.tensor([place[row] for row in rows], dtype=torch.long)]
-            for mine, place, rows in zip(scores, places, asked, strict=True)
-        ]
+
+        def fetch() -> dict[int, Tensor]:
+            # one transfer for everything: each would wait for the device
+            flat = torch.cat([piece for each in pieces.values() for piece in each]).cpu() if owners else torch.empty(0)
+            scores = flat.split([len(each) for each in places.values()])
+            return {
+                i: mine[torch.tensor([places[i][row] for row in rows], dtype=torch.long)]
+                for mine, (i, rows) in zip(scores, asked.items(), strict=True)
+            }
+
+        return fetch
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[Sequence[Row], Tensor]]:
         everything = isinstance(self.feature, Hidden) and self.feature.positions == "all"
@@ -202,16 +222,23 @@ class PrefixScore(PlainScore):
         screened = scorer.precision == "screen" and own == torch.float32
         self._rough = PrefixForest(self.encoder, screening_dtype(device)) if screened else None
 
-    def _score(self, asked: Sequence[Sequence[Row]]) -> list[Tensor]:
+    def _start(self, asked: Asked) -> Fetch:
         if not isinstance(self.feature, Hidden):  # whatever stands behind the first end-of-text is not read
             eos = self._exact.parts.eos_id
-            asked = [[row[: row.index(eos) + 1] for row in rows] for rows in asked]
+            asked = {i: [row[: row.index(eos) + 1] for row in rows] for i, rows in asked.items()}
         if self._rough is None:
             return self._gather(asked, self._on(self._exact))
-        found = self._gather(asked, self._on(self._rough))
-        best = [scores.topk(min(len(scores), max(len(scores) // 4, 12), SCREENED)).indices for scores in found]
-        again = [[rows[j] for j in chosen.tolist()] for rows, chosen in zip(asked, best, strict=True)]
-        for scores, chosen, fine in zip(found, best, self._gather(again, self._on(self._exact)), strict=True):
+        rough = self._gather(asked, self._on(self._rough))
+        return lambda: self._refined(asked, rough())
+
+    def _refined(self, asked: Asked, found: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Screened scores with the best of each prompt computed in full."""
+        best = {
+            i: scores.topk(min(len(scores), max(len(scores) // 4, 12), SCREENED)).indices for i, scores in found.items()
+        }
+        again = {i: [asked[i][j] for j in chosen.tolist()] for i, chosen in best.items()}
+        for i, fine in self._gather(again, self._on(self._exact))().items():
+            scores, chosen = found[i], best[i]
             if len(scores) > len(chosen):  # whatever was not looked at again stays behind what was
                 scores.clamp_(max=float(fine.min()) - 1e-6 * abs(float(fine.min())))
             scores[chosen] = fine
@@ -237,6 +264,19 @@ ENGINES: dict[str, Callable[[Scorer, list[str]], TowerScore]] = {"prefix": _pref
 @cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
+
+
+def _together(candidates: Sequence[Candidates]) -> Iterator[list[int]]:
+    """Prompts in groups of few candidates."""
+    some, size = list[int](), 0
+    for i, each in enumerate(candidates):
+        if some and size + len(each) > TOGETHER:
+            yield some
+            some, size = [], 0
+        some.append(i)
+        size += len(each)
+    if some:
+        yield some
 
 
 def _one_each(what: str, given: int, prompts: int) -> None:

@@ -76,6 +76,19 @@ def test_duplicates_are_computed_once_and_counted_as_asked(monkeypatch):
     assert first[0] != second[0]
 
 
+def test_prompts_that_are_tokenized_in_groups_score_alike(monkeypatch):
+    candidates = [random_edits(PROMPTS[0], n, np.random.default_rng(n)) for n in (7, 0, 12, 3, 1)]
+    for precision in ("fp32", "screen"):
+        score = Scorer(ENCODER, precision=precision).bind([f"a cat {i}" for i in range(5)])
+        together = score(candidates)
+        monkeypatch.setattr("leaf_diffusion.scoring.scorer.TOGETHER", 10)
+        apart = score(candidates)
+        monkeypatch.undo()
+        assert score.queries == [14, 0, 24, 6, 2]
+        for one, other in zip(together, apart, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_finished_prompts_and_token_rows():
     bound = Scorer(ENCODER).bind(PROMPTS)
     rows = ENCODER.tokenize(["a cat", "a dog"])
