@@ -3,13 +3,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: run test lint setup clean
+.PHONY: run test slow lint setup clean
 
 run: $(STAMP)
 	$(BIN)/python eval/t2i_robustness.py
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,39 +11,52 @@ from PIL import Image
 
 from leaf_diffusion.encoders.base import Tower
 from leaf_diffusion.eval.plan import PictureUnit, content_id
-from leaf_diffusion.eval.search import Attacked, chunks
+from leaf_diffusion.eval.search import Attacked
 from leaf_diffusion.eval.setup import Setup
+from leaf_diffusion.eval.share import Advance, Batch, chunks, work_through
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
-from leaf_diffusion.runs import RunStore
+from leaf_diffusion.runs import RunStore, png_ok
 from leaf_diffusion.world.figures import noise_seed
 
 
-def draw_all(setup: Setup, store: RunStore, attacked: Attacked, advance: Callable[[int], None]) -> None:
-    """Draw every planned picture. One that another unit already drew (same weights, text, noise) is used again.
+def draw_all(setup: Setup, store: RunStore, attacked: Attacked, advance: Advance) -> None:
+    """Draw every planned picture; one that several units ask for (same weights, text, noise) is drawn once.
 
     A picture that was recorded but is missing or damaged on the disk is drawn again.
     """
-    done, damaged = store.done("pictures"), store.damaged_images()
-    drawn = {row["image"] for row in store.records("pictures")} - damaged
+    damaged = store.damaged_images()
     weights_of = {label: one.base.fingerprint for label, one in setup.encoders.items()}
     by_weights: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for unit in setup.plan.pictures():
         weights = weights_of[unit.cell.encoder]
-        row = _picture_row(setup, unit, attacked, weights) if unit.id not in done or damaged else None
-        if row is not None and (unit.id not in done or row["image"] in damaged):
-            by_weights.setdefault(weights, {}).setdefault(row["image"], []).append(row)
+        row = _picture_row(setup, unit, attacked, weights)
+        by_weights.setdefault(weights, {}).setdefault(row["image"], []).append(row)
     bases = {weights_of[label]: one.base for label, one in setup.encoders.items()}
-    for weights, wanted in by_weights.items():
-        for image in [image for image in wanted if image in drawn]:
-            advance(_append(store, wanted.pop(image)))
-        if not wanted:
-            continue
-        pipeline = with_encoder(setup.pipeline, bases[weights])
-        for batch in chunks(list(wanted.values()), setup.options.batch_size):
-            pictures = draw(pipeline, [rows[0]["given"] for rows in batch], [rows[0]["seed"] for rows in batch], setup)
-            for rows, picture in zip(batch, pictures, strict=True):
-                store.save_image(rows[0]["image"], picture)
-                advance(_append(store, rows))
+    pipelines: dict[str, Any] = {}
+
+    def batch(weights: str, wanted: Sequence[list[dict[str, Any]]]) -> Batch:
+        def work() -> None:
+            missing = {rows[0]["image"] for rows in wanted if not png_ok(store.folder / rows[0]["image"])}
+            if missing:
+                if weights not in pipelines:
+                    pipelines.clear()
+                    pipelines[weights] = with_encoder(setup.pipeline, bases[weights])
+                texts, seeds = [rows[0]["given"] for rows in wanted], [rows[0]["seed"] for rows in wanted]
+                for rows, picture in zip(wanted, draw(pipelines[weights], texts, seeds, setup), strict=True):
+                    if rows[0]["image"] in missing:
+                        store.save_image(rows[0]["image"], picture)
+            for row in (row for rows in wanted for row in rows):
+                store.append("pictures", row)
+
+        redo = [rows[0]["image"] for rows in wanted if rows[0]["image"] in damaged]
+        return Batch([row["id"] for rows in wanted for row in rows], work, redo)
+
+    batches = [
+        batch(weights, wanted)
+        for weights, images in by_weights.items()
+        for wanted in chunks(list(images.values()), setup.options.batch_size)
+    ]
+    work_through(store, "pictures", batches, advance)
 
 
 def with_encoder(pipeline: Any, encoder: Tower) -> Any:
@@ -85,8 +98,3 @@ def _picture_row(setup: Setup, unit: PictureUnit, attacked: Attacked, weights: s
         "given": given,
         "truncated": loaded.base.is_truncated([given])[0],
     }
-
-
-def _append(store: RunStore, rows: Iterable[dict[str, Any]]) -> int:
-    """Record pictures; how many were new (a redrawn one is not)."""
-    return sum(store.append("pictures", row) for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,9 @@ class Options:
     """A folder of real pictures for KID, CMMD and the Frechet distance. Default in the world: pictures it draws."""
     output: Path | None = None
     """The run's folder. Default: runs/ and a name that follows from what the run is."""
+    share: bool = False
+    """Work on the run's folder together with other processes that are given the same command; `accelerate launch` and
+    `torchrun` need no flag."""
     device: str = "cpu"
     dtype: str = "float32"
     dry_run: bool = False
@@ -111,6 +115,11 @@ class Options:
         require(self.guidance is None or self.guidance >= 0, f"--guidance cannot be negative, got {self.guidance}")
 
     @property
+    def shared(self) -> bool:
+        """Whether other processes may work on the folder, too."""
+        return self.share or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+    @property
     def world(self) -> bool:
         return self.pipeline == "world"
 
@@ -121,6 +130,9 @@ class Options:
             raise ValueError(
                 f"--pipeline {self.pipeline} needs --prompts FILE (one prompt a line) or --attacked-prompts"
             )
+        device = self.device
+        if device == "cuda" and "LOCAL_RANK" in os.environ:  # one GPU a process of a launcher
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
         fill: dict[str, Any] = {
             "encoders": WORLD_ENCODERS if world else ("original", "original+speller"),
             "limit": 32 if own_prompts else None,
@@ -129,7 +141,7 @@ class Options:
             "guidance": 3.0 if world else 7.5,
         }
         return dataclasses.replace(
-            self, **{name: value for name, value in fill.items() if getattr(self, name) in (None, ())}
+            self, device=device, **{name: value for name, value in fill.items() if getattr(self, name) in (None, ())}
         )
 
 
@@ -145,17 +157,39 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 
 def from_yaml(path: Path) -> Options:
     """Options of a YAML file; ValueError names unknown ones and values of a wrong type."""
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no YAML that can be read: {' '.join(str(error).split())[:300]}") from error
+    values = {} if values is None else values
     fields = {field.name: field for field in dataclasses.fields(Options)}
-    if not isinstance(values, dict) or not set(values) <= set(fields):
-        wrong = sorted(set(values) - set(fields)) if isinstance(values, dict) else [type(values).__name__]
-        raise ValueError(f"{path}: unknown options {wrong}; known: {', '.join(fields)}")
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if not isinstance(value, list)]
-    for name, value in values.items():
-        if isinstance(value, list):
-            arguments += [f"--{name.replace('_', '-')}", *map(str, value)]
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of options, got a {type(values).__name__}")
+    if wrong := [str(name)[:40] for name in values if name not in fields]:
+        raise ValueError(f"{path}: unknown options {wrong[:12]}; known: {', '.join(fields)}")
+    arguments: list[str] = []
+    for name, value in sorted(values.items(), key=lambda item: isinstance(item[1], list)):
+        arguments += _arguments(name, value, path, switch=isinstance(fields[name].default, bool))
     try:
         parsed: Options = tyro.cli(Options, args=arguments, console_outputs=False)
     except SystemExit as error:
-        raise ValueError(f"{path}: a value does not fit its option: {values}") from error
+        raise ValueError(f"{path}: a value does not fit its option: {' '.join(arguments)[:300]}") from error
     return dataclasses.replace(parsed, config=path)
+
+
+def _arguments(name: str, value: Any, path: Path, *, switch: bool) -> list[str]:
+    """A value of a file as the command line spells it."""
+    flag = name.replace("_", "-")
+    if switch and isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    # only plain values: aliases of aliases (&a [*a, *a]) would be written out, twice as long at each level
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, (dict, list, tuple, set, bytes)) for item in items):
+        raise ValueError(f"{path}: {name} takes a value or a list of values, no deeper structure")
+    try:
+        words = [str(item) for item in items]
+    except ValueError as error:  # a hexadecimal number of thousands of digits
+        raise ValueError(f"{path}: {name}: {error}") from error
+    if isinstance(value, list) and any(isinstance(item, str) and item.startswith("-") for item in items):
+        raise ValueError(f"{path}: {name} holds a text that begins with -, which would be read as an option: {words}")
+    return [f"--{flag}", *words] if isinstance(value, list) else [f"--{flag}={words[0]}"]

@@ -66,6 +66,10 @@ class Plan:
         """(source, k) of every attack set."""
         return list(self.given) or [(source, k) for source in self.sources for k in self.ks]
 
+    def attack_ids(self) -> list[str]:
+        """Every attack's id, set by set."""
+        return [self.attack_id(source, k, prompt) for source, k in self.sets() for prompt in self.prompts]
+
     def pictures(self) -> Iterator[PictureUnit]:
         """Prompt by prompt, so that a run cut short has whole rows."""
         for prompt in self.prompts:

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from leaf_diffusion.eval.judges import Judges
-from leaf_diffusion.eval.search import chunks
 from leaf_diffusion.eval.setup import Setup
+from leaf_diffusion.eval.share import Advance, Batch, chunks, work_through
 from leaf_diffusion.metrics import clip_score_from_features, feature_drift, pixel_rmse
 from leaf_diffusion.runs import RunStore
 
 AT_ONCE = 256
 
 
-def score_all(setup: Setup, judges: Judges, store: RunStore, advance: Callable[[int], None]) -> None:
+def score_all(setup: Setup, judges: Judges, store: RunStore, advance: Advance) -> None:
     """Score every picture that has no score yet.
 
     Drift is measured against the same encoder's clean picture from the same noise: what the attack moved, not what the
     encoders differ by. The floor's pictures are measured against the clean ones of noise 0.
     """
-    pictures = store.records("pictures")
-    done = {row["id"] for row in store.records("scores")}
+    recorded = {row["id"]: row for row in store.records("pictures")}
+    pictures = [recorded[unit.id] for unit in setup.plan.pictures()]
     clean = {(r["encoder"], r["prompt_id"], r["seed_index"]): r["image"] for r in pictures if r["protocol"] == "clean"}
     scenes = {prompt.id: prompt.scene for prompt in setup.prompts}
-    for batch in chunks([row for row in pictures if row["id"] not in done], AT_ONCE):
-        references = [
-            clean[r["encoder"], r["prompt_id"], 0 if r["protocol"] == "floor" else r["seed_index"]] for r in batch
-        ]
-        images = {path: store.load_image(path) for path in {*references, *(row["image"] for row in batch)}}
-        for row in _score(batch, references, images, scenes, judges):
-            store.append("scores", row)
-        advance(len(batch))
+
+    def batch(rows: Sequence[dict[str, Any]]) -> Batch:
+        def work() -> None:
+            references = [
+                clean[r["encoder"], r["prompt_id"], 0 if r["protocol"] == "floor" else r["seed_index"]] for r in rows
+            ]
+            paths = dict.fromkeys([*references, *(row["image"] for row in rows)])
+            images = {path: store.load_image(path) for path in paths}
+            for row in _score(rows, references, images, scenes, judges):
+                store.append("scores", row)
+
+        return Batch([row["id"] for row in rows], work)
+
+    work_through(store, "scores", [batch(rows) for rows in chunks(pictures, AT_ONCE)], advance)
 
 
 def _score(

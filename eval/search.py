@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from leaf_diffusion.attacks import Attack, AttackResult, Charmer, attack_from_name
 from leaf_diffusion.encoders.base import Tower
 from leaf_diffusion.eval.prompts import Prompt, edits
+from leaf_diffusion.eval.share import Advance, Batch, chunks, work_through
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from leaf_diffusion.eval.setup import Setup
     from leaf_diffusion.runs import RunStore
 
-T = TypeVar("T")
-Advance = Callable[[int], None]
 PROMPTS_AT_ONCE = 8
 """Prompts of one attack call: what a killed run loses at most."""
 
@@ -28,29 +27,26 @@ Attacked = dict[tuple[str, int, str], str]
 """(source, k, prompt id) -> attacked prompt."""
 
 
-def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
 def attack_all(setup: Setup, store: RunStore, advance: Advance) -> Attacked:
     """Search (or take from the given file) every attack set that the plan names; returns all attacked prompts."""
-    plan, done = setup.plan, {row["id"]: row for row in store.records("attacks")}
-    found: Attacked = {}
+    plan = setup.plan
     by_text = {(row["source"], row["k"], row["prompt"]): row for row in setup.given_attacks}
-    for source in plan.sources:
-        ks = [k for name, k in plan.sets() if name == source]
-        open_ = [p for p in plan.prompts if any(plan.attack_id(source, k, p) not in done for k in ks)]
-        for chunk in chunks(open_, PROMPTS_AT_ONCE):
-            rows = _given(setup, source, ks, chunk, by_text) if by_text else search(setup, source, ks, chunk)
-            for row in rows:
-                if row["id"] not in done:
-                    store.append("attacks", row)
-                    done[row["id"]] = row
-                    advance(1)
-    for source, k in plan.sets():
-        for prompt in plan.prompts:
-            found[source, k, prompt.id] = done[plan.attack_id(source, k, prompt)]["perturbed"]
-    return found
+
+    def batch(source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> Batch:
+        def work() -> None:
+            for row in _given(setup, source, ks, prompts, by_text) if by_text else search(setup, source, ks, prompts):
+                store.append("attacks", row)
+
+        return Batch([plan.attack_id(source, k, prompt) for prompt in prompts for k in ks], work)
+
+    batches = [
+        batch(source, [k for name, k in plan.sets() if name == source], prompts)
+        for source in plan.sources
+        for prompts in chunks(plan.prompts, PROMPTS_AT_ONCE)
+    ]
+    work_through(store, "attacks", batches, advance)
+    done = {row["id"]: row["perturbed"] for row in store.records("attacks")}
+    return {(source, k, p.id): done[plan.attack_id(source, k, p)] for source, k in plan.sets() for p in plan.prompts}
 
 
 def find(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from leaf_diffusion.world.figures import zero_shot_anchors
 
 
 def distribution_rows(
-    plan: Plan, store: RunStore, judges: Judges, attack: str, constraint: str
+    plan: Plan, store: RunStore, drawn: Sequence[dict[str, Any]], judges: Judges, attack: str, constraint: str
 ) -> list[dict[str, Any]]:
     """KID, CMMD and Frechet distance of each cell's pictures to real ones; n counts the generated pictures.
 
@@ -27,7 +28,7 @@ def distribution_rows(
     """
     if judges.clip is None or not judges.real:
         return []
-    pictures = [row for row in store.records("pictures") if row["protocol"] != "floor"]
+    pictures = [row for row in drawn if row["protocol"] != "floor"]
     paths = list(dict.fromkeys(row["image"] for row in pictures))
     features: dict[str, np.ndarray] = {}
     for i in range(0, len(paths), 256):

@@ -34,7 +34,7 @@ def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore |
         soft_wrap=True,
         highlight=False,
     )
-    done = {name: 0 if store is None else len(store.records(name)) for name in units}
+    done = {name: 0 if store is None else store.count(name) for name in units}
     if any(done.values()):
         console.print(
             "continuing: " + ", ".join(f"{done[n]} of {units[n]} {n}" for n in units) + " are there", highlight=False
@@ -55,10 +55,11 @@ class Bars:
         self.progress = Progress(
             *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
         )
+        self._store, self._units = store, totals(setup)
         self._tasks = {
             # a bar that waits for its turn must not count its waiting as work
-            name: self.progress.add_task(name, total=total, completed=len(store.records(name)), start=False)
-            for name, total in totals(setup).items()
+            name: self.progress.add_task(name, total=total, completed=store.count(name), start=False)
+            for name, total in self._units.items()
         }
 
     def _advance(self, name: str) -> Callable[[int], None]:
@@ -79,6 +80,7 @@ class Bars:
     def start(self, name: str) -> Callable[[int], None]:
         """Start one bar's clock; returns the function that advances it."""
         self.progress.start_task(self._tasks[name])
+        self._store.begin(name, self._units)
         return self._advance(name)
 
 

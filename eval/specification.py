@@ -23,6 +23,7 @@ NOT_IDENTITY = (
     "save_attacked_prompts",
     "batch_size",
     "device",
+    "share",
     "encoders",
     "prompts",
     "prompt_column",
@@ -73,4 +74,5 @@ def open_store(setup: Setup, judges: Judges, argv: Sequence[str] | None) -> RunS
     spec = RunSpec(identity(setup, judges))
     folder = setup.options.output or Path("runs") / f"t2i-{Path(setup.options.pipeline).name}-{spec.identity[:8]}"
     arguments = sys.argv[1:] if argv is None else list(argv)
-    return RunStore.open(folder, spec, command=shlex.join(["leaf-diffusion", "evaluate", *arguments]))
+    command = shlex.join(["leaf-diffusion", "evaluate", *arguments])
+    return RunStore.open(folder, spec, command=command, shared=setup.options.shared)

@@ -18,15 +18,19 @@ from leaf_diffusion.runs import RunStore
 def summarise(setup: Setup, judges: Judges, store: RunStore) -> dict[str, Any]:
     """Results of a finished run, written to results.json: rows, and what was truncated, unchanged or never seen."""
     options = setup.options
-    pictures, attacks = store.records("pictures"), store.records("attacks")
+    plan = setup.plan
+    pictures = in_order(store.records("pictures"), [unit.id for unit in plan.pictures()])
+    attacks = in_order(
+        store.records("attacks"), [plan.attack_id(s, k, p) for s, k in plan.sets() for p in plan.prompts]
+    )
     attack: str = options.attack
     constraint: str = options.constraint
     if setup.given_attacks:
         attack = "+".join(sorted({str(row["attack"] or "given") for row in attacks}))
         constraint = "+".join(sorted({str(row["constraint"] or "unknown") for row in attacks}))
     results = {
-        "rows": result_rows(setup.plan, pictures, store.records("scores"), attack, constraint)
-        + distribution_rows(setup.plan, store, judges, attack, constraint)
+        "rows": result_rows(plan, pictures, store.records("scores"), attack, constraint)
+        + distribution_rows(plan, store, pictures, judges, attack, constraint)
         + (sensitivity_rows(setup) if options.world else []),
         "attacks": attack_counts(attacks),
         "counts": picture_counts(pictures),
@@ -35,6 +39,14 @@ def summarise(setup: Setup, judges: Judges, store: RunStore) -> dict[str, Any]:
     }
     store.write_results(results)
     return results
+
+
+def in_order(records: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The planned records in the plan's order, whoever wrote them when. ValueError where one is missing."""
+    found = {record["id"]: record for record in records}
+    if missing := [unit for unit in ids if unit not in found]:
+        raise ValueError(f"{len(missing)} of {len(ids)} planned units are not recorded, the first is {missing[0]}")
+    return [found[unit] for unit in ids]
 
 
 def attack_counts(attacks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

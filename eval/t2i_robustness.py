@@ -6,6 +6,7 @@ Runs as `leaf-diffusion evaluate` and as `python eval/t2i_robustness.py`; --help
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,13 +23,13 @@ from leaf_diffusion.eval.search import attack_all
 from leaf_diffusion.eval.setup import check_space, prepare
 from leaf_diffusion.eval.show import Bars, print_plan, print_summary, quiet
 from leaf_diffusion.eval.specification import open_store
-from leaf_diffusion.eval.summarise import summarise
+from leaf_diffusion.eval.summarise import in_order, summarise
 from leaf_diffusion.reports import write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, or continue, one evaluation; returns the exit status (2: the input is wrong, nothing was started)."""
-    console = Console()
+    console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)  # of a launcher's processes the first one speaks
     quiet()
     try:
         options = parse(argv)
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             judges = load_judges(options)
             store = None if options.dry_run else open_store(setup, judges, argv)
     except (ValueError, OSError) as error:
-        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        Console().print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
     print_plan(console, setup, judges, store)
     if store is None:
@@ -47,15 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Bars(console, setup, store) as bars:
             attacked = attack_all(setup, store, bars.start("attacks"))
-            if options.save_attacked_prompts is not None:
-                write_attacks(options.save_attacked_prompts, store.records("attacks"))
+            if options.save_attacked_prompts is not None and store.slot == 0:
+                rows = in_order(store.records("attacks"), setup.plan.attack_ids())
+                write_attacks(options.save_attacked_prompts, rows)
             draw_all(setup, store, attacked, bars.start("pictures"))
             score_all(setup, judges, store, bars.start("scores"))
     except (KeyboardInterrupt, OSError) as error:
-        console.print(
+        Console().print(
             f"[red]stopped[/] {escape(str(error))}: what is done is kept, the same command continues", soft_wrap=True
         )
         return 130 if isinstance(error, KeyboardInterrupt) else 1
+    if not store.claim("results"):
+        console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
+        return 0
     results = summarise(setup, judges, store)
     print_summary(console, results, write_report(store.folder))
     return 0

@@ -17,6 +17,7 @@ COMMANDS = {
         "leaf_diffusion.eval.zero_shot_world:main",
         "exact robust accuracy in the world's zero-shot text task",
     ),
+    "status": ("leaf_diffusion.runs.status:main", "how far a run is, who works on it, how long its stage takes"),
     "report": ("leaf_diffusion.reports.cli:main", "write the report of a run folder again"),
     "convert": ("leaf_diffusion.encoders.convert_cli:main", "convert a CLIP between transformers and open_clip"),
     "world": ("leaf_diffusion.world.cli:main", "train or show the embedded world"),

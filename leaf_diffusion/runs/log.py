@@ -78,15 +78,16 @@ class Log:
         self.synced = time.monotonic()
 
 
-def take_lock(path: Path) -> int:
-    """Hold `path` exclusively; returns the descriptor to close. Raises RunFolderError naming the other writer.
+def take_lock(path: Path, *, shared: bool = False) -> int:
+    """Hold `path` exclusively, or together with others that hold it `shared`; returns the descriptor to close.
 
-    The kernel drops the lock with its process, so what a dead writer left needs no clearing.
+    Raises RunFolderError naming the other writer. The kernel drops the lock with its process, so what a dead writer left
+    needs no clearing.
     """
     with explained(path, "locking"):
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = os.read(fd, 200).decode(errors="replace").strip() or "another process"
             os.close(fd)

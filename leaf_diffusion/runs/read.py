@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from leaf_diffusion.runs.shared import record_files
 from leaf_diffusion.runs.spec import RunSpec
 
 
@@ -50,10 +51,10 @@ class Run:
     environment: dict[str, Any]
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """Records of records/<kind>.jsonl, first of each id; [] when there are none."""
+        """Records of a kind by all writers, first of each id; [] when there are none."""
         if kind not in self._cache:
-            path = self.folder / "records" / f"{kind}.jsonl"
-            self._cache[kind] = _first_of_each(read_jsonl(path)[0])
+            paths = [path for other, _, path in record_files(self.folder) if other == kind]
+            self._cache[kind] = _first_of_each([record for path in paths for record in read_jsonl(path)[0]])
         return self._cache[kind]
 
     @cached_property

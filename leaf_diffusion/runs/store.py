@@ -8,8 +8,9 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from leaf_diffusion.runs.export import write_results
 from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe, sync_folder
 from leaf_diffusion.runs.log import Log, take_lock
 from leaf_diffusion.runs.read import read_spec
+from leaf_diffusion.runs.shared import Claims, Tail, record_file, record_files, take_slot
 from leaf_diffusion.runs.spec import RunSpec, environment
 
 _KIND = re.compile(r"[a-z0-9_-]+")
@@ -31,27 +33,39 @@ def image_name(unit_id: str) -> str:
 
 
 class RunStore:
-    """The folder of one run, held by one writer; `RunStore.open` makes it or continues it.
+    """The folder of one run, held by one writer or shared by several; `RunStore.open` makes it or continues it.
 
     Attributes: folder, spec, resumed (True when the run stood there), torn (kind -> bytes of a torn last line that was
-    cut on opening: its unit is computed again).
+    cut on opening: its unit is computed again), slot (which of the writers this one is, 0 the first).
     """
 
     def __init__(self, folder: Path, spec: RunSpec, lock: int, fsync_seconds: float) -> None:
         self.folder, self.spec, self.fsync_seconds = folder, spec, fsync_seconds
-        self.resumed = False
+        self.resumed, self.shared = False, False
         self.torn: dict[str, int] = {}
+        self.slot = 0
         self._logs: dict[str, Log] = {}
+        self._tails: dict[str, dict[int, Tail]] = {}
+        self._claims: Claims | None = None
         # closes also when the owner forgot to: a store out of use must not keep its folder locked
-        self._release = weakref.finalize(self, _release, lock, self._logs)
+        self._held = [lock]
+        self._release = weakref.finalize(self, _release, self._held, self._logs)
 
     @classmethod
     def open(
-        cls, folder: str | Path, spec: RunSpec, *, command: str | None = None, fsync_seconds: float = 2.0
+        cls,
+        folder: str | Path,
+        spec: RunSpec,
+        *,
+        command: str | None = None,
+        shared: bool = False,
+        fsync_seconds: float = 2.0,
     ) -> RunStore:
         """Make the folder of a run, or continue the same run in it, before any work is done.
 
-        command: what repeats the run, for environment.json; default sys.argv.
+        command: what repeats the run, for environment.json; default sys.argv. shared: other processes may open the
+        folder, too, if they share it as well; each writes files of its own, `claim` shares the work out and `refresh`
+        reads what the others recorded.
         Raises RunFolderError for the folder of another run (naming what differs), a non-empty folder that is no run,
         one that another process writes or that cannot be written, a full disk; ValueError for a damaged folder.
         """
@@ -60,21 +74,33 @@ class RunStore:
             folder.mkdir(parents=True, exist_ok=True)
         with explained(folder, "reading"):
             _check_owner(folder, spec)
-        store = cls(folder, spec, take_lock(folder / ".lock"), fsync_seconds)
+        store = cls(folder, spec, take_lock(folder / ".lock", shared=shared), fsync_seconds)
         try:
             _check_owner(folder, spec)
             probe(folder)
             store.resumed = (folder / "spec.json").exists()
             if not store.resumed:
                 atomic_write(folder / "spec.json", _pretty(spec.to_dict()))
-            _record_environment(folder / "environment.json", command)
             with explained(folder, "creating folders in"):
                 (folder / "records").mkdir(exist_ok=True)
                 (folder / "images").mkdir(exist_ok=True)
-                for left in (folder / "images").glob(".*.tmp"):  # what a killed writer had not yet renamed
-                    left.unlink(missing_ok=True)
-            for path in sorted((folder / "records").glob("*.jsonl")):
-                store._log(path.stem)
+            store.shared = shared
+            store.slot, held = take_slot(folder, alone=not shared)
+            store._held.append(held)
+            if shared:
+                store._claims = Claims(folder)
+                store._held.append(store._claims.fd)
+            else:
+                with explained(folder, "tidying"):
+                    for left in (folder / "images").glob(".*.tmp"):  # what a killed writer had not yet renamed
+                        left.unlink(missing_ok=True)
+            for kind, slot, _ in record_files(folder):
+                if slot == store.slot:
+                    store._log(kind)
+            store.refresh()
+            if store.slot == 0:
+                done = {kind: len(store.done(kind)) for kind in sorted({*store._logs, *store._tails})}
+                _record_environment(folder / "environment.json", command, done)
         except BaseException:
             store._release()
             raise
@@ -82,11 +108,46 @@ class RunStore:
 
     def done(self, kind: str) -> set[str]:
         """Ids already recorded: the work left is the plan minus this set."""
-        return set(self._log(kind).records)
+        return set(self._log(kind).records).union(*(tail.records for tail in self._others(kind)))
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """Records of a kind in the order they were written."""
-        return list(self._log(kind).records.values())
+        """Records of a kind, one an id: this process's in the order they were written, then the others'."""
+        first = dict(self._log(kind).records)
+        for tail in self._others(kind):
+            for unit, record in tail.records.items():
+                first.setdefault(unit, record)
+        return list(first.values())
+
+    def has(self, kind: str, ids: Iterable[str]) -> bool:
+        """Whether every id is recorded."""
+        known = [self._log(kind).records, *(tail.records for tail in self._others(kind))]
+        return all(any(unit in records for records in known) for unit in ids)
+
+    def count(self, kind: str) -> int:
+        """How many units are recorded."""
+        return len(self._log(kind).records) + sum(len(tail.records) for tail in self._others(kind))
+
+    def refresh(self) -> None:
+        """Read what other processes have recorded since."""
+        for kind, slot, path in record_files(self.folder):
+            if slot != self.slot:
+                self._tails.setdefault(kind, {}).setdefault(slot, Tail(path)).read()
+
+    def begin(self, kind: str, units: Mapping[str, int]) -> None:
+        """Note for `leaf-diffusion status` that work on a kind begins; units: how many of each kind are planned."""
+        if self.slot == 0:
+            started = datetime.now(UTC).isoformat()
+            noted = {"kind": kind, "started": started, "done": self.count(kind), "units": dict(units)}
+            atomic_write(self.folder / "progress.json", _pretty(noted))
+
+    def claim(self, name: str) -> bool:
+        """Take a piece of work for this process, until `unclaim`; False where another process is at it."""
+        return self._claims is None or self._claims.take(name)
+
+    def unclaim(self, name: str) -> None:
+        """Let a piece of work go."""
+        if self._claims is not None:
+            self._claims.give(name)
 
     def append(self, kind: str, record: Mapping[str, Any]) -> bool:
         """Add a record, a JSON object with a text "id". Returns False, changing nothing, when the id is there already.
@@ -94,7 +155,8 @@ class RunStore:
         Raises ValueError for what JSON cannot hold (NaN too) and RunFolderError when the disk refuses; the file then
         still ends in a whole line, so the same call may be tried again.
         """
-        return self._log(kind).append(dict(record))
+        log, unit = self._log(kind), record.get("id")
+        return not any(unit in tail.records for tail in self._others(kind)) and log.append(dict(record))
 
     def save_image(self, path: str, image: Image.Image) -> str:
         """Write a picture, whole or not at all, at "images/<hex digits>.png" (see `image_name`); returns that path."""
@@ -152,10 +214,13 @@ class RunStore:
         if kind not in self._logs:
             if not _KIND.fullmatch(kind):
                 raise ValueError(f"a kind of record is named with a-z, 0-9, _ and -: {kind!r}")
-            log = self._logs[kind] = Log(self.folder / "records" / f"{kind}.jsonl", self.fsync_seconds)
+            log = self._logs[kind] = Log(record_file(self.folder, kind, self.slot), self.fsync_seconds)
             if log.torn:
                 self.torn[kind] = log.torn
         return self._logs[kind]
+
+    def _others(self, kind: str) -> list[Tail]:
+        return list(self._tails.get(kind, {}).values())
 
 
 def _check_owner(folder: Path, spec: RunSpec) -> None:
@@ -172,8 +237,8 @@ def _check_owner(folder: Path, spec: RunSpec) -> None:
         raise RunFolderError(f"{folder} is not empty and no run folder (it holds {names}); choose another folder")
 
 
-def _record_environment(path: Path, command: str | None) -> None:
-    now = environment(command)
+def _record_environment(path: Path, command: str | None, done: Mapping[str, int]) -> None:
+    now = environment(command) | {"done": dict(done)}
     if path.exists():
         with suppress(ValueError):  # beside the identity: damage here is no reason to stop
             first = json.loads(path.read_text(encoding="utf-8"))
@@ -181,11 +246,12 @@ def _record_environment(path: Path, command: str | None) -> None:
     atomic_write(path, _pretty(now))
 
 
-def _release(lock: int, logs: dict[str, Log]) -> None:
+def _release(held: list[int], logs: dict[str, Log]) -> None:
     for log in logs.values():
         os.close(log.fd)
     logs.clear()
-    os.close(lock)
+    for fd in reversed(held):
+        os.close(fd)
 
 
 def _pretty(value: Any) -> bytes:

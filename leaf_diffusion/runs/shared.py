@@ -1,0 +1,117 @@
+"""Several processes on one run folder: each writes files of its own, reads the others', and claims work by locks.
+
+The kernel drops a lock with its process, so what a dead process had claimed is free again at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from leaf_diffusion.runs.files import explained
+
+_FILE = re.compile(r"([a-z0-9_-]+)(?:\.(\d+))?\.jsonl")
+
+
+def record_file(folder: Path, kind: str, slot: int) -> Path:
+    """The records of a kind by the writer of a slot: records/<kind>.jsonl, records/<kind>.1.jsonl, ..."""
+    return folder / "records" / (f"{kind}.{slot}.jsonl" if slot else f"{kind}.jsonl")
+
+
+def record_files(folder: Path) -> list[tuple[str, int, Path]]:
+    """(kind, slot, path) of every file of records, slots in order."""
+    found = []
+    for path in (folder / "records").glob("*.jsonl"):
+        if match := _FILE.fullmatch(path.name):
+            found.append((match[1], int(match[2] or 0), path))
+    return sorted(found)
+
+
+def take_slot(folder: Path, *, alone: bool) -> tuple[int, int]:
+    """(slot, descriptor of its lock): the first number that no other writer has; 0 for a writer that is alone."""
+    slot, waited = 0, 0.0
+    while True:
+        path = folder / "records" / f".writer-{slot}"
+        with explained(path, "locking"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return slot, fd
+            except BlockingIOError:
+                os.close(fd)
+                if alone and waited < 2:  # `status` holds it for a moment
+                    time.sleep(0.05)
+                    waited += 0.05
+                    continue
+                if alone:
+                    raise
+            except OSError:
+                os.close(fd)
+                raise
+        slot += 1
+
+
+class Tail:
+    """The records that another process writes: whole lines, as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.records = path, dict[str, dict[str, Any]]()
+        self._read, self._lines = 0, 0
+
+    def read(self) -> int:
+        """Read what is new; returns how many records. Raises ValueError for a damaged line, naming it."""
+        if not self.path.exists():  # not begun yet
+            return 0
+        before = len(self.records)
+        with explained(self.path, "reading"), open(self.path, "rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        whole = data.rfind(b"\n") + 1
+        for line in data[:whole].split(b"\n")[:-1]:
+            self._lines += 1
+            try:
+                record = json.loads(line)
+                self.records.setdefault(record["id"], record)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.path}, line {self._lines} is damaged ({error}); delete that line: its unit is computed again"
+                ) from error
+        self._read += whole
+        return len(self.records) - before
+
+
+class Claims:
+    """Exclusive claims to named pieces of work: byte ranges of one file, locked."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "records" / ".claims"
+        with explained(path, "opening"):
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def take(self, name: str) -> bool:
+        """False where another process holds it. A name that this process holds already is taken again."""
+        try:
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(name))
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            raise
+        return True
+
+    def give(self, name: str) -> None:
+        """Let a claim go."""
+        fcntl.lockf(self.fd, fcntl.LOCK_UN, 1, _place(name))
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def _place(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
