@@ -1,8 +1,9 @@
 """The world's zero-shot text task under the exact worst single edit, and whether minimal pairs are told apart.
 
 A caption "a photo of a {colour} {noun}" is classified among the 192 by the nearest class feature: the mean image
-feature of that class's pictures (the world CLIP's image tower, which no finetuning touches). The attack tries every
-allowed edit (`Exhaustive` with `Margin`), so robust accuracy is exact over the alphabet.
+feature of that class's pictures (the world CLIP's image tower, which no finetuning touches). Every allowed edit is
+scored (`Margin`), so robust accuracy is exact over the alphabet, and so is the accuracy against an attacker who tries q
+random edits; Charmer's is measured beside it.
 """
 
 from __future__ import annotations
@@ -18,19 +19,14 @@ import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from leaf_diffusion.attacks import Exhaustive
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.eval.query_curve import curve_points, curve_table, interval, plot, search
 from leaf_diffusion.eval.setup import EncoderName, check_writable
-from leaf_diffusion.metrics import paired_bootstrap
-from leaf_diffusion.scoring.objectives import Margin
-from leaf_diffusion.scoring.scorer import Scorer
-from leaf_diffusion.text.constraints import constraint_from_name
 from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.figures import zero_shot_anchors
 from leaf_diffusion.world.scenes import MINIMAL_PAIRS
@@ -40,7 +36,8 @@ Classes = list[tuple[str, str, str]]
 
 @dataclass(frozen=True)
 class ZeroShotOptions:
-    """Clean and exact robust zero-shot accuracy of the world's text encoders, and sensitivity to minimal pairs."""
+    """Clean and exact robust zero-shot accuracy of the world's text encoders, accuracy over the number of an attacker's
+    queries, and sensitivity to minimal pairs."""
 
     encoders: tuple[str, ...] = ("original", "leaf", "typo-augmented")
     """As in `leaf-diffusion evaluate`; the first is the baseline of the differences."""
@@ -51,19 +48,6 @@ class ZeroShotOptions:
     """Pictures a class behind each class feature."""
     output: Path = Path("runs/zero-shot-world.json")
     device: str = "cpu"
-
-
-def robust(
-    encoder: TextEncoder, classes: Classes, labels: Sequence[int], anchors: Tensor, constraint: str
-) -> dict[str, list[float]]:
-    """1 or 0 a caption: right when clean, and right under every allowed single edit."""
-    rule, right = constraint_from_name(constraint), {"clean_accuracy": [], "robust_accuracy": []}  # type: ignore[var-annotated]
-    for label in track(labels, description=encoder.name):
-        # one caption a call: then only this caption's few edits are held at a time
-        result = Exhaustive()([classes[label][0]], Scorer(encoder, Margin(anchors, [label])), k=1, constraint=rule)[0]
-        right["clean_accuracy"].append(float(result.clean_score <= 0))
-        right["robust_accuracy"].append(float(result.score <= 0))
-    return right
 
 
 def sensitivity(encoder: TextEncoder, classes: Classes, anchors: Tensor) -> list[float]:
@@ -83,28 +67,30 @@ def sensitivity(encoder: TextEncoder, classes: Classes, anchors: Tensor) -> list
     return told
 
 
-def evaluate(encoders: dict[str, Any], options: ZeroShotOptions) -> list[dict[str, Any]]:
-    """Result rows: each encoder's figures and the paired differences to those before it, in shares of 1."""
+def evaluate(encoders: dict[str, Any], options: ZeroShotOptions) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Result rows: each encoder's figures and the paired differences to those before it, in shares of 1; and the curve:
+    accuracy over the number of queries, for random edits and for Charmer."""
     classes = zero_shot_prompts()
     n = min(options.limit or len(classes), len(classes))
     labels = [i * len(classes) // n for i in range(n)]
     anchors = zero_shot_anchors(per_class=options.pictures)
-    values = {}
+    values, curve = {}, list[dict[str, Any]]()
     for name, encoder in encoders.items():
-        told = {"sensitivity": sensitivity(encoder, classes, anchors)}
-        values[name] = robust(encoder, classes, labels, anchors, options.constraint) | told
+        found = search(encoder, [text for text, _, _ in classes], labels, anchors, options.constraint)
+        values[name] = {
+            "clean_accuracy": [float(right) for right in found.right],
+            "robust_accuracy": found.robust(),
+            "sensitivity": sensitivity(encoder, classes, anchors),
+        }
+        curve += [{"encoder": name} | point for point in curve_points(found)]
     rows = []
     names = list(encoders)
     for i, name in enumerate(names):
         for metric, right in values[name].items():
             for baseline in [None, *names[:i]]:
-                against = values[baseline][metric] if baseline else [0.0] * len(right)
-                interval = paired_bootstrap(right, against)
-                rows.append(
-                    {"encoder": name, "baseline": baseline, "metric": metric, "mean": interval.mean}
-                    | {"ci_low": interval.ci_low, "ci_high": interval.ci_high, "n": len(right)}
-                )
-    return rows
+                against = values[baseline][metric] if baseline else None
+                rows.append({"encoder": name, "baseline": baseline, "metric": metric} | interval(right, against))
+    return rows, curve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,11 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 2
-    rows = evaluate(encoders, options)
+    rows, curve = evaluate(encoders, options)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     setting = {"constraint": options.constraint, "k": 1, "attack": "exhaustive margin"}
     prints = {label: encoder.fingerprint for label, encoder in encoders.items()}
-    options.output.write_text(json.dumps({**setting, "fingerprints": prints, "rows": rows}, indent=1) + "\n")
+    options.output.write_text(
+        json.dumps({**setting, "fingerprints": prints, "rows": rows, "curve": curve}, indent=1) + "\n"
+    )
+    plot(curve, options.output.with_suffix(".svg"))
     table = Table(
         "encoder",
         "minus",
@@ -138,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             row["encoder"], row["baseline"] or "", row["metric"], f"{row['mean']:.3f}", interval, str(row["n"])
         )
     console.print(table)
-    console.print(f"figures: {options.output}")
+    console.print(curve_table(curve, list(encoders)))
+    console.print(f"figures: {options.output}, the curve: {options.output.with_suffix('.svg')}")
     return 0
 
 
