@@ -54,7 +54,7 @@ def draw_all(setup: Setup, store: RunStore, attacked: Attacked, advance: Advance
     batches = [
         batch(weights, wanted)
         for weights, images in by_weights.items()
-        for wanted in chunks(list(images.values()), setup.options.batch_size)
+        for wanted in chunks(list(images.values()), setup.options.at_once(setup.options.batch_size))
     ]
     work_through(store, "pictures", batches, advance)
 

@@ -85,6 +85,9 @@ class Options:
     """A folder of real pictures for KID, CMMD and the Frechet distance. Default in the world: pictures it draws."""
     output: Path | None = None
     """The run's folder. Default: runs/ and a name that follows from what the run is."""
+    strict: bool = False
+    """One prompt, picture and score at a time, deterministic kernels, no TF32, one CPU thread: the same bits again on the
+    same kind of machine, whatever was resumed or shared, and slower."""
     share: bool = False
     """Work on the run's folder together with other processes that are given the same command; `accelerate launch` and
     `torchrun` need no flag."""
@@ -118,6 +121,10 @@ class Options:
     def shared(self) -> bool:
         """Whether other processes may work on the folder, too."""
         return self.share or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+    def at_once(self, size: int) -> int:
+        """How many of what would be computed `size` at a time."""
+        return 1 if self.strict else size
 
     @property
     def world(self) -> bool:
@@ -165,7 +172,7 @@ def from_yaml(path: Path) -> Options:
     fields = {field.name: field for field in dataclasses.fields(Options)}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of options, got a {type(values).__name__}")
-    if wrong := [str(name)[:40] for name in values if name not in fields]:
+    if wrong := [name[:40] if isinstance(name, str) else type(name).__name__ for name in values if name not in fields]:
         raise ValueError(f"{path}: unknown options {wrong[:12]}; known: {', '.join(fields)}")
     arguments: list[str] = []
     for name, value in sorted(values.items(), key=lambda item: isinstance(item[1], list)):

@@ -40,7 +40,7 @@ def score_all(setup: Setup, judges: Judges, store: RunStore, advance: Advance) -
 
         return Batch([row["id"] for row in rows], work)
 
-    work_through(store, "scores", [batch(rows) for rows in chunks(pictures, AT_ONCE)], advance)
+    work_through(store, "scores", [batch(rows) for rows in chunks(pictures, setup.options.at_once(AT_ONCE))], advance)
 
 
 def _score(

@@ -42,7 +42,7 @@ def attack_all(setup: Setup, store: RunStore, advance: Advance) -> Attacked:
     batches = [
         batch(source, [k for name, k in plan.sets() if name == source], prompts)
         for source in plan.sources
-        for prompts in chunks(plan.prompts, PROMPTS_AT_ONCE)
+        for prompts in chunks(plan.prompts, setup.options.at_once(PROMPTS_AT_ONCE))
     ]
     work_through(store, "attacks", batches, advance)
     done = {row["id"]: row["perturbed"] for row in store.records("attacks")}

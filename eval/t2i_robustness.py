@@ -16,13 +16,14 @@ from rich.markup import escape
 from leaf_diffusion.eval.dry_run import dry_run
 from leaf_diffusion.eval.generate import draw_all
 from leaf_diffusion.eval.judges import load_judges
-from leaf_diffusion.eval.options import parse
+from leaf_diffusion.eval.options import Options, parse
 from leaf_diffusion.eval.prompts import write_attacks
 from leaf_diffusion.eval.score import score_all
 from leaf_diffusion.eval.search import attack_all
 from leaf_diffusion.eval.setup import check_space, prepare
 from leaf_diffusion.eval.show import Bars, print_plan, print_summary, quiet
 from leaf_diffusion.eval.specification import open_store
+from leaf_diffusion.eval.strict import strict
 from leaf_diffusion.eval.summarise import in_order, summarise
 from leaf_diffusion.reports import write_report
 
@@ -33,14 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     try:
         options = parse(argv)
+    except (ValueError, OSError) as error:
+        return _refused(error)
+    with strict(options.strict):
+        return _run(console, options, argv)
+
+
+def _run(console: Console, options: Options, argv: Sequence[str] | None) -> int:
+    try:
         with console.status("loading and checking"):
             setup = prepare(options)
             check_space(setup)
             judges = load_judges(options)
             store = None if options.dry_run else open_store(setup, judges, argv)
     except (ValueError, OSError) as error:
-        Console().print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 2
+        return _refused(error)
     print_plan(console, setup, judges, store)
     if store is None:
         dry_run(console, setup, judges)
@@ -64,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = summarise(setup, judges, store)
     print_summary(console, results, write_report(store.folder))
     return 0
+
+
+def _refused(error: Exception) -> int:
+    Console().print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+    return 2
 
 
 if __name__ == "__main__":
