@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: run test slow lint setup clean
+.PHONY: run test slow lint audit setup clean
 
 run: $(STAMP)
 	$(BIN)/python eval/t2i_robustness.py
@@ -18,6 +18,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# known vulnerabilities of the tested versions; says so where the database cannot be reached
+audit: $(STAMP)
+	@if $(BIN)/python -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pillow/12.3.0/json", timeout=10)' 2>/dev/null; then \
+		$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit && \
+		build/audit/bin/python -m pip_audit --strict --requirement constraints.txt --no-deps --disable-pip; \
+	else echo "SKIPPED: the audit of the dependencies, as the database of vulnerabilities cannot be reached"; fi
 
 setup: $(STAMP)
 
