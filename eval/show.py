@@ -124,7 +124,8 @@ def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
         if row["baseline"] is None:
             line[row["encoder"]] = mean
         elif row["baseline"] == encoders[0]:  # differences follow the means in the rows
-            line[row["encoder"]] += f"\n{row['mean']:+.{digits}f} \\[{low}, {high}]"
+            interval = f" \\[{low}, {high}]" if row["n"] > 1 else ""  # one prompt shows no spread
+            line[row["encoder"]] += f"\n{row['mean']:+.{digits}f}{interval}"
     for where, line in cells.items():
         table.add_row(escape(where), *line.values())
     return table
