@@ -61,16 +61,17 @@ def _run(console: Console, options: Options, argv: Sequence[str] | None) -> int:
                 write_attacks(options.save_attacked_prompts, rows)
             draw_all(setup, store, attacked, bars.start("pictures"))
             score_all(setup, judges, store, bars.start("scores"))
+        if not store.claim("results"):
+            console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
+            return 0
+        results = summarise(setup, judges, store)
+        report = write_report(store.folder)
     except (KeyboardInterrupt, OSError) as error:
         Console().print(
             f"[red]stopped[/] {escape(str(error))}: what is done is kept, the same command continues", soft_wrap=True
         )
         return 130 if isinstance(error, KeyboardInterrupt) else 1
-    if not store.claim("results"):
-        console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
-        return 0
-    results = summarise(setup, judges, store)
-    print_summary(console, results, write_report(store.folder))
+    print_summary(console, results, report)
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image
 
 from leaf_diffusion.eval import generate, search
 from leaf_diffusion.eval.t2i_robustness import main
+from leaf_diffusion.runs import files, log
 from leaf_diffusion.world.figures import noise_seed
 
 SMALL = ["--limit", "2", "--n-positions", "2", "--steps", "2", "--batch-size", "16"]
@@ -171,6 +174,31 @@ def test_a_killed_run_continues_to_the_same_results(
     assert run(tmp_path / "run") == 0
     for found, expected in zip(rows(tmp_path / "run"), rows(finished), strict=True):
         assert found == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["attacks.jsonl", "images/", "pictures.jsonl", "scores.jsonl", "results.", "report."])
+def test_a_full_disk_stops_any_write_clearly_and_the_run_goes_on(
+    finished: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, room = files.write_all, 3
+
+    def full(fd: int, data: bytes) -> None:
+        nonlocal room
+        if kind in os.readlink(f"/proc/self/fd/{fd}"):
+            room -= 1
+            if room < 0 or kind in ("results.", "report."):
+                os.write(fd, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write(fd, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_all", full)
+        patch.setattr(log, "write_all", full)
+        assert run(tmp_path / "run") == 1
+    assert "the disk is full; free some space" in capsys.readouterr().out.replace("\n", " ")
+    assert run(tmp_path / "run") == 0
+    assert rows(tmp_path / "run") == rows(finished)
+    assert sorted((tmp_path / "run").rglob("*.tmp")) == []
 
 
 def test_a_dry_run_measures_and_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
