@@ -12,7 +12,7 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 from rich.markup import escape
 
-from leaf_diffusion.text.files import first_of_each_image, read_texts
+from leaf_diffusion.text.files import first_of_each_image, parse_json, read_texts, whole_text
 from leaf_diffusion.world import WorldPrompt, world_prompts
 
 
@@ -56,12 +56,17 @@ def edits(original: str, perturbed: str) -> list[tuple[int, int, str]]:
 
 
 def marked(original: str, perturbed: str) -> str:
-    """`perturbed` as rich markup, with what is new in bold red."""
+    """`perturbed` as rich markup, with what is new in bold red, and as codes what would command the terminal or is not
+    seen."""
+
+    def shown(text: str) -> str:
+        return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+
     parts, at = [], 0
     for start, end, new in edits(original, perturbed):
-        parts += [escape(original[at:start]), f"[bold red]{escape(new)}[/]" if new else ""]
+        parts += [shown(original[at:start]), f"[bold red]{shown(new)}[/]" if new else ""]
         at = end
-    return "".join([*parts, escape(original[at:])])
+    return "".join([*parts, shown(original[at:])])
 
 
 def named(original: str, perturbed: str) -> str:
@@ -77,18 +82,21 @@ def read_attacks(path: Path) -> list[dict[str, Any]]:
     """Attack sets: one JSON object a line with "prompt", "perturbed", "source" and "k" at least."""
     rows = []
     for number, line in enumerate(_read(path).rstrip().split("\n"), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: no JSON ({error.msg})") from error
+        row = parse_json(line, f"{path}, line {number}")
         if not isinstance(row, dict) or (missing := {"prompt", "perturbed", "source", "k"} - set(row)):
             lacks = ", ".join(sorted(missing)) if isinstance(row, dict) else "an object"
             raise ValueError(f"{path}, line {number}: {lacks} missing; write attack sets with `leaf-diffusion attack`")
         if not all(isinstance(row[key], str) and row[key].strip() for key in ("prompt", "perturbed", "source")):
             raise ValueError(f"{path}, line {number}: prompt, perturbed and source must be texts that are not empty")
+        for key in ("prompt", "perturbed", "source"):
+            whole_text(row[key], f"{path}, line {number}")
+        if not isinstance(row["k"], int) or isinstance(row["k"], bool):
+            raise ValueError(
+                f"{path}, line {number}: k must be a whole number of edits, not a {type(row['k']).__name__}"
+            )
         far = int(Levenshtein.distance(row["prompt"], row["perturbed"]))
-        if not isinstance(row["k"], int) or far > row["k"]:
-            raise ValueError(f"{path}, line {number}: {far} edits lie between the two prompts, but k is {row['k']!r}")
+        if far > row["k"]:
+            raise ValueError(f"{path}, line {number}: {far} edits lie between the two prompts, but k is {row['k']}")
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no attacked prompts")
@@ -96,7 +104,9 @@ def read_attacks(path: Path) -> list[dict[str, Any]]:
     for row in rows:
         cell = cells.setdefault((row["source"], row["k"]), set())
         if row["prompt"] in cell:
-            raise ValueError(f"{path}: {row['prompt']!r} is there twice for source {row['source']!r}, k={row['k']}")
+            raise ValueError(
+                f"{path}: {row['prompt'][:80]!r} is there twice for source {row['source']!r}, k={row['k']}"
+            )
         cell.add(row["prompt"])
     return rows
 
@@ -113,6 +123,6 @@ def _read(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from error

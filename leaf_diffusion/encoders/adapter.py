@@ -30,7 +30,10 @@ def merge_adapter(module: nn.Module, adapter: str) -> nn.Module:
         raise FileNotFoundError(f"{folder} is no PEFT adapter in safetensors: {' and '.join(missing)} not found")
     stored = load_file(folder / WEIGHTS)
     try:
-        wrapped = peft.get_peft_model(cast(Any, copy.deepcopy(module)), peft.PeftConfig.from_pretrained(str(folder)))
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        if getattr(config, "megatron_config", None):  # PEFT would import whatever module the file names
+            raise ValueError("its megatron_config names code to be run, which is not done here")
+        wrapped = peft.get_peft_model(cast(Any, copy.deepcopy(module)), config)
         places = set(get_peft_model_state_dict(wrapped))
         named = {_place(key, places): value for key, value in stored.items()}
         # PEFT itself would go on and merge nothing

@@ -67,7 +67,10 @@ def to_open_clip(state: State) -> State:
             found[_TO_OPEN_CLIP[block].format(number)] = value
         elif match := re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", block):
             prefix, _, kind = match.groups()
-            parts = [state[f"{prefix}.self_attn.{letter}_proj.{kind}".format(number)] for letter in "qkv"]
+            names = [f"{prefix}.self_attn.{letter}_proj.{kind}".format(number) for letter in "qkv"]
+            if absent := [name for name in names if name not in state]:
+                raise ValueError(f"{key} comes without {absent[0]}: the checkpoint is not whole")
+            parts = [state[name] for name in names]
             found[f"{_ATTENTION[prefix]}.attn.in_proj_{kind}".format(number)] = torch.cat(parts)
         else:
             raise ValueError(f"{key} has no place in an open_clip CLIP: is this a transformers CLIP?")
@@ -92,6 +95,8 @@ def to_transformers(state: State) -> State:
         elif match := re.fullmatch(r"(.*)\.attn\.in_proj_(weight|bias)", block):
             prefix, kind = match.groups()
             (layers,) = [hf for hf, oc in _ATTENTION.items() if oc == prefix]
+            if not value.ndim or len(value) % 3 or not len(value):
+                raise ValueError(f"{name} {list(value.shape)} cannot be split into query, key and value")
             for letter, part in zip("qkv", value.chunk(3), strict=True):
                 found[f"{layers}.self_attn.{letter}_proj.{kind}".format(number)] = part.contiguous()
         else:
@@ -131,6 +136,13 @@ def open_clip_config(config: CLIPConfig | CLIPTextConfig) -> dict[str, Any]:
 
 def transformers_config(model: dict[str, Any]) -> CLIPConfig:
     """The transformers configuration for open_clip's `model_cfg`. ValueError for towers that are no plain ViT CLIP."""
+    try:
+        return _transformers_config(model)
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:  # a damaged file's values
+        raise ValueError(f"no model_cfg of an open_clip CLIP ({type(error).__name__}: {error})") from error
+
+
+def _transformers_config(model: dict[str, Any]) -> CLIPConfig:
     text, vision = model["text_cfg"], model.get("vision_cfg", {})
     if "hf_model_name" in text or "timm_model_name" in vision or isinstance(vision.get("layers"), list):
         raise ValueError("only CLIPs of plain open_clip ViT and text towers exist in transformers")

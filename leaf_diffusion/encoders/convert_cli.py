@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.convert import open_clip_config, to_open_clip, to_transformers, transformers_config
+from leaf_diffusion.encoders.load import reading
 from leaf_diffusion.encoders.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -54,11 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_open_clip(source: Path, output: Path) -> None:
-    config = AutoConfig.from_pretrained(source)
+    with reading(str(source), "config.json cannot be read"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if not isinstance(config, (CLIPConfig, CLIPTextConfig)):
         raise ValueError(f"{source} holds a {config.model_type!r} model, no CLIP")
     kind: Any = CLIPModel if isinstance(config, CLIPConfig) else CLIPTextModelWithProjection
-    state = kind.from_pretrained(source, use_safetensors=True).state_dict()
+    with reading(str(source), "the weights cannot be read"):
+        state = kind.from_pretrained(source, use_safetensors=True).state_dict()
     converted = {key: value.contiguous() for key, value in to_open_clip(state).items()}
     content = {"model_cfg": open_clip_config(config), "preprocess_cfg": _PREPROCESS}
     output.mkdir(parents=True, exist_ok=True)
@@ -84,12 +87,16 @@ def _write_transformers(source: Path, output: Path, architecture: str | None) ->
         if model is None:
             raise ValueError(f"open_clip knows no architecture {architecture!r}; see open_clip.list_models()")
     elif beside.is_file():
-        model = json.loads(beside.read_text())["model_cfg"]
+        with reading(str(beside), "it is no configuration of open_clip"):
+            model = json.loads(beside.read_text(encoding="utf-8"))["model_cfg"]
     else:
         raise ValueError(f"{file} comes without {CONFIG}: name its --architecture, such as ViT-L-14-quickgelu")
-    state, config = to_transformers(load_file(file)), transformers_config(model)
+    with reading(str(file), "it is damaged, or no safetensors file of open_clip"):
+        state = to_transformers(load_file(file))
+    with reading(str(beside if architecture is None else file), "its architecture makes no CLIP"):
+        config = transformers_config(model)
     whole = any(key.startswith("vision_model.") for key in state)
-    with torch.device("meta"):
+    with reading(str(file), "its architecture makes no CLIP"), torch.device("meta"):
         tower: Any = CLIPModel(config) if whole else CLIPTextModelWithProjection(config.text_config)
     wanted = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in state.items() if whole or key != "logit_scale"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,8 @@ from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_config_of
 from leaf_diffusion.encoders.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MOST_TOKENS = 10_000_000
+SLACK = 50_000_000  # weights that any machine can hold
 
 
 def load_text_encoder(
@@ -39,7 +43,8 @@ def load_text_encoder(
     `adapter`: a PEFT LoRA folder or Hub id, merged into a copy of the weights. `defence`: "speller" or a callable
     with `name` and `fingerprint`. `dtype`: float32 unless given (a module keeps its own). Loads safetensors only.
 
-    Raises FileNotFoundError where nothing is found, ValueError for pickles, misfitting tokenizers or adapters.
+    Raises FileNotFoundError where nothing is found, ValueError for pickles, damaged files, misfitting tokenizers or
+    adapters.
     """
     dtype = _dtype(dtype)
     if isinstance(tokenizer, (str, Path)):
@@ -64,13 +69,37 @@ def load_text_encoder(
     if adapter is not None:
         from leaf_diffusion.encoders.adapter import merge_adapter
 
-        module, name = merge_adapter(module, str(adapter)), f"{name}+{Path(adapter).name}"
+        with reading(str(adapter), "the adapter cannot be merged"):
+            module = merge_adapter(module, str(adapter))
+        name = f"{name}+{Path(adapter).name}"
     if not isinstance(source, nn.Module):
         module = module.eval().requires_grad_(False)
     if isinstance(source, nn.Module) and adapter is None and (dtype is not None or device is not None):
         module = copy.deepcopy(module)  # the caller's module stays where and what it is
     module = module.to(device=device, dtype=dtype)
-    return wrap(module, tokenizer, name=name, defence=load_defence(defence))
+    defence = load_defence(defence)
+    if isinstance(source, nn.Module):
+        return wrap(module, tokenizer, name=name, defence=defence)
+    with reading(name, "its configuration and tokenizer do not fit together"):
+        return wrap(module, tokenizer, name=name, defence=defence)
+
+
+@contextmanager
+def reading(source: str, what: str) -> Iterator[None]:
+    """Whatever transformers, tokenizers and safetensors make of a damaged file becomes a ValueError naming `source`."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # their errors have no base class in common
+        ours = isinstance(error, ValueError) and str(error).startswith(f"{source}: ")
+        to_install = (
+            isinstance(error, ImportError) and error.name is None
+        )  # "needs the package ...", not a file's doing
+        if ours or to_install:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{source}: {what} ({type(error).__name__}: {reason})") from error
 
 
 def wrap(module: nn.Module, tokenizer: Any, *, name: str | None = None, defence: Defence | None = None) -> Tower:
@@ -100,17 +129,21 @@ def _from_transformers(
         options: dict[str, Any] = {"revision": revision, "subfolder": subfolder or ""}
         if folder.is_dir():
             _refuse_pickles(folder / (subfolder or ""))
-        config = AutoConfig.from_pretrained(source, **options)
-        if getattr(config, "model_type", "") not in ("clip", "clip_text_model"):
-            raise ValueError(f'{source}: model_type "{config.model_type}" is no CLIP text tower')
-        plain = (getattr(config, "architectures", None) or [""])[0] == "CLIPTextModel"
-        text = text_config_of(cast(Any, _Holder(config)))
-        if isinstance(config, CLIPConfig):
-            text.projection_dim = config.projection_dim  # the text half often carries a stale default
+        with reading(source, f"{_at(subfolder)}config.json cannot be used"):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+            if getattr(config, "model_type", "") not in ("clip", "clip_text_model"):
+                raise ValueError(f'{source}: model_type "{config.model_type}" is no CLIP text tower')
+            plain = (getattr(config, "architectures", None) or [""])[0] == "CLIPTextModel"
+            text = text_config_of(cast(Any, _Holder(config)))
+            if isinstance(config, CLIPConfig):
+                text.projection_dim = config.projection_dim  # the text half often carries a stale default
+            if folder.is_dir():
+                _check_size(source, text, folder / (subfolder or ""))
         loader: Any = CLIPTextModel if plain else CLIPTextModelWithProjection
-        module, info = loader.from_pretrained(
-            source, config=text, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
-        )
+        with reading(source, "the weights cannot be loaded, or config.json does not fit them"):
+            module, info = loader.from_pretrained(
+                source, config=text, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
+            )
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -140,7 +173,11 @@ def _tokenizer_from(source: str, subfolder: str | None, revision: str | None, vo
             for name in ("tokenizer.json", "vocab.json")
         )
         if present:  # without such a file transformers would quietly build a tokenizer of three tokens
-            return AutoTokenizer.from_pretrained(source, **where)
+            with reading(source, f"the tokenizer in {subfolder or 'it'} cannot be read"):
+                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+                if (largest := max(tokenizer.get_vocab().values())) > MOST_TOKENS:  # it is written out id by id
+                    raise ValueError(f"{source}: the tokenizer has a token of id {largest}, which no CLIP has")
+                return tokenizer
     except OSError as error:
         raise FileNotFoundError(f"no tokenizer for {source!r}: {str(error).strip().splitlines()[0]}") from error
     if vocabulary == CLIP_VOCABULARY:
@@ -161,6 +198,19 @@ def _refuse_pickles(folder: Path) -> None:
             "convert them to safetensors in a place you trust (model.save_pretrained(folder) of transformers does)"
         )
     raise FileNotFoundError(f"{folder} has a config.json but no weights: there is no *.safetensors file")
+
+
+def _check_size(source: str, config: Any, folder: Path) -> None:
+    """ValueError for a configuration far larger than the stored weights: one damaged digit would fill the memory."""
+    width = max(config.hidden_size, 1)
+    block = 4 * width * width + 2 * width * max(config.intermediate_size, 1)
+    wanted = config.num_hidden_layers * block + width * (config.vocab_size + config.max_position_embeddings)
+    wanted += width * max(config.projection_dim or 0, 0)
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if wanted > 4 * stored + SLACK:  # of 4 bits each there are twice as many as bytes
+        raise ValueError(
+            f"{source}: config.json describes a tower of {wanted:.3g} weights, of which {stored:,} bytes hold few"
+        )
 
 
 def _not_found(source: str, reason: str) -> str:

@@ -1,6 +1,5 @@
 """The model card of a finetuned encoder."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -23,11 +22,13 @@ close to the original's of the clean caption when characters are edited
 embeddings; each attack is made anew on the encoder that it measures. k = {k}. Drift: squared L2 over the embeddings'
 mean squared norm.
 
+{accuracy}
+
 | input | cosine before | after | drift before | after |
 |---|---|---|---|---|
 {table}
 
-{steps} steps of {per_update} captions, out of {captions}. Settings:
+{steps} steps of {per_update} captions, out of {captions}.{stopped} Settings:
 
 {settings}
 
@@ -52,10 +53,11 @@ def model_card(
     before: Mapping[str, float],
     after: Mapping[str, float],
     counts: Mapping[str, int],
+    stopped: str = "",
 ) -> str:
     """README.md of an encoder finetuned from `name`; `before` and `after` as `held_out_figures` gives them.
 
-    `counts`: steps, per_update, captions, held_out, truncated.
+    `counts`: steps, per_update, captions, held_out, truncated. `stopped`: why training ended early, in a sentence.
     """
     leaf = "It was trained on captions under the LEAF attack."
     control = "It is a control: it was trained on captions with random typos, which no attack has chosen."
@@ -65,12 +67,20 @@ def model_card(
         for key, label in _ROWS
     ]
     return _TEMPLATE.format(
-        name=json.dumps(" ".join(name.split()).replace("`", "'"), ensure_ascii=False),
+        name=f"`{_shown(name)}`",  # in a code span nothing of it is Markdown or HTML
         version=__version__,
         trained_on=leaf if config.attack == "leaf" else control,
         k=config.k,
         use=_ENCODER if config.lora_rank is None else _LORA,
+        accuracy=f"accuracy_clean: {before['accuracy_clean']:.3f} before, {after['accuracy_clean']:.3f} after, the share of "
+        "these captions whose embedding is nearest (cosine) to the original's of the same caption among all of them.",
         table="\n".join(rows),
+        stopped=stopped and f" {stopped}",
         settings="\n".join(f"- {key}: {value}" for key, value in asdict(config).items()),
         **counts,
     )
+
+
+def _shown(name: str) -> str:
+    """A source's name on one line that any file can hold."""
+    return " ".join(name.encode(errors="replace").decode().split()).replace("`", "'")

@@ -1,12 +1,14 @@
 """The output folder: whose training it holds, its checkpoint (one safetensors file), its log."""
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,7 +27,14 @@ def read_state(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         if any((output / name).exists() for name in ("config.json", "adapter_config.json")):
             raise ValueError(f"{output} holds a model, which would be overwritten: choose another folder")
         return None
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or not isinstance(state.get("finished"), bool):
+            raise ValueError("it does not say whether the training is finished")
+        if not all(isinstance(state.get(name), dict) for name in ("identity", "before")):
+            raise ValueError("it does not say whose training it is")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}; delete {output} and start again") from error
     there = state["identity"]
     if differing := sorted(name for name in there.keys() | identity.keys() if there.get(name) != identity.get(name)):
         what = "; ".join(f"{name}: {there.get(name)!r} there, {identity.get(name)!r} now" for name in differing)
@@ -41,7 +50,8 @@ def write_state(output: Path, identity: dict[str, Any], **more: Any) -> None:
 
 
 class Checkpoint:
-    """Weights, AdamW moments and a few numbers in one safetensors file, which is replaced whole.
+    """Weights, AdamW moments, weights kept of an earlier step and a few numbers in one safetensors file, which is
+    replaced whole.
 
     Nothing else is needed to go on: the order of captions, the attack's randomness and the learning rate follow from
     the step.
@@ -51,34 +61,43 @@ class Checkpoint:
         self.path = output / "checkpoint" / "state.safetensors"
         self.module, self.optimiser = module, optimiser
 
-    def save(self, step: int, numbers: dict[str, Any]) -> None:
+    def save(self, step: int, numbers: dict[str, Any], kept: Mapping[str, Tensor]) -> None:
         """Write the state after `step` updates. Raises RunFolderError."""
         tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in self.module.state_dict().items()}
         for name, parameter in self.module.named_parameters():
             moments = self.optimiser.state[parameter]
             tensors |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS if moment in moments}
+        tensors |= {f"kept.{name}": value for name, value in kept.items()}
         stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         with explained(self.path, "writing"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_suffix(".partial")
-            save_file(stored, partial, metadata={"step": str(step), "numbers": json.dumps(numbers)})
+            metadata = {"step": str(step), "numbers": json.dumps(numbers)}
+            save_file(stored, partial, metadata=metadata | {"sha256": _digest(stored, metadata)})
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.replace(self.path)
 
-    def load(self) -> tuple[int, dict[str, Any]]:
-        """Put the stored state into module and optimiser; (updates done, numbers), (0, {}) where nothing is stored."""
+    def load(self) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+        """Put the stored state into module and optimiser; (updates done, numbers, kept weights), (0, {}, {}) where nothing
+        is stored. Raises ValueError for a damaged file, before anything is put anywhere."""
         if not self.path.exists():
-            return 0, {}
-        with safe_open(self.path, framework="pt") as file:
-            metadata, there = file.metadata(), set(file.keys())
-            self.module.load_state_dict({name: file.get_tensor(f"weights.{name}") for name in self.module.state_dict()})
-            for name, parameter in self.module.named_parameters():
-                keys = {moment: f"{moment}.{name}" for moment in MOMENTS if f"{moment}.{name}" in there}
-                moments = {moment: file.get_tensor(key).to(parameter.device) for moment, key in keys.items()}
-                if moments:
-                    self.optimiser.state[parameter] = moments
-        return int(metadata["step"]), json.loads(metadata["numbers"])
+            return 0, {}, {}
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            if metadata.pop("sha256", None) != _digest(stored, metadata):
+                raise ValueError("its content is not what was written")
+            step, numbers = int(metadata["step"]), json.loads(metadata["numbers"])
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{self.path} is damaged ({error}); delete it: the training starts again") from error
+        self.module.load_state_dict({name: stored[f"weights.{name}"] for name in self.module.state_dict()})
+        for name, parameter in self.module.named_parameters():
+            keys = {moment: f"{moment}.{name}" for moment in MOMENTS if f"{moment}.{name}" in stored}
+            if moments := {moment: stored[key].to(parameter.device) for moment, key in keys.items()}:
+                self.optimiser.state[parameter] = moments
+        return step, numbers, {key[5:]: value for key, value in stored.items() if key.startswith("kept.")}
 
     def remove(self) -> None:
         """Delete it: the finished encoder is saved."""
@@ -88,12 +107,33 @@ class Checkpoint:
             self.path.parent.rmdir()
 
 
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """sha256 over tensors on the CPU and metadata, names included."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def cut_log(output: Path, step: int) -> None:
-    """Drop the log's rows behind `step` (they are about to be made again) and a torn last one."""
+    """Drop the log's rows behind `step` (they are about to be made again) and a torn last one. ValueError for a damaged
+    row."""
     path = output / LOG
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    whole = (line for line in lines if line.endswith(b"\n"))
-    atomic_write(path, b"".join(line for line in whole if step and json.loads(line)["step"] <= step))
+    kept = list[bytes]()
+    for number, line in enumerate(lines, 1):
+        if not step or not line.endswith(b"\n"):
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("it names no step")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is damaged ({error}); delete that line") from error
+        if row["step"] <= step:
+            kept.append(line)
+    atomic_write(path, b"".join(kept))
 
 
 def append_log(output: Path, row: dict[str, Any]) -> None:

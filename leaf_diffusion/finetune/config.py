@@ -45,6 +45,9 @@ class TextFAREConfig:
     """Updates between held-out measurements; before and after training they are always made."""
     checkpoint_every: int = 500
     """Updates between checkpoints."""
+    clean_floor: float | None = None
+    """The least accuracy_clean (0 to 1): training stops at a held-out measurement below it, and the encoder is that of
+    the last measurement before."""
     lora_rank: int | None = None
     """Train a LoRA of this rank on the blocks' linear layers, a file of a few MB, instead of all weights."""
     spelling: bool = False
@@ -79,6 +82,8 @@ class TextFAREConfig:
         for name in ("weight_decay", "warmup_steps", "states_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+        if self.clean_floor is not None and not 0 <= self.clean_floor <= 1:
+            raise ValueError(f"clean_floor must be a share from 0 to 1, got {self.clean_floor}")
         if self.spelling and self.lora_rank is not None:
             raise ValueError("spelling trains the token table, which a LoRA leaves alone: choose one of the two")
         for name, known in _CHOICES.items():

@@ -1,6 +1,7 @@
 """The tower that is trained: a copy of the original's, and how it is optimised."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -76,6 +77,21 @@ def merge_spelling(tower: CLIPTextModelWithProjection) -> Tensor | None:
 def _embeddings(tower: CLIPTextModelWithProjection) -> Any:
     inner = cast(Any, tower.text_model)
     return getattr(inner, "text_model", inner).embeddings
+
+
+def token_states(
+    original: HFTextEncoder, captions: Sequence[str], attacked: list[list[int]], n: int
+) -> tuple[list[list[int]], list[int], Tensor]:
+    """Token rows whose states are trained, from which position on, and the original's states [n, context, width].
+
+    The first half of `n` captions as they are, the next attacked.
+    """
+    n = min(n, len(captions))
+    clean = original.tokenize(captions[:n])
+    rows = [*clean[: n - n // 2], *attacked[n - n // 2 : n]]
+    begins = [0 if row is own else max(len(row), len(own)) - 1 for row, own in zip(rows, clean, strict=True)]
+    with torch.no_grad():
+        return rows, begins, original.features(clean, SEEN).unflatten(1, (original.context_length, -1))
 
 
 def new_optimiser(tower: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:

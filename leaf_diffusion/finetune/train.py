@@ -25,6 +25,7 @@ from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.checkpoint import Checkpoint, append_log, cut_log, read_state, write_state
 from leaf_diffusion.finetune.config import TextFAREConfig as TextFAREConfig
 from leaf_diffusion.finetune.config import rate as rate
+from leaf_diffusion.finetune.floor import CleanFloor
 from leaf_diffusion.finetune.lora import add_lora, save_lora
 from leaf_diffusion.finetune.processes import accelerator_for
 from leaf_diffusion.finetune.save import save_encoder
@@ -36,7 +37,14 @@ from leaf_diffusion.finetune.textfare import (
     states_loss,
     textfare_loss,
 )
-from leaf_diffusion.finetune.tower import SEEN, Features, check_encoder, merge_spelling, new_optimiser, trainable_copy
+from leaf_diffusion.finetune.tower import (
+    Features,
+    check_encoder,
+    merge_spelling,
+    new_optimiser,
+    token_states,
+    trainable_copy,
+)
 from leaf_diffusion.text import constraint_from_name
 
 LOG_EVERY = 10
@@ -114,7 +122,9 @@ def _train(
         Features(trained), new_optimiser(tower, lr=config.lr, weight_decay=config.weight_decay)
     )
     checkpoint = Checkpoint(output, tower, optimiser.optimizer)
-    step, numbers = checkpoint.load()
+    floor = CleanFloor(config.clean_floor, tower)
+    step, numbers, kept = checkpoint.load()
+    floor.resume(numbers, kept)
     if accelerator.scaler is not None and "scaler" in numbers:
         accelerator.scaler.load_state_dict(numbers["scaler"])
     accelerator.wait_for_everyone()  # everybody has read the folder: now it may be written to
@@ -142,7 +152,7 @@ def _train(
             cut_log(output, step)
             if step == 0:
                 log({"step": 0} | before)
-        while step < steps:
+        while step < steps and not floor.stopped:
             started, losses = monotonic(), []
             seed = config.seed * 1_000_003 + step
             torch.manual_seed(seed * processes + rank)  # for towers with dropout
@@ -162,7 +172,7 @@ def _train(
                 rows = trained.tokenize(attacked)
                 with accelerator.accumulate(model):
                     if config.states_weight:
-                        seen, begins, anchor = _token_states(original, batch, rows, config.states_captions)
+                        seen, begins, anchor = token_states(original, batch, rows, config.states_captions)
                         features, states = model(rows, seen)
                         both = states.view_as(anchor), anchor.to(accelerator.device)
                         loss = textfare_loss(features, clean) + config.states_weight * states_loss(*both, begins)
@@ -177,49 +187,46 @@ def _train(
                 raise ValueError(f"step {step + 1}: the loss is {mean}; lower lr={config.lr:g}, or train in float32")
             step += 1
             progress.update(bar, completed=step, loss=f"{mean:.4f}")
+            measured = step % config.eval_every == 0 or step == steps
             if main:
                 row = {"step": step, "loss": mean, "lr": optimiser.param_groups[0]["lr"]}
                 row["captions_per_second"] = round(per_update / (monotonic() - started), 2)
-                if step % config.eval_every == 0 or step == steps:
+                if measured:
                     tower.eval()
                     row |= measure(trained)
+                    floor.measured(step, row["accuracy_clean"])
+                    row |= floor.stop
                 if step % LOG_EVERY == 0 or "drift_leaf" in row:
                     log(row)
-                if step % config.checkpoint_every == 0 or step == steps:
-                    scaler = accelerator.scaler
-                    checkpoint.save(step, {} if scaler is None else {"scaler": scaler.state_dict()})
+                if step % config.checkpoint_every == 0 or step == steps or floor.stopped:
+                    numbers, kept = floor.to_store()
+                    if accelerator.scaler is not None:
+                        numbers["scaler"] = accelerator.scaler.state_dict()
+                    checkpoint.save(step, numbers, kept)
+            if measured:
+                floor.agree(accelerator)
 
         if main:
+            if floor.stopped:
+                progress.console.print(str(floor), highlight=False)
+            floor.restore()
             tower.eval()
             spelling = merge_spelling(tower)
             after = measure(trained)
-            counts = {"steps": steps, "per_update": per_update, "captions": len(captions), "held_out": len(held_out)}
+            counts = {"steps": floor.kept_step if floor.stopped else steps, "per_update": per_update}
+            counts |= {"captions": len(captions), "held_out": len(held_out)}
             counts["truncated"] = sum(original.is_truncated(held_out))
-            card = model_card(original.name, config, before, after, counts)
+            card = model_card(original.name, config, before, after, counts, str(floor))
             dtype = getattr(torch, config.save_dtype)
             if config.lora_rank is None:
                 save_encoder(tower, original.tokenizer, card, output, dtype, spelling)
             else:
                 save_lora(tower, config.lora_rank, original.name, card, output, dtype)
-            write_state(output, identity, finished=True, before=before, after=after, counts=counts)
+            stop = {"stopped": floor.stop} if floor.stopped else {}
+            write_state(output, identity, finished=True, before=before, after=after, counts=counts, **stop)
             checkpoint.remove()
     accelerator.wait_for_everyone()
     return output
-
-
-def _token_states(
-    original: HFTextEncoder, captions: Sequence[str], attacked: list[list[int]], n: int
-) -> tuple[list[list[int]], list[int], Tensor]:
-    """Token rows whose states are trained, from which position on, and the original's states [n, context, width].
-
-    The first half of `n` captions as they are, the next attacked.
-    """
-    n = min(n, len(captions))
-    clean = original.tokenize(captions[:n])
-    rows = [*clean[: n - n // 2], *attacked[n - n // 2 : n]]
-    begins = [0 if row is own else max(len(row), len(own)) - 1 for row, own in zip(rows, clean, strict=True)]
-    with torch.no_grad():
-        return rows, begins, original.features(clean, SEEN).unflatten(1, (original.context_length, -1))
 
 
 def _identity(
@@ -233,8 +240,10 @@ def _identity(
     """What makes two trainings the same; how an update is spread over batches and processes does not belong to it,
     unless token states are looked at, some of each batch."""
     settings = asdict(config)
-    for name in ("epochs", "max_steps", "checkpoint_every", "eval_every"):
+    for name in ("epochs", "max_steps", "checkpoint_every"):
         del settings[name]
+    if config.clean_floor is None:  # otherwise a training may end at any measurement
+        del settings["eval_every"]
     if not config.states_weight:
         del settings["batch_size"], settings["accumulation"]
     texts = {"captions": captions, "held_out": held_out}

@@ -59,7 +59,7 @@ def _markdown_table(title: str, columns: Sequence[str], lines: Sequence[Line]) -
 def _markdown(text: str) -> str:
     for character in "\\`*_<>|~":  # labels are the user's
         text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return " ".join(text.replace("](", "]\\(").split())
 
 
 def _latex_table(title: str, columns: Sequence[str], lines: Sequence[Line]) -> str:

@@ -16,7 +16,7 @@ COLUMNS = (
     "encoder", "baseline", "protocol", "source", "attack", "constraint", "k",
     "metric", "mean", "ci_low", "ci_high", "n", "seeds",
 )  # fmt: skip
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # the wide ones count for some spreadsheets
 
 
 def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:

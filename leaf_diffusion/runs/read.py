@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from leaf_diffusion.runs.export import COLUMNS
 from leaf_diffusion.runs.shared import record_files
 from leaf_diffusion.runs.spec import RunSpec
 
@@ -30,7 +31,9 @@ def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int, int]:
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("id"), str):
                 raise ValueError('a record is a JSON object with a text "id"')
-        except ValueError as error:
+            if b"\\ud" in line.lower():  # half a surrogate pair: no picture's name, no report could be made of it
+                json.dumps(record, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             if end < 0 or end == len(data) - 1:
                 return records, start, len(data) - start
             message = (
@@ -64,7 +67,12 @@ class Run:
     @cached_property
     def results(self) -> dict[str, Any]:
         """results.json: its "rows" and what else the evaluation counted; no rows when the run is not finished."""
-        return {"rows": []} | _json(self.folder / "results.json")
+        path = self.folder / "results.json"
+        found = {"rows": []} | _json(path)
+        rows = found["rows"]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= set(COLUMNS) for row in rows):
+            raise ValueError(f"{path} is damaged: it holds no rows of results; give the run's command again")
+        return found
 
     def image_path(self, relative: str) -> Path:
         """A picture's path. Raises ValueError when the record points outside the run folder."""
@@ -86,12 +94,21 @@ def load_run(folder: str | Path) -> Run:
 def read_spec(path: Path) -> RunSpec:
     try:
         return RunSpec.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair
+        if not isinstance(found, dict):
+            raise ValueError(f"expected an object, got {type(found).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return found
 
 
 def _first_of_each(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -78,8 +78,10 @@ class Tail:
             self._lines += 1
             try:
                 record = json.loads(line)
+                if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+                    raise ValueError('a record is a JSON object with a text "id"')
                 self.records.setdefault(record["id"], record)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{self.path}, line {self._lines} is damaged ({error}); delete that line: its unit is computed again"
                 ) from error

@@ -180,8 +180,8 @@ class RunStore:
 
     def damaged_images(self, kind: str = "pictures") -> set[str]:
         """Paths of recorded pictures that are missing or truncated: draw them again and `save_image` them."""
-        paths = {record["image"] for record in self.records(kind) if "image" in record}
-        return {path for path in paths if not png_ok(self.folder / path)}
+        paths = {str(record["image"]) for record in self.records(kind) if "image" in record}
+        return {path for path in paths if not _IMAGE.fullmatch(path) or not png_ok(self.folder / path)}
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json and results.csv; see `leaf_diffusion.runs.write_results`."""
@@ -240,9 +240,11 @@ def _check_owner(folder: Path, spec: RunSpec) -> None:
 def _record_environment(path: Path, command: str | None, done: Mapping[str, int]) -> None:
     now = environment(command) | {"done": dict(done)}
     if path.exists():
-        with suppress(ValueError):  # beside the identity: damage here is no reason to stop
+        with suppress(ValueError, RecursionError):  # beside the identity: damage here is no reason to stop
             first = json.loads(path.read_text(encoding="utf-8"))
-            now = first | {"reopened": [*first.get("reopened", []), now]}
+            json.dumps(first, ensure_ascii=False).encode()
+            if isinstance(first, dict) and isinstance(earlier := first.get("reopened", []), list):
+                now = first | {"reopened": [*earlier, now]}
     atomic_write(path, _pretty(now))
 
 

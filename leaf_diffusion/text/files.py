@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
@@ -83,13 +85,16 @@ def _jsonl(path: Path, column: str | None) -> Iterator[TextRow]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        yield from _record(_parsed(line, where), column, where)
+        yield from _record(parse_json(line, where), column, where)
 
 
 def _json(path: Path, column: str | None) -> Iterator[TextRow]:
-    content = _parsed("".join(line for _, line in _decoded(path)), str(path))
+    content = parse_json("".join(line for _, line in _decoded(path)), str(path))
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):  # COCO, in the order of its images
-        names = {str(i.get("id")): str(i.get("file_name", i.get("id"))) for i in content.get("images", [])}
+        images = content.get("images", [])
+        if not isinstance(images, list) or not all(isinstance(i, dict) for i in images):
+            raise ValueError(f"{path}: expected COCO's images to be a list of objects")
+        names = {str(i.get("id")): str(i.get("file_name", i.get("id"))) for i in images}
         for i, one in enumerate(content["annotations"]):
             where = f"{path}, annotation {i}"
             image = str(one.get("image_id")) if isinstance(one, dict) else ""
@@ -109,18 +114,21 @@ def _table(delimiter: str) -> Callable[[Path, str | None], Iterator[TextRow]]:
         # Flickr30k's results.csv has bars between its columns
         mark = "|" if delimiter == "," and "|" in first and "," not in first else delimiter
         reader = csv.reader([first, *lines], delimiter=mark)
-        header = [name.strip() for name in next(reader, [])]
-        for row in reader:
-            if row:
-                record = dict(zip(header, (cell.strip() for cell in row), strict=False))
-                yield from _record(record, column, f"{path}, line {reader.line_num}")
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            for row in reader:
+                if row:
+                    record = dict(zip(header, (cell.strip() for cell in row), strict=False))
+                    yield from _record(record, column, f"{path}, line {reader.line_num}")
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: no CSV ({error}); is a quote left open?") from error
 
     return read
 
 
 def _parquet(path: Path, column: str | None) -> Iterator[TextRow]:
     try:
-        from pyarrow import ArrowInvalid
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('Parquet files need pyarrow: pip install "leaf_diffusion[data]"') from error
@@ -133,8 +141,8 @@ def _parquet(path: Path, column: str | None) -> Iterator[TextRow]:
             for record in batch.to_pylist():
                 yield from _record(record, wanted, f"{path}, row {number}")
                 number += 1
-    except ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
+    except (ArrowException, OSError, UnicodeDecodeError) as error:  # of a broken page as of a broken header
+        raise ValueError(f"{path} is no Parquet file that can be read: {error}") from error
 
 
 def _tar(path: Path, column: str | None) -> Iterator[TextRow]:
@@ -145,7 +153,7 @@ def _tar(path: Path, column: str | None) -> Iterator[TextRow]:
             for member in archive.getmembers():
                 if not member.isfile() or not member.name.endswith(suffix):
                     continue
-                where, key = f"{path}, {member.name}", member.name.removesuffix(suffix)
+                where, key = f"{path}, {member.name!r}", member.name.removesuffix(suffix)
                 if member.size > LONGEST_MEMBER:
                     raise ValueError(f"{where}: {member.size:,} bytes are no caption")
                 content = archive.extractfile(member)
@@ -154,9 +162,9 @@ def _tar(path: Path, column: str | None) -> Iterator[TextRow]:
                 if suffix == ".txt":
                     yield TextRow(text.strip(), where, key)
                 else:
-                    yield from _record(_parsed(text, where), column, where, key)
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is no tar archive: {error}") from error
+                    yield from _record(parse_json(text, where), column, where, key)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # it may be compressed
+        raise ValueError(f"{path} is no tar archive that can be read: {error}") from error
 
 
 def _dataset(name: str, column: str | None, split: str | None) -> Iterator[TextRow]:
@@ -182,7 +190,7 @@ def _dataset(name: str, column: str | None, split: str | None) -> Iterator[TextR
 def _record(record: Any, column: str | None, where: str, image: str | None = None) -> Iterator[TextRow]:
     """The texts of a string or an object; a list of captions gives several."""
     if isinstance(record, str):
-        yield TextRow(record.strip(), where, image)
+        yield TextRow(whole_text(record, where).strip(), where, image)
         return
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected a text or an object, got {type(record).__name__}")
@@ -195,7 +203,7 @@ def _record(record: Any, column: str | None, where: str, image: str | None = Non
         if isinstance(one, dict):
             yield from (replace(row, split=row.split or split) for row in _record(one, None, where, image))
         elif isinstance(one, str):
-            yield TextRow(one.strip(), where, image, split)
+            yield TextRow(whole_text(one, where).strip(), where, image, split)
         else:
             raise ValueError(f"{where}: expected a text, got {type(one).__name__}")
 
@@ -207,17 +215,31 @@ def _column(names: list[str], column: str | None, where: str) -> str:
     for wanted in (column,) if column is not None else COLUMNS:
         if wanted.lower() in known:
             return known[wanted.lower()]
-    listed = ", ".join(names) or "nothing"
+    listed = ", ".join([repr(name[:40])[1:-1] for name in names[:12]] + ["..."] * (len(names) > 12)) or "nothing"
     if column is not None:
         raise ValueError(f"{where}: no column {column!r}; there are: {listed}")
     raise ValueError(f"{where}: none of the columns {', '.join(COLUMNS)}; there are: {listed}. Name the column")
 
 
-def _parsed(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. ValueError that begins with `where`."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: no JSON ({error.msg})") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{where}: no JSON that can be read ({error})") from error
+    except RecursionError:
+        raise ValueError(f"{where}: no JSON that can be read (nested too deeply)") from None
+
+
+def whole_text(text: str, where: str) -> str:
+    """`text` as it is. ValueError for half a surrogate pair: JSON can spell it, no encoder and no file takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: half a surrogate pair at character {error.start}; write it as UTF-8") from None
+    return text
 
 
 def _decoded(path: Path) -> Iterator[tuple[int, str]]:

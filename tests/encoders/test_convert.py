@@ -115,3 +115,16 @@ def test_what_cannot_be_converted(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="not empty"):
         main([str(file), str(tmp_path)])
+
+
+def test_checkpoints_that_are_not_whole_are_refused_in_words():
+    state = model().state_dict()
+    del state["text_model.encoder.layers.1.self_attn.k_proj.bias"]
+    with pytest.raises(ValueError, match=r"comes without text_model.encoder.layers.1.self_attn.k_proj.bias"):
+        to_open_clip(state)
+    for shape in ([], [0], [7, 2]):
+        with pytest.raises(ValueError, match="cannot be split into query, key and value"):
+            to_transformers({"transformer.resblocks.0.attn.in_proj_weight": torch.zeros(shape)})
+    for wrong in ({}, [], {"text_cfg": 3}, {"text_cfg": {"width": None}, "embed_dim": 4}):
+        with pytest.raises(ValueError, match="no model_cfg of an open_clip CLIP"):
+            transformers_config(wrong)

@@ -172,3 +172,78 @@ def test_missing_or_pickled_adapters(tmp_path):
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"adapter_model.safetensors not found"):
         load_text_encoder(tower(), tokenizer=clip_tokenizer(), adapter=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"model_type": "clip_text_model", "hidden_size": 0}']
+)
+def test_a_damaged_configuration_is_named(tmp_path, content):
+    tower().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        load_text_encoder(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "intermediate_size", "vocab_size", "max_position_embeddings"])
+def test_a_configuration_far_larger_than_the_weights_is_refused_before_anything_is_built(tmp_path, name):
+    tower().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {name: 10**9}))
+    with pytest.raises(ValueError, match=r"config.json describes a tower of .* weights"):
+        load_text_encoder(tmp_path)
+
+
+def test_damaged_weights_are_named(tmp_path):
+    tower().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    for content in (b"", whole[:7], whole[:100], whole[:-1], b"\xff" * 8 + whole[8:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{tmp_path}: the weights cannot be loaded"):
+            load_text_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": 3}'])
+def test_a_damaged_tokenizer_is_named(tmp_path, content):
+    tower().save_pretrained(tmp_path)
+    clip_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{tmp_path}: the tokenizer in it cannot be read"):
+        load_text_encoder(tmp_path)
+
+
+def test_a_token_of_an_absurd_id_is_refused(tmp_path):
+    tower().save_pretrained(tmp_path)
+    clip_tokenizer().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["cat</w>"] = 10**9  # written out, it would be a file of gigabytes
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="a token of id 1000000000"):
+        load_text_encoder(tmp_path)
+
+
+def test_code_beside_the_weights_is_refused_and_nobody_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run it"))
+    tower().save_pretrained(tmp_path)
+    (tmp_path / "own.py").write_text("raise SystemExit('ran')")
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"{tmp_path}: config.json cannot be used .*custom code"):
+        load_text_encoder(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
+def test_a_damaged_adapter_is_named(tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = peft.get_peft_model(tower(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    lora.save_pretrained(tmp_path)
+    right = (tmp_path / "adapter_config.json").read_bytes()
+    for content in (b"", b"[]", b'{"peft_type": 3}', right.replace(b'"LORA"', b'"x"')):
+        (tmp_path / "adapter_config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            load_text_encoder(tower(), tokenizer=clip_tokenizer(), adapter=tmp_path)
+    (tmp_path / "adapter_config.json").write_bytes(right)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\0" * 9)
+    with pytest.raises(ValueError, match=rf"{tmp_path}: the adapter cannot be merged"):
+        load_text_encoder(tower(), tokenizer=clip_tokenizer(), adapter=tmp_path)

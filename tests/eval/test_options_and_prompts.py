@@ -25,12 +25,44 @@ def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_
     assert options.neutral_source == "world:judge"
 
 
-@pytest.mark.parametrize(("text", "said"), [("steps: many", "value"), ("colour: red", "colour"), ("[1, 2]", "list")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps: many", "value"),
+        ("colour: red", "colour"),
+        ("[1, 2]", "list"),
+        ("k: [1", "no YAML that can be read"),
+        ("limit: " + "9" * 5000, "no YAML that can be read"),
+        ("[" * 5000, "no YAML that can be read"),
+        ("{1: 2, null: 3}", r"unknown options \['int', 'NoneType'\]"),
+        ("k: [[1]]", "k takes a value or a list of values"),
+        ("limit: 0x" + "f" * 5000, "limit: Exceeds the limit"),
+        ("encoders: [--limit, '3']", "begins with -"),
+    ],
+)
 def test_a_wrong_configuration_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=rf"run\.yaml: .*{said}") as error:
         parse(["--config", str(path)])
+    assert len(str(error.value)) < 2_000
+
+
+def test_aliases_of_aliases_do_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    value = "&a0 [1]"
+    for i in range(1, 30):
+        value = f"&a{i} [{value}{f', *a{i - 1}' * 9}]"
+    path.write_text(f"k: {value}")
+    with pytest.raises(ValueError, match=r"run\.yaml: k takes a value or a list of values"):
+        parse(["--config", str(path)])
+
+
+def test_switches_stand_in_a_configuration_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("dry_run: true\nevery_caption: false\n")
+    options = parse(["--config", str(path)])
+    assert (options.dry_run, options.every_caption) == (True, False)
 
 
 @pytest.mark.parametrize("argv", [["--k", "-1"], ["--limit", "0"], ["--k", "1", "1"], ["--constraint", "maybe"]])
@@ -90,11 +122,20 @@ def test_edits_are_marked_and_markup_in_prompts_is_text() -> None:
     assert named("a red cat", "a rd xcot") == "-'e' at 3, +'x' at 6, 'a'→'o' at 7"
 
 
+def test_what_would_command_the_terminal_is_shown_as_codes() -> None:
+    assert marked("a\x1b[2J cat\u202e", "a\x1b[2J bat\u202e") == "a\\x1b[2J [bold red]b[/]at\\u202e"
+
+
 def test_attack_sets_survive_a_file(tmp_path: Path) -> None:
     path = tmp_path / "sets" / "attacked.jsonl"
     rows = [{"prompt": "a cat\u2028here", "perturbed": "a bat\u2028here", "source": "x", "k": 1}]
     write_attacks(path, rows)
     assert read_attacks(path) == rows
+    path.write_text(f"\ufeff{path.read_text(encoding='utf-8')}", encoding="utf-8")  # as Windows' editors save it
+    assert read_attacks(path) == rows
+    path.write_text("[" * 50_000)
+    with pytest.raises(ValueError, match=r"attacked\.jsonl, line 1: no JSON"):
+        read_attacks(path)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +144,9 @@ def test_attack_sets_survive_a_file(tmp_path: Path) -> None:
         ({"prompt": "a cat", "source": "x", "k": 1}, "perturbed"),
         ({"prompt": "a cat", "perturbed": "a dog", "source": "x", "k": 1}, "3 edits"),
         ({"prompt": "a cat", "perturbed": " ", "source": "x", "k": 9}, "not empty"),
+        ({"prompt": "a cat", "perturbed": "a \ud800at", "source": "x", "k": 1}, "half a surrogate pair"),
+        ({"prompt": "a cat", "perturbed": "a bat", "source": "x", "k": True}, "whole number of edits"),
+        ({"prompt": "a cat", "perturbed": "a bat", "source": "x", "k": [[]] * 9999}, "whole number of edits"),
     ],
 )
 def test_a_wrong_attack_set_is_refused_by_line(tmp_path: Path, row: dict[str, object], said: str) -> None:

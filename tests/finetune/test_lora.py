@@ -19,6 +19,7 @@ from leaf_diffusion.finetune.tower import trainable_copy
 from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import neighbours
+from leaf_diffusion.world.paths import pipeline_path
 
 CAPTIONS = [f"a photo of a {c} {n}" for c in ("red", "blue", "green") for n in ("cat", "house", "boat", "umbrella")]
 TOKENIZER = clip_tokenizer()
@@ -77,6 +78,21 @@ def test_stock_diffusers_and_a_bare_tower_read_it(encoder: HFTextEncoder, folder
     pipe.load_lora_into_text_encoder(load_file(folder / DIFFUSERS), network_alphas=None, text_encoder=pipe.text_encoder)
     stock = HFTextEncoder(pipe.text_encoder, TOKENIZER)
     torch.testing.assert_close(stock.features(stock.tokenize(CAPTIONS), "pooled").detach(), wanted)
+
+
+def test_the_worlds_stock_pipeline_loads_it(tmp_path: Path) -> None:
+    original = load_text_encoder("world:original")
+    config = TextFAREConfig(attack="random-typos", lora_rank=2, batch_size=4, lr=1e-2, warmup_steps=0, max_steps=2)
+    folder = finetune_text_encoder(original, CAPTIONS, tmp_path, config, held_out=CAPTIONS[:2])
+    robust = load_text_encoder("world:original", adapter=folder)
+    pipe = StableDiffusionPipeline.from_pretrained(pipeline_path())
+    pipe.load_lora_weights(folder)
+    stock = HFTextEncoder(pipe.text_encoder, pipe.tokenizer)
+    clean, adapted, wanted = (
+        one.features(one.tokenize(CAPTIONS), "pooled").detach() for one in (original, stock, robust)
+    )
+    torch.testing.assert_close(adapted, wanted, rtol=1e-4, atol=1e-5)
+    assert (adapted - clean).abs().max() > 1e-2
 
 
 def test_the_engine_reads_layers_that_are_not_merged_yet(encoder: HFTextEncoder) -> None:

@@ -85,3 +85,29 @@ def test_no_run_folder_and_paths_that_leave_it(tmp_path: Path) -> None:
     (tmp_path / "run" / "spec.json").write_text("{")
     with pytest.raises(ValueError, match=r"spec\.json is damaged"):
         load_run(tmp_path / "run")
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
+    with RunStore.open(tmp_path, RunSpec({})) as store:
+        store.append("pictures", {"id": "a"})
+        store.write_results({"rows": []})
+    right = {path: path.read_text() for path in tmp_path.rglob("*.json*")}
+    for content in ("{", "[1]", "null", "\ufeff{}", "[" * 50_000, '{"x": "\\ud800"}', '{"x": ' + "9" * 5000 + "}"):
+        (tmp_path / "environment.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"environment\.json is damaged"):
+            load_run(tmp_path)
+    (tmp_path / "environment.json").write_text(right[tmp_path / "environment.json"])
+    for content in ("{", '{"rows": null}', '{"rows": [1]}', '{"rows": [{"encoder": "leaf"}]}'):
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(ValueError, match=r"results\.json is damaged"):
+            _ = load_run(tmp_path).results
+    (tmp_path / "spec.json").write_text("[" * 50_000)
+    with pytest.raises(ValueError, match=r"spec\.json is damaged"):
+        load_run(tmp_path)
+    (tmp_path / "spec.json").write_text(right[tmp_path / "spec.json"])
+    for line in ("[" * 50_000, '{"id": "\\ud800"}', '{"id": ' + "9" * 5000 + "}"):
+        (tmp_path / "records" / "pictures.jsonl").write_text(f'{line}\n{{"id": "b"}}\n')
+        with pytest.raises(ValueError, match=r"pictures\.jsonl, line 1 is damaged"):
+            load_run(tmp_path).records("pictures")
+        (tmp_path / "records" / "pictures.jsonl").write_text(f'{{"id": "b"}}\n{line}\n')  # as a crash leaves it
+        assert load_run(tmp_path).records("pictures") == [{"id": "b"}]

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,10 @@ def test_png_ok_sees_every_kind_of_damage(tmp_path: Path) -> None:
         path.write_bytes(data[:cut])
         assert not png_ok(path), cut
     path.write_bytes(data[:60] + bytes([data[60] ^ 1]) + data[61:])
+    assert not png_ok(path)
+    short = b"cHRM" + b"\0" * 5  # a chunk that is whole and too short
+    chunk = (5).to_bytes(4, "big") + short + zlib.crc32(short).to_bytes(4, "big")
+    path.write_bytes(data[:33] + chunk + data[33:])
     assert not png_ok(path)
     path.write_bytes(data[:33] + data[-12:])  # no pixels at all
     assert not png_ok(path)

@@ -129,6 +129,15 @@ def test_hugging_face_datasets(tmp_path):
         ("a.csv", "a,b\n1,2\n", "there are: a, b. Name the column"),
         ("a.json", {"x": 1}, "expected a list, COCO"),
         ("a.token", "no tab here\n", "IMAGE#NUMBER"),
+        ("a.jsonl", "[" * 50_000, r"a\.jsonl, line 1: no JSON that can be read \(nested too deeply\)"),
+        ("a.jsonl", '{"caption": "x", "id": ' + "9" * 5000 + "}", r"a\.jsonl, line 1: no JSON that can be read"),
+        ("a.jsonl", '{"caption": "a \\ud800 cat"}\n', r"a\.jsonl, line 1: half a surrogate pair at character 2"),
+        ("a.json", {"annotations": [], "images": 3}, r"a\.json: expected COCO's images"),
+        ("a.json", {"annotations": [], "images": ["x"]}, r"a\.json: expected COCO's images"),
+        ("a.csv", 'id,caption\n1,"' + "x" * 200_000, r"a\.csv, line \d: no CSV .*quote left open"),
+        ("a.csv", "caption\na\rb\n", r"a\.csv, line 2: no CSV"),
+        ("a.csv", "\x1b[2J,b\n1,2\n", r"there are: \\x1b\[2J, b\. Name"),
+        ("a.tsv", "\t".join("abcdefghijklmnop") + "\n1\n", r"none of the columns .*there are: a\. Name"),
     ],
 )
 def test_what_cannot_be_read_says_where(tmp_path, name, content, said):
@@ -146,3 +155,20 @@ def test_missing_files_bytes_and_columns(tmp_path):
         texts(tmp_path / "latin.txt")
     with pytest.raises(ValueError, match="no column 'title'; there are: caption"):
         texts(write(tmp_path / "a.jsonl", '{"caption": "x"}'), column="title")
+
+
+def test_damaged_archives_and_parquet_files_are_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:  # a compressed one under a plain name
+        member = tarfile.TarInfo("a.txt")
+        member.size = 3_000
+        archive.addfile(member, io.BytesIO(bytes(32 + i * i % 89 for i in range(3_000))))
+    whole = (tmp_path / "a.tar").read_bytes()
+    for content in (whole[:60], whole[:40] + b"\xff" * 9 + whole[49:]):
+        (tmp_path / "a.tar").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.tar is no tar archive that can be read"):
+            texts(tmp_path / "a.tar")
+    path = parquet(tmp_path / "a.parquet", text=TWO)
+    page = path.read_bytes()
+    path.write_bytes(page[:8] + b"\xff" * 12 + page[20:])
+    with pytest.raises(ValueError, match=r"a\.parquet is no Parquet file that can be read"):
+        texts(path)

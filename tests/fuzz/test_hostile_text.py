@@ -1,0 +1,184 @@
+"""Prompts that hold markup, formulas, paths, control characters: they pass through everything, and stay text."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from leaf_diffusion.attacks import Attack, Charmer, LeafAttack
+from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
+from leaf_diffusion.eval.prompts import marked, read_attacks, write_attacks
+from leaf_diffusion.finetune.card import model_card
+from leaf_diffusion.finetune.config import TextFAREConfig
+from leaf_diffusion.reports import write_report
+from leaf_diffusion.reports.results import Results
+from leaf_diffusion.reports.text_tables import latex, markdown
+from leaf_diffusion.runs import RunSpec, RunStore, image_name, load_run, results_csv, write_results
+from leaf_diffusion.scoring import Drift, Scorer
+from leaf_diffusion.text import NoNewWords
+
+HOSTILE = [
+    '<b onmouseover=alert(1)>hat</b> & "cup"',
+    "<script>alert('cat')</script>",
+    "--></style></textarea><svg onload=alert(1)>",
+    "../../etc/passwd",
+    "C:\\boot.ini|nul; rm -rf $HOME `id`",
+    '=HYPERLINK("http://example.invalid","cat")',
+    "@SUM(A1) cat",
+    "-2+3 cats, 'one'",
+    "a\0red\x1b[2J\x07 cat\x7f\x9b2J",
+    "a \u202egnp.exe\u202c \u2066cat",
+    "a\u200bred\u200d\ufeff\u00ad cat",
+    "👩\u200d🚀 🏳️\u200d🌈 猫 cat",
+    "\u0301\u0323a\u0300\u0301\u0302 cat",
+    "{{ 7 * 7 }} {% raw %} {0} %s %n",
+    "\\input{/etc/passwd} $x$ 5% #1 ~^_",
+    "[cat](javascript:alert(1)) ![x](http://example.invalid/x.png) **b**",
+    "a\u2028cat\u2029on\u0085a\tmat",
+]
+LONG = "a red cat " * 1_000
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> HFTextEncoder:
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, projection_dim=8,
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=8.0,
+    )  # fmt: skip
+    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), clip_tokenizer(), name="tiny")
+
+
+@pytest.mark.parametrize("engine", ["plain", "prefix"])
+@pytest.mark.parametrize("attack", [Charmer(n_positions=2), LeafAttack(rho=4)], ids=lambda attack: attack.name)
+def test_attacks_and_attack_sets(attack: Attack, engine: Any, encoder: HFTextEncoder, tmp_path: Path) -> None:
+    results = attack(HOSTILE, Scorer(encoder, Drift("l2"), engine=engine), k=1, constraint=NoNewWords())
+    assert [result.original for result in results] == HOSTILE
+    assert all(result.distance <= 1 for result in results)
+    assert any(result.distance == 1 for result in results)
+    rows = [{"prompt": r.original, "perturbed": r.perturbed, "source": "tiny", "k": 1} for r in results]
+    write_attacks(tmp_path / "set.jsonl", rows)
+    assert read_attacks(tmp_path / "set.jsonl") == rows
+
+
+@pytest.mark.parametrize("attack", [Charmer(n_positions=1), LeafAttack(rho=200)], ids=lambda attack: attack.name)
+def test_a_prompt_of_ten_thousand_characters(attack: Attack, encoder: HFTextEncoder) -> None:
+    (result,) = attack([LONG], Scorer(encoder, Drift("l2")), k=1)
+    assert result.distance == 1
+    assert result.truncated
+    assert result.score > 0  # the edit stands where the encoder still reads
+
+
+def test_blank_prompts_are_refused(encoder: HFTextEncoder) -> None:
+    for blank in ("", " ", "\t\r\n", "\u00a0\u2003\u2028"):
+        with pytest.raises(ValueError, match="prompt 1 is empty"):
+            Charmer()(["a cat", blank], Scorer(encoder, Drift("l2")), k=1)
+
+
+def result_row(encoder: str, protocol: str, source: str | None, k: int, **more: Any) -> dict[str, Any]:
+    row = {"encoder": encoder, "baseline": None, "protocol": protocol, "source": source, "attack": "charmer", "k": k}
+    row |= {"constraint": "none", "metric": "scene_accuracy", "mean": 0.5, "ci_low": 0.1, "ci_high": 0.9, "n": 3}
+    return row | {"seeds": 1} | more
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run over the hostile prompts, by encoders with hostile labels."""
+    monkeypatch.setattr("os.fsync", lambda fd: None)
+    labels = [HOSTILE[0], HOSTILE[8]]
+    folder = tmp_path / "run"
+    with RunStore.open(
+        folder, RunSpec({"pipeline": HOSTILE[1], "prompts": [*HOSTILE, LONG]}), command=HOSTILE[4]
+    ) as store:
+        for i, prompt in enumerate([*HOSTILE, LONG]):
+            for encoder in labels:
+                for protocol, source, k in (("clean", None, 0), ("adaptive", encoder, 1)):
+                    unit, text = f"{encoder}/{protocol}/{prompt}", prompt + "x" * k
+                    picture = store.save_image(image_name(unit), Image.new("RGB", (8, 8), (i, k, 9)))
+                    store.append("pictures", {
+                        "id": unit, "prompt_id": str(i), "prompt": text, "original": prompt, "encoder": encoder,
+                        "protocol": protocol, "source": source, "k": k, "seed_index": 0, "image": picture,
+                    })  # fmt: skip
+                    store.append("scores", {"id": unit, "scene_correct": not k, "clip_score": 20.0, "drift": 0.1 * k})
+        store.write_results({
+            "rows": [result_row(label, *where) for label in labels for where in (("clean", None, 0), ("adaptive", label, 1))]
+        })  # fmt: skip
+    return folder
+
+
+def test_records_and_file_names(run: Path) -> None:
+    read = [record["original"] for record in load_run(run).records("pictures")]
+    assert list(dict.fromkeys(read)) == [*HOSTILE, LONG]
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*")}
+    assert all(re.fullmatch(r"[a-z0-9_./-]+", name) for name in names)
+    assert len([name for name in names if re.fullmatch(r"images/[0-9a-f]{24}\.png", name)]) == 4 * (len(HOSTILE) + 1)
+
+
+def test_the_report_shows_them_as_text(run: Path) -> None:
+    page = write_report(run).read_bytes().decode()
+    tags = set(re.findall(r"<\s*([a-zA-Z]+)", page))
+    assert not tags & {"script", "iframe", "object", "embed", "link", "base", "form", "textarea"}
+    assert not re.search(r"<[^>]*\son\w+\s*=", re.sub(r'"[^"]*"', '""', page))
+    text = html.unescape(re.sub(r"<[^>]*>", "", page))
+    for prompt in [*HOSTILE, LONG]:
+        assert prompt.strip() in text, prompt[:50]
+
+
+def test_tables_for_spreadsheets_keep_them_and_run_none(tmp_path: Path) -> None:
+    rows = [result_row(prompt, "transfer", prompt, 1, note=prompt) for prompt in [*HOSTILE, LONG]]
+    write_results(tmp_path, {"rows": rows})
+    assert (tmp_path / "results.csv").read_bytes().decode() == results_csv(rows)
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["rows"] == rows
+    read = list(csv.DictReader(io.StringIO(results_csv(rows), newline="")))
+    for row, prompt in zip(read, [*HOSTILE, LONG], strict=True):
+        for name in ("encoder", "source", "note"):
+            assert not row[name].startswith(FORMULA)
+            assert row[name] == (f"'{prompt}" if prompt.startswith(FORMULA) else prompt)
+
+
+FIGURES = {f"{kind}_{key}": 0.5 for kind in ("cosine", "drift", "accuracy") for key in ("clean", "typos", "leaf")}
+COUNTS = {"steps": 1, "per_update": 2, "captions": 3, "held_out": 4, "truncated": 0}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_model_card_names_its_source_as_text(name: str) -> None:
+    card = model_card(name, TextFAREConfig(), FIGURES, FIGURES, COUNTS)
+    plain = model_card("tiny", TextFAREConfig(), FIGURES, FIGURES, COUNTS)
+    assert card.count("\n") == plain.count("\n")  # it stays in its place
+    assert card.encode().decode() == card
+    prose = re.sub(r"(`+)[^`].*?\1", "", card, flags=re.DOTALL)  # what Markdown does not show as it is
+    assert not re.search(r"<\w|\]\(javascript|!\[", prose)
+
+
+@pytest.mark.parametrize("label", HOSTILE)
+def test_tables_for_a_readme_and_a_paper(label: str) -> None:
+    rows = [result_row(label, "clean", None, 0), result_row(label, "transfer", label, 1)]
+    text = markdown(Results(rows))
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 4
+    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table} == {4}
+    assert not re.search(r"(?<!\\)<\w|(?<!\\)\]\(", text)
+    paper = latex(Results(rows))
+    assert "\\input" not in paper
+    body = paper[paper.index(r"\toprule") : paper.index(r"\bottomrule")]
+    assert not re.search(r"(?<!\\)[%#]", body)
+    assert body.count(r" \\") == 3
+
+
+@pytest.mark.parametrize("prompt", HOSTILE)
+def test_the_terminal_is_not_commanded(prompt: str) -> None:
+    screen = io.StringIO()
+    Console(file=screen, width=1000, color_system=None).print(marked(prompt, f"x{prompt}"))
+    assert screen.getvalue().rstrip("\n").isprintable()
