@@ -1,5 +1,7 @@
 """LoRA finetuning: small, exact under the attack's engine, and read by stock diffusers, transformers and PEFT."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,12 @@ def test_a_lora_trains_nothing_else(encoder: HFTextEncoder) -> None:
     assert {name.split(".lora_")[1][:1] for name, p in tower.named_parameters() if p.requires_grad} == {"A", "B"}
     with pytest.raises(ValueError, match="choose one of the two"):
         TextFAREConfig(lora_rank=4, spelling=True)
+
+
+def test_an_adapter_that_names_code_is_refused(encoder: HFTextEncoder, folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "adapter"))
+    config = json.loads((other / "adapter_config.json").read_text())
+    named = config | {"megatron_config": {"a": 1}, "megatron_core": "antigravity"}
+    (other / "adapter_config.json").write_text(json.dumps(named))
+    with pytest.raises(ValueError, match="names code to be run"):
+        load_text_encoder(encoder.module, tokenizer=TOKENIZER, adapter=other)
