@@ -18,6 +18,7 @@ COMMANDS = {
         "exact robust accuracy in the world's zero-shot text task",
     ),
     "status": ("leaf_diffusion.runs.status:main", "how far a run is, who works on it, how long its stage takes"),
+    "swap-cost": ("leaf_diffusion.eval.swap_cost:main", "what a robust encoder costs on clean prompts"),
     "report": ("leaf_diffusion.reports.cli:main", "write the report of a run folder again"),
     "convert": ("leaf_diffusion.encoders.convert_cli:main", "convert a CLIP between transformers and open_clip"),
     "world": ("leaf_diffusion.world.cli:main", "train or show the embedded world"),

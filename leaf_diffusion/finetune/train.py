@@ -108,6 +108,10 @@ def _train(
     steps, per_update = config.steps(len(captions), processes), config.batch_size * config.accumulation * processes
     identity = _identity(original, captions, held_out, config, steps, per_update)
     if begin is not original:
+        if config.lora_rank is not None:
+            raise ValueError(
+                "a LoRA holds what differs from its base, so it cannot begin at another encoder: leave start out"
+            )
         identity["start"] = begin.fingerprint
     state = read_state(output, identity)
     if state is not None and state["finished"]:

@@ -136,3 +136,10 @@ def test_an_adapter_that_names_code_is_refused(encoder: HFTextEncoder, folder: P
     (other / "adapter_config.json").write_text(json.dumps(named))
     with pytest.raises(ValueError, match="names code to be run"):
         load_text_encoder(encoder.module, tokenizer=TOKENIZER, adapter=other)
+
+
+def test_a_lora_begins_at_its_base(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    config = TextFAREConfig(lora_rank=4, max_steps=1, warmup_steps=0)
+    other = HFTextEncoder(trainable_copy(encoder), TOKENIZER, name="other")
+    with pytest.raises(ValueError, match="cannot begin at another encoder"):
+        finetune_text_encoder(encoder, CAPTIONS, tmp_path / "lora", config, start=other)

@@ -56,6 +56,11 @@ def child(job: Callable[[], None]) -> int:
     os._exit(0)
 
 
+def written(folder: Path) -> int:
+    """Records in the folder."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("records/*.jsonl"))
+
+
 def ended(pid: int) -> bool:
     """Whether the child has ended by itself; an error of its own ends everything."""
     found, status = os.waitpid(pid, os.WNOHANG)
@@ -74,6 +79,7 @@ def main() -> None:
         "--seconds", type=float, default=0.0, help="of an uninterrupted run: moments lie in a slice of it"
     )
     parser.add_argument("--start", type=float, default=0.0, help="seconds in which a run only loads")
+    parser.add_argument("--records", type=int, help="kill once so many records are there, instead of at random")
     parser.add_argument("--no-end", action="store_true")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
@@ -89,7 +95,10 @@ def main() -> None:
     for _ in range(options.kills):
         children = [child(job) for _ in range(options.processes)]
         slice_ = 3 * max(options.seconds - options.start, 0.0) / options.kills
-        time.sleep(options.start * rng.uniform(0.8, 1.0) + rng.uniform(0, slice_))
+        if options.records is None:
+            time.sleep(options.start * rng.uniform(0.8, 1.0) + rng.uniform(0, slice_))
+        while options.records is not None and written(options.folder) < options.records:
+            time.sleep(0.02)
         # one of several is killed first, and the others work on for a moment
         for pid in rng.sample(children, len(children)):
             if not ended(pid):
