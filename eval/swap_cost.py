@@ -37,6 +37,7 @@ ELSEWHERE = ("output", "device", "batch_size", "encoders", "prompts", "textual_i
 
 def specification(setup: Setup, judges: Judges, options: SwapCostOptions) -> RunSpec:
     """What decides the results."""
+    conditions, _ = make_conditions(setup, options, Path())
     files = {"textual_inversion": options.textual_inversion, "lora": options.lora}
     return RunSpec(
         {
@@ -48,7 +49,7 @@ def specification(setup: Setup, judges: Judges, options: SwapCostOptions) -> Run
             "steps": setup.options.steps,
             "guidance": setup.options.guidance,
             "feature_space": judges.space,
-            "prompts": [prompt.text for prompt in setup.prompts],
+            "prompts": {each.key: [[asked.given, asked.negative] for asked in each.prompts] for each in conditions},
         }
     )
 

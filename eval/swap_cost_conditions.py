@@ -17,8 +17,8 @@ from leaf_diffusion.world.captions import SINGLE, with_article
 from leaf_diffusion.world.scenes import BACKGROUNDS, COLOURS, NOUNS, Scene, Thing
 
 NEGATIVE = "blurry, low quality"
-LENGTHS = (0.5, 0.75, 1.0, 1.5)
-"""Tokens of the long prompts, as shares of the encoder's context; the last is cut."""
+LENGTHS = (0.5, 1.5, 1.0, 0.75)
+"""Tokens of the long prompts, as shares of the encoder's context: one of four is cut."""
 NEUTRAL = (
     "as it was seen on an ordinary day by somebody who had come here for the first time and then went on with a note "
     "about it that says where when and how often this has been done before and what else there is to tell"
@@ -68,8 +68,8 @@ def make_conditions(setup: Setup, options: SwapCostOptions, folder: Path) -> tup
             Condition(
                 "token",
                 "learnt token",
-                f"{TOKEN} was learnt from pictures of one {' '.join(CONCEPT)}, a pair that no training of the world "
-                "showed, by textual inversion with the first encoder; the prompts are none of its training's.",
+                f"{TOKEN} was learnt from pictures of one {' '.join(CONCEPT)}, a pair held out from the world's "
+                "training, by textual inversion with the first encoder; the prompts are none of its training's.",
                 token_prompts()[: options.limit],
                 Files(folder / "token" / "learned_embeds.safetensors", TOKEN),
             )
@@ -110,10 +110,8 @@ def _long(prompts: Sequence[Prompt], encoder: Tower) -> tuple[str, list[Asked]]:
         Asked(prompt.id, lengthened(prompt.text, lengths[i % len(lengths)], encoder), prompt.text, prompt.scene)
         for i, prompt in enumerate(prompts)
     ]
-    named = ", ".join(map(str, lengths[:-1]))
-    about = (
-        f"Neutral words follow the prompt, until it has {named} or {lengths[-1]} tokens in turn; {context} are read."
-    )
+    named = ", ".join(map(str, lengths))
+    about = f"Neutral words follow the prompt, until it has {named} tokens, in turn; {context} are read."
     return about, asked
 
 

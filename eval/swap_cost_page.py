@@ -90,8 +90,9 @@ def headline(figures: Figures, conditions: Sequence[Condition], labels: Sequence
     rows = [(each.title, figures.get(each.key, robust, metric.key, first)) for each in conditions]
     cells = [(title, difference_cell(row, metric)) for title, row in rows if row is not None]
     said = [f"{title} {cell.text}" for title, cell in cells if cell.tone]
-    clear = f"a clear difference in {len(said)} ({', '.join(said)})" if said else "no clear difference in any"
-    return f"{robust} in place of {first}: {metric.title.lower()}, {clear} of {len(cells)} conditions"
+    what = "right pictures" if metric.key == "scene_accuracy" else f"the pictures' {metric.title}s"
+    clear = f"differ clearly in {len(said)} of {len(cells)} conditions: {', '.join(said)}"
+    return f"{robust} in place of {first}: {what} {clear if said else 'differ clearly in no condition'}"
 
 
 def table(figures: Figures, conditions: Sequence[Condition], labels: Sequence[str]) -> Table:

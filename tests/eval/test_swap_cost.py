@@ -25,7 +25,7 @@ from leaf_diffusion.world.captions import SINGLE
 from leaf_diffusion.world.diffusion import encode
 from leaf_diffusion.world.scenes import BACKGROUNDS, Scene, Thing, held_out, pixels, render
 
-SMALL = ["--limit", "4", "--train-steps", "2", "--steps", "2"]
+SMALL = ["--limit", "2", "--train-steps", "1", "--steps", "2"]
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def means(folder: Path, **wanted: Any) -> list[float]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "swap"
-    assert main([*SMALL, "--encoders", "original", "same=original", "leaf", "--output", str(folder)]) == 0
+    assert main([*SMALL, "--encoders", "original", "leaf", "--output", str(folder)]) == 0
     return folder
 
 
@@ -48,20 +48,16 @@ def test_every_condition_is_measured_with_every_encoder(finished: Path) -> None:
     rows = results(finished)["rows"]
     places = {(r["condition"], r["encoder"]) for r in rows if r["metric"] == "scene_accuracy" and not r["baseline"]}
     keys = ("plain", "negative", "long", "token", "lora")
-    assert places == {(key, label) for key in keys for label in ("original", "same", "leaf")}
-    assert {r["n"] for r in rows} == {4}
+    assert places == {(key, label) for key in keys for label in ("original", "leaf")}
+    assert {r["n"] for r in rows} == {2}
     assert {r["condition"] for r in rows if r["metric"] == "style"} == {"plain", "lora"}
     drift = [r for r in rows if r["metric"] == "drift"]
-    assert {(r["encoder"], r["protocol"]) for r in drift} == {
-        ("original", "floor"), ("same", "clean"), ("leaf", "clean")
-    }  # fmt: skip
+    assert {(r["encoder"], r["protocol"]) for r in drift} == {("original", "floor"), ("leaf", "clean")}
     assert all(r["baseline"] is None for r in drift)
 
 
-def test_the_same_encoder_costs_nothing_and_others_move_pictures(finished: Path) -> None:
+def test_another_encoder_and_another_noise_move_the_pictures(finished: Path) -> None:
     for key in ("plain", "negative", "long", "token", "lora"):
-        assert means(finished, condition=key, encoder="same", metric="drift") == [0.0]
-        assert set(means(finished, condition=key, encoder="same", baseline="original")) == {0.0}
         assert means(finished, condition=key, encoder="leaf", metric="drift")[0] > 0
         assert means(finished, condition=key, protocol="floor", metric="drift")[0] > 0
 
@@ -72,7 +68,7 @@ def test_conditions_change_the_pictures(finished: Path) -> None:
         return {file.name.rpartition("-")[2]: file.read_bytes() for file in files}
 
     plain = shown("plain")
-    assert len(plain) == 4
+    assert len(plain) == 2
     for key in ("negative", "long", "lora"):
         other = shown(key)
         assert other.keys() == plain.keys()
@@ -82,7 +78,7 @@ def test_conditions_change_the_pictures(finished: Path) -> None:
 
 def test_only_the_longest_prompts_are_cut(finished: Path) -> None:
     cut = {each["key"]: each["truncated"] for each in results(finished)["conditions"]}
-    assert cut.pop("long") == {"original": 1, "same": 1, "leaf": 1}
+    assert cut.pop("long") == {"original": 1, "leaf": 1}
     assert all(not any(counts.values()) for counts in cut.values())
 
 
@@ -104,7 +100,9 @@ def test_the_folder_of_another_run_is_refused(finished: Path, capsys: pytest.Cap
     assert (finished / "results.json").read_bytes() == before
 
 
-def test_a_users_prompts_and_files_and_nothing_of_them_is_markup(finished: Path, tmp_path: Path) -> None:
+def test_a_users_prompts_and_files_the_same_encoder_costs_nothing_and_nothing_is_markup(
+    finished: Path, tmp_path: Path
+) -> None:
     hostile = "<script>alert(1)</script> [bold]'\"& {{ 7*7 }}"
     (tmp_path / "prompts.txt").write_text(hostile + "\na cat\n")
     words = ["--prompts", str(tmp_path / "prompts.txt"), "--encoders", "original", "<b>x</b>[/]=original"]
@@ -124,6 +122,9 @@ def test_a_users_prompts_and_files_and_nothing_of_them_is_markup(finished: Path,
     # nobody knows what a user's token shows, and no scene belongs to a user's prompt
     assert ("token", "clip_score") not in measured
     assert not any(metric in ("scene_accuracy", "style") for _, metric in measured)
+    for key in ("plain", "negative", "long", "token", "lora"):
+        assert means(tmp_path / "run", condition=key, protocol="clean", metric="drift") == [0.0]
+    assert set(means(tmp_path / "run", baseline="original")) == {0.0}
 
 
 @pytest.mark.parametrize(
@@ -228,10 +229,10 @@ def test_a_few_steps_teach_the_token_and_the_style(shipped_world: Any, tmp_path:
 
     file = tmp_path / "token" / "learned_embeds.safetensors"
     steps: list[int] = []
-    train_token_embedding(shipped_world, file, steps=12, seed=0, advance=lambda: steps.append(1))
-    assert len(steps) == 12
+    train_token_embedding(shipped_world, file, steps=8, seed=0, advance=lambda: steps.append(1))
+    assert len(steps) == 8
     assert TOKEN not in shipped_world.tokenizer.get_vocab()
-    train_style_lora(shipped_world, tmp_path / "style", steps=12, seed=0, advance=lambda: None)
+    train_style_lora(shipped_world, tmp_path / "style", steps=8, seed=0, advance=lambda: None)
     assert denoising(shipped_world, styled_ones, asked) == unstyled  # the pipeline itself stays as it was
 
     shipped_world.load_textual_inversion(str(file), token=TOKEN)
