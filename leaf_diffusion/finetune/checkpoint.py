@@ -71,6 +71,7 @@ class Checkpoint:
         stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         with explained(self.path, "writing"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep()
             partial = self.path.with_suffix(".partial")
             metadata = {"step": str(step), "numbers": json.dumps(numbers)}
             save_file(stored, partial, metadata=metadata | {"sha256": _digest(stored, metadata)})
@@ -101,10 +102,16 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Delete it: the finished encoder is saved."""
-        for path in (self.path, self.path.with_suffix(".partial")):
-            path.unlink(missing_ok=True)
         if self.path.parent.is_dir():
+            self.path.unlink(missing_ok=True)
+            self._sweep()
             self.path.parent.rmdir()
+
+    def _sweep(self) -> None:
+        """Delete what killed writes left beside the checkpoint, safetensors' own temporary files too."""
+        for path in self.path.parent.iterdir():
+            if path != self.path:
+                path.unlink()
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

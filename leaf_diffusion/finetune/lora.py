@@ -6,7 +6,6 @@ file that diffusers' `load_lora_weights` reads.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from leaf_diffusion.runs.files import explained
+from leaf_diffusion.finetune.save import whole_files
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """All linear layers of CLIP's blocks; the projection stays, as a Stable Diffusion's text encoder has none."""
@@ -47,16 +46,13 @@ def save_lora(tower: nn.Module, rank: int, base: str, card: str, output: Path, d
     vectors = {key: value.to("cpu", dtype).contiguous() for key, value in lora_vectors(tower).items()}
     config = _config(LoraConfig, rank)
     config.base_model_name_or_path, config.inference_mode = base, True
-    with explained(output, "writing into"), tempfile.TemporaryDirectory(prefix=".saving-", dir=output) as folder:
+    with whole_files(output) as folder:
         config.save_pretrained(folder)
         metadata = {"format": "pt"}
         adapter = {f"base_model.model.{key}": value for key, value in vectors.items()}
-        save_file(adapter, Path(folder, "adapter_model.safetensors"), metadata)
-        save_file({f"text_encoder.{key}": value for key, value in vectors.items()}, Path(folder, DIFFUSERS), metadata)
-        Path(folder, "README.md").write_text(card, encoding="utf-8")
-        for path in sorted(Path(folder).iterdir()):
-            path.chmod(0o644)
-            path.replace(output / path.name)
+        save_file(adapter, folder / "adapter_model.safetensors", metadata)
+        save_file({f"text_encoder.{key}": value for key, value in vectors.items()}, folder / DIFFUSERS, metadata)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _config(kind: Any, rank: int) -> Any:

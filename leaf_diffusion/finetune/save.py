@@ -1,6 +1,9 @@
 """The finished encoder as a Hugging Face folder."""
 
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +14,19 @@ from transformers import CLIPTextModelWithProjection
 
 from leaf_diffusion.runs.files import explained
 
-SPELLING = "spelling.safetensors"
+SPELLING, SAVING = "spelling.safetensors", ".saving-"
+
+
+@contextmanager
+def whole_files(output: Path) -> Iterator[Path]:
+    """A folder to write into; at the end its files move to `output`, each whole. Raises RunFolderError."""
+    for left in output.glob(f"{SAVING}*"):  # by a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
+    with explained(output, "writing into"), tempfile.TemporaryDirectory(prefix=SAVING, dir=output) as folder:
+        yield Path(folder)
+        for path in sorted(Path(folder).iterdir()):
+            path.chmod(0o644)
+            path.replace(output / path.name)
 
 
 def save_encoder(
@@ -28,12 +43,9 @@ def save_encoder(
     the original takes a few MB instead of a whole table.
     """
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tower.state_dict().items()}
-    with explained(output, "writing into"), tempfile.TemporaryDirectory(prefix=".saving-", dir=output) as folder:
+    with whole_files(output) as folder:
         tower.save_pretrained(folder, state_dict=weights)
         cast(Any, tokenizer).save_pretrained(folder)
         if spelling is not None:
-            save_file({"spelling": spelling.cpu().contiguous()}, Path(folder, SPELLING))
-        Path(folder, "README.md").write_text(card, encoding="utf-8")
-        for path in sorted(Path(folder).iterdir()):
-            path.chmod(0o644)
-            path.replace(output / path.name)
+            save_file({"spelling": spelling.cpu().contiguous()}, folder / SPELLING)
+        (folder / "README.md").write_text(card, encoding="utf-8")

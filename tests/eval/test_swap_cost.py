@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from leaf_diffusion.eval.swap_cost import main
 from leaf_diffusion.eval.swap_cost_conditions import lengthened, token_prompts
-from leaf_diffusion.eval.swap_cost_setup import SwapCostOptions
+from leaf_diffusion.eval.swap_cost_setup import Files, SwapCostOptions, load, pipeline_with
 from leaf_diffusion.eval.swap_cost_training import BATCH, CONCEPT, TOKEN, flow_loss, has_style, said, styled
 from leaf_diffusion.eval.swap_cost_training import train_style as train_style_lora
 from leaf_diffusion.eval.swap_cost_training import train_token as train_token_embedding
@@ -145,22 +145,17 @@ def test_a_users_prompts_and_files_the_same_encoder_costs_nothing_and_nothing_is
             ["--textual-inversion", "{other}", "--token", "<x>", "--prompt-with-token", "a cat"],
             "does not hold the token",
         ),
-        (["--textual-inversion", "{other}", "--token", "<x>", "--prompt-with-token", "a <x>"], "does not fit"),
-        (["--textual-inversion", "{other}", "--token", "cat</w>", "--prompt-with-token", "cat</w>"], "vocabulary"),
         (["--lora", "{other}"], "--lora"),
-        (["--lora", "{broken}"], "--lora"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(
     words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "lora.bin").write_bytes(b"\x80\x04.")
-    (tmp_path / "broken.safetensors").write_bytes(b"no safetensors")
     save_file({"x": torch.zeros(1, 64)}, tmp_path / "other.safetensors")
     if "--encoders" not in words:
         words = [*words, "--encoders", "original", "same=original"]
-    files = {"pickle": tmp_path / "lora.bin", "broken": tmp_path / "broken.safetensors"}
-    given = [word.format(other=tmp_path / "other.safetensors", **files) for word in words]
+    given = [word.format(other=tmp_path / "other.safetensors", pickle=tmp_path / "lora.bin") for word in words]
     folder = tmp_path / "run"
     try:
         status: Any = main([*given, "--output", str(folder)])
@@ -171,6 +166,31 @@ def test_bad_input_is_refused_before_anything_is_made(
     assert said in shown
     assert "Traceback" not in shown
     assert not folder.exists()
+
+
+def test_files_that_do_not_fit_are_named_and_none_stays_behind(finished: Path, tmp_path: Path) -> None:
+    setup = load(SwapCostOptions(encoders=("original", "same=original"), limit=1))
+    narrow, fitting, broken = (tmp_path / f"{name}.safetensors" for name in ("narrow", "fitting", "broken"))
+    save_file({"x": torch.zeros(1, 64)}, narrow)
+    save_file({"x": torch.zeros(1, 128)}, fitting)
+    broken.write_bytes(b"no safetensors")
+    for files, message in (
+        (Files(narrow, "<x>"), "does not fit"),
+        (Files(fitting, "cat</w>"), "vocabulary"),
+        (Files(broken, "<x>"), "broken"),
+        (Files(lora=narrow), "--lora"),
+        (Files(lora=broken), "broken"),
+    ):
+        with pytest.raises(ValueError, match=message), pipeline_with(setup, "original", files):
+            pass
+    with pipeline_with(setup, "original", Files(fitting, "<x>")) as pipeline:
+        assert "<x>" in pipeline.tokenizer.get_vocab()
+        assert len(pipeline.text_encoder.get_input_embeddings().weight) == len(pipeline.tokenizer)
+    with pipeline_with(setup, "same", Files(lora=finished / "style" / "pytorch_lora_weights.safetensors")) as pipeline:
+        assert pipeline.get_list_adapters()
+    assert not setup.pipeline.get_list_adapters()
+    assert "<x>" not in setup.pipeline.tokenizer.get_vocab()
+    assert len(setup.encoders["same"].base.token_embedding()) == len(setup.pipeline.tokenizer)
 
 
 def test_long_prompts_start_with_the_prompt_and_reach_their_length() -> None:

@@ -75,9 +75,15 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert (tmp_path / "cut" / "checkpoint" / "state.safetensors").exists()
     with pytest.raises(ValueError, match="other settings"):
         run(encoder, tmp_path / "cut", max_steps=7, seed=1)
+    # what a process that is killed while it writes leaves behind
+    (tmp_path / "cut" / "checkpoint" / ".tmpA1b2C3").write_bytes(b"half")
+    (tmp_path / "cut" / "checkpoint" / "state.partial").write_bytes(b"half")
+    (tmp_path / "cut" / ".saving-x").mkdir()
+    (tmp_path / "cut" / ".saving-x" / "model.safetensors").write_bytes(b"half")
     resumed = weights(run(encoder, tmp_path / "cut", max_steps=7))
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
-    assert not list((tmp_path / "cut").rglob("checkpoint/*"))
+    assert not (tmp_path / "cut" / "checkpoint").exists()
+    assert not list((tmp_path / "cut").glob(".*"))
 
 
 def test_accumulation_equals_the_larger_batch(encoder: HFTextEncoder, tmp_path: Path) -> None:
