@@ -13,6 +13,7 @@ COMMANDS = {
     ),
     "attack": ("leaf_diffusion.eval.attack:main", "attack the prompts of a file and write the attack set"),
     "finetune": ("leaf_diffusion.finetune.cli:main", "make a text encoder robust (TextFARE with the LEAF attack)"),
+    "textfare": ("leaf_diffusion.eval.textfare:main", "the TextFARE loss of text encoders, clean and attacked"),
     "zero-shot-text": (
         "leaf_diffusion.eval.zero_shot_world:main",
         "exact robust accuracy in the world's zero-shot text task",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -55,12 +55,13 @@ def plot_over_k(
     return drawn
 
 
-Point = tuple[int, float, float, float]
+Point = tuple[float, float, float, float]
+"""(x, mean, low, high)"""
 
 
 def _line(results: Results, label: str, metric: Metric, protocol: str, source: str) -> list[Point]:
     """(k, mean, low, high), scaled; k = 0 is the clean picture."""
-    points = []
+    points: list[Point] = []
     for k in [0, *results.ks]:
         row = results.get(label, Setting(protocol, source, k) if k else Setting("clean"), metric.key)
         if row is not None and row["mean"] is not None:
@@ -87,15 +88,45 @@ def _panel(
     name: str,
     width: float,
 ) -> str:
+    ks = [0, *results.ks] if metric.higher_is_better else results.ks
+    return panel(
+        lines,
+        name,
+        xlabel="edited characters k",
+        ylabel=f"{metric.title}{' (%)' if metric.unit == '%' else ''}",
+        limits=limits,
+        ticks={k: "0 (clean)" if k == 0 else str(k) for k in ks},
+        floor=results.floor["mean"] if metric.key == "drift" and results.floor is not None else None,
+        width=width,
+    )
+
+
+def panel(
+    lines: Mapping[str, Sequence[Point]],
+    name: str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    limits: tuple[float, float] | None = None,
+    ticks: Mapping[int, str] | None = None,
+    floor: float | None = None,
+    logarithmic: bool = False,
+    width: float = 2.9,
+) -> str:
+    """SVG of lines with intervals, an encoder each, for an HTML page; `name` makes its ids unique there.
+
+    ticks: the whole numbers on the x axis; floor: a dashed line; logarithmic: of the x axis.
+    """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(width, width * 0.72), layout="constrained")
         axis = figure.subplots()
         for index, line in enumerate(lines.values()):
             if not line:
                 continue
-            ks, means, lows, highs = (list(column) for column in zip(*line, strict=True))
-            shift = (index - (len(lines) - 1) / 2) * 0.05  # intervals of several encoders stay readable
-            where = [k + shift for k in ks]
+            xs, means, lows, highs = (list(column) for column in zip(*line, strict=True))
+            # intervals of several encoders stay readable
+            shift = 0.0 if logarithmic else (index - (len(lines) - 1) / 2) * 0.05
+            where = [x + shift for x in xs]
             errors = [
                 [max(mean - low, 0) for mean, low in zip(means, lows, strict=True)],
                 [max(high - mean, 0) for mean, high in zip(means, highs, strict=True)],
@@ -105,12 +136,16 @@ def _panel(
                 where, means, yerr=errors, color=stand_in(index), marker=marker, markersize=5, linewidth=1.6,
                 elinewidth=1, zorder=3,
             )  # fmt: skip
-        if metric.key == "drift" and results.floor is not None:
-            axis.axhline(results.floor["mean"], color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-        ks = [0, *results.ks] if metric.higher_is_better else results.ks
-        axis.set(xticks=ks, xlim=(ks[0] - 0.3, ks[-1] + 0.3), ylim=limits, xlabel="edited characters k")
-        axis.set_xticklabels(["0 (clean)" if k == 0 else str(k) for k in ks])
-        axis.set_ylabel(f"{metric.title}{' (%)' if metric.unit == '%' else ''}")
+        if floor is not None:
+            axis.axhline(floor, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+        if logarithmic:
+            axis.set_xscale("log")
+        if ticks is not None:
+            axis.set(xticks=list(ticks), xlim=(min(ticks) - 0.3, max(ticks) + 0.3))
+            axis.set_xticklabels(list(ticks.values()))
+        axis.set(xlabel=xlabel, ylabel=ylabel)
+        if limits is not None:
+            axis.set_ylim(limits)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), name)
