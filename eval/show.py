@@ -39,6 +39,9 @@ def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore |
         console.print(
             "continuing: " + ", ".join(f"{done[n]} of {units[n]} {n}" for n in units) + " are there", highlight=False
         )
+    if store is not None and store.torn:
+        torn = ", ".join(f"{kind} ({size:,} bytes)" for kind, size in store.torn.items())
+        console.print(f"[yellow]torn by a crash and computed again: the last record of {torn}[/]", soft_wrap=True)
     if judges.clip is None:
         console.print("[yellow]no --clip-score-model: CLIPScore, KID, CMMD and Frechet distance are left out[/]")
     elif not judges.real:

@@ -2,6 +2,7 @@
 
 from leaf_diffusion.runs.export import results_csv, write_results
 from leaf_diffusion.runs.files import RunFolderError, atomic_write, png_ok
+from leaf_diffusion.runs.lines import DamagedRecords
 from leaf_diffusion.runs.read import Run, load_run
 from leaf_diffusion.runs.spec import RunSpec, environment
 from leaf_diffusion.runs.store import RunStore, image_name
@@ -9,6 +10,7 @@ from leaf_diffusion.runs.values import FIELDS, Values, prompt_values
 
 __all__ = [
     "FIELDS",
+    "DamagedRecords",
     "Run",
     "RunFolderError",
     "RunSpec",

@@ -10,27 +10,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from leaf_diffusion.runs.fields import ROW, misfit
 from leaf_diffusion.runs.files import atomic_write
 
-COLUMNS = (
-    "encoder", "baseline", "protocol", "source", "attack", "constraint", "k",
-    "metric", "mean", "ci_low", "ci_high", "n", "seeds",
-)  # fmt: skip
+COLUMNS = tuple(ROW)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # the wide ones count for some spreadsheets
 
 
 def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
     """Write results.json and, of its "rows", results.csv. Non-finite numbers become null (an interval of one prompt).
 
-    Every row has the columns of COLUMNS; more are kept. Raises ValueError naming what a row lacks.
+    Every row has the columns of COLUMNS; more are kept. Raises ValueError naming what a row lacks or holds wrongly.
     """
     whole = {name: _finite(value) for name, value in results.items()}
     if not isinstance(whole.get("rows"), list):
         raise ValueError('results hold "rows", a list')
     clean: list[dict[str, Any]] = whole["rows"]
     for index, row in enumerate(clean):
-        if missing := [name for name in COLUMNS if name not in row]:
-            raise ValueError(f"result row {index} lacks {', '.join(missing)}")
+        if wrong := misfit(row, ROW):
+            raise ValueError(f"result row {index}: {wrong}")
     folder = Path(folder)
     text = json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=1)
     atomic_write(folder / "results.json", f"{text}\n".encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import time
@@ -11,19 +10,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from leaf_diffusion.runs.fields import Fields, misfit
 from leaf_diffusion.runs.files import RunFolderError, explained, sync_folder, write_all
-from leaf_diffusion.runs.read import read_jsonl
+from leaf_diffusion.runs.lines import decode, encode, read_jsonl
 
 
 class Log:
     """A JSONL file whose first `size` bytes are whole lines: a torn end is cut on opening, a failed write at once.
 
     A record reaches the kernel at once (it survives a killed process) and the disk within `fsync_seconds` of appends.
+    fields: what every record has to hold.
     """
 
-    def __init__(self, path: Path, fsync_seconds: float) -> None:
-        self.path, self.fsync_seconds = path, fsync_seconds
-        records, self.size, self.torn = read_jsonl(path)
+    def __init__(self, path: Path, fsync_seconds: float, fields: Fields | None = None) -> None:
+        self.path, self.fsync_seconds, self.fields = path, fsync_seconds, fields
+        with explained(path, "reading"):
+            records, self.size, self.torn = read_jsonl(path, fields)
         self.records: dict[str, dict[str, Any]] = {}
         for record in records:
             self.records.setdefault(record["id"], record)
@@ -45,25 +47,26 @@ class Log:
             raise ValueError(f'a record needs a text "id": {self.path.name}, {str(record)[:120]}')
         if unit in self.records:
             return False
+        if self.fields is not None and (wrong := misfit(record, self.fields)):
+            raise ValueError(f"record {unit!r}: {wrong}")
         try:
-            text = json.dumps(record, ensure_ascii=False, allow_nan=False)
-            line = text.encode() + b"\n"
-        except (TypeError, ValueError) as error:
+            line = encode(record)
+        except ValueError as error:
             raise ValueError(f"record {unit!r} does not fit into JSON: {error}") from error
         with explained(self.path, "writing"):
             if self.unsettled:  # a torn line may stand there still: this one must not be glued to it
                 os.ftruncate(self.fd, self.size)
             self.unsettled = True
             try:
-                write_all(self.fd, line)
+                write_all(self.fd, line + b"\n")
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(self.fd, self.size)
                     self.unsettled = False
                 raise
-        self.size += len(line)
+        self.size += len(line) + 1
         self.unsettled = False
-        self.records[unit] = json.loads(text)
+        self.records[unit] = decode(line)  # a copy, as a later process reads it
         self.dirty = True
         if time.monotonic() - self.synced >= self.fsync_seconds:
             self.sync()
@@ -76,6 +79,15 @@ class Log:
                 os.fsync(self.fd)
             self.dirty = False
         self.synced = time.monotonic()
+
+
+def cut_torn_end(path: Path) -> int:
+    """Cut what a crash left behind the last whole line of a file that nobody writes; returns its bytes."""
+    with explained(path, "opening"):
+        _, whole, torn = read_jsonl(path)
+        if torn:
+            os.truncate(path, whole)
+    return torn
 
 
 def take_lock(path: Path, *, shared: bool = False) -> int:
@@ -96,9 +108,7 @@ def take_lock(path: Path, *, shared: bool = False) -> int:
         except OSError:
             os.close(fd)
             raise
-        with suppress(
-            OSError
-        ):  # the owner's name is a courtesy: a full disk is found by the probe, with its own message
+        with suppress(OSError):  # the owner's name is a courtesy: the probe finds a full disk, with its own message
             os.ftruncate(fd, 0)
             os.write(fd, f"process {os.getpid()} on {socket.gethostname()}".encode())
     return fd

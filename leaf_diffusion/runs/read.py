@@ -8,41 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from leaf_diffusion.runs.export import COLUMNS
+from leaf_diffusion.runs.fields import ROW, misfit, record_fields
+from leaf_diffusion.runs.lines import damaged, read_jsonl
 from leaf_diffusion.runs.shared import record_files
 from leaf_diffusion.runs.spec import RunSpec
-
-
-def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int, int]:
-    """Records of a JSONL file, the byte length of its whole lines, and the bytes of a torn last line (0: none).
-
-    A last line without its newline, or one that does not parse, was cut by a crash. Damage further up is no crash:
-    ValueError.
-    """
-    if not path.exists():
-        return [], 0, 0
-    data = path.read_bytes()
-    records: list[dict[str, Any]] = []
-    start = 0
-    while start < len(data):
-        end = data.find(b"\n", start)
-        line = data[start:end] if end >= 0 else b""
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("id"), str):
-                raise ValueError('a record is a JSON object with a text "id"')
-            if b"\\ud" in line.lower():  # half a surrogate pair: no picture's name, no report could be made of it
-                json.dumps(record, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            if end < 0 or end == len(data) - 1:
-                return records, start, len(data) - start
-            message = (
-                f"{path}, line {len(records) + 1} is damaged ({error}); delete that line: its unit is computed again"
-            )
-            raise ValueError(message) from error
-        records.append(record)
-        start = end + 1
-    return records, start, 0
 
 
 @dataclass(frozen=True)
@@ -54,10 +23,20 @@ class Run:
     environment: dict[str, Any]
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """Records of a kind by all writers, first of each id; [] when there are none."""
+        """Records of a kind by all writers, first of each id; [] when there are none.
+
+        A last line without its end is left out: it is being written, or was when its process died. Raises DamagedRecords
+        for any other that does not fit, naming file, line and field.
+        """
         if kind not in self._cache:
-            paths = [path for other, _, path in record_files(self.folder) if other == kind]
-            self._cache[kind] = _first_of_each([record for path in paths for record in read_jsonl(path)[0]])
+            fields, first = record_fields(self.spec.settings, kind), dict[str, dict[str, Any]]()
+            for path in (path for other, _, path in record_files(self.folder) if other == kind):
+                records, whole, torn = read_jsonl(path, fields)
+                if torn and _ended(path, whole):
+                    raise damaged(path, len(records) + 1, "its checksum does not fit, or it is no record")
+                for record in records:
+                    first.setdefault(record["id"], record)
+            self._cache[kind] = list(first.values())
         return self._cache[kind]
 
     @cached_property
@@ -66,12 +45,17 @@ class Run:
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        """results.json: its "rows" and what else the evaluation counted; no rows when the run is not finished."""
+        """results.json: its "rows" and what else the evaluation counted; no rows when the run is not finished.
+
+        Raises ValueError naming file, row and field where one of them does not fit.
+        """
         path = self.folder / "results.json"
         found = {"rows": []} | _json(path)
-        rows = found["rows"]
-        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= set(COLUMNS) for row in rows):
+        if not isinstance(found["rows"], list):
             raise ValueError(f"{path} is damaged: it holds no rows of results; give the run's command again")
+        for number, row in enumerate(found["rows"]):
+            if wrong := misfit(row, ROW) if isinstance(row, dict) else "it is no object":
+                raise ValueError(f"{path} is damaged, row {number}: {wrong}; give the run's command again")
         return found
 
     def image_path(self, relative: str) -> Path:
@@ -111,8 +95,8 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _first_of_each(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    first: dict[str, dict[str, Any]] = {}
-    for record in records:
-        first.setdefault(record["id"], record)
-    return list(first.values())
+def _ended(path: Path, start: int) -> bool:
+    """Whether the file's last line, which begins at `start`, has its end."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read().endswith(b"\n")

@@ -8,14 +8,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import time
 from pathlib import Path
 from typing import Any
 
+from leaf_diffusion.runs.fields import Fields
 from leaf_diffusion.runs.files import explained
+from leaf_diffusion.runs.lines import check_fields, damaged, decode
 
 _FILE = re.compile(r"([a-z0-9_-]+)(?:\.(\d+))?\.jsonl")
 
@@ -59,33 +60,39 @@ def take_slot(folder: Path, *, alone: bool) -> tuple[int, int]:
 
 
 class Tail:
-    """The records that another process writes: whole lines, as they come."""
+    """The records that another process writes: whole lines, as they come.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.records = path, dict[str, dict[str, Any]]()
+    patience: seconds for which a line may look damaged, as one that another machine writes does where the file system
+    brings its middle later than its end.
+    """
+
+    def __init__(self, path: Path, fields: Fields | None = None, patience: float = 0.0) -> None:
+        self.path, self.fields, self.patience = path, fields, patience
+        self.records: dict[str, dict[str, Any]] = {}
         self._read, self._lines = 0, 0
+        self._stuck: float | None = None
 
     def read(self) -> int:
-        """Read what is new; returns how many records. Raises ValueError for a damaged line, naming it."""
+        """Read what is new; returns how many records. Raises DamagedRecords for a line that does not fit, naming it."""
         if not self.path.exists():  # not begun yet
             return 0
         before = len(self.records)
         with explained(self.path, "reading"), open(self.path, "rb") as file:
             file.seek(self._read)
             data = file.read()
-        whole = data.rfind(b"\n") + 1
-        for line in data[:whole].split(b"\n")[:-1]:
-            self._lines += 1
+        for line in data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]:
             try:
-                record = json.loads(line)
-                if not isinstance(record, dict) or not isinstance(record.get("id"), str):
-                    raise ValueError('a record is a JSON object with a text "id"')
-                self.records.setdefault(record["id"], record)
+                record = decode(line)
             except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{self.path}, line {self._lines} is damaged ({error}); delete that line: its unit is computed again"
-                ) from error
-        self._read += whole
+                self._stuck = time.monotonic() if self._stuck is None else self._stuck
+                if time.monotonic() - self._stuck >= self.patience:
+                    raise damaged(self.path, self._lines + 1, error) from error
+                break
+            check_fields(record, self.fields, self.path, self._lines + 1)
+            self.records.setdefault(record["id"], record)
+            self._read += len(line) + 1
+            self._lines += 1
+            self._stuck = None
         return len(self.records) - before
 
 

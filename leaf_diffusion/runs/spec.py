@@ -32,9 +32,7 @@ def canonical_json(value: Any) -> str:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode()  # a lone surrogate (undecodable bytes of a command line) is no text
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"a run specification holds only JSON values (text, numbers, lists, mappings): {error}"
-        ) from error
+        raise ValueError(f"only JSON values can be kept (text, finite numbers, lists, mappings): {error}") from error
     return text
 
 

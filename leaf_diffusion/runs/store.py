@@ -17,14 +17,16 @@ from typing import Any, Self
 from PIL import Image
 
 from leaf_diffusion.runs.export import write_results
+from leaf_diffusion.runs.fields import record_fields
 from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe, sync_folder
-from leaf_diffusion.runs.log import Log, take_lock
+from leaf_diffusion.runs.log import Log, cut_torn_end, take_lock
 from leaf_diffusion.runs.read import read_spec
 from leaf_diffusion.runs.shared import Claims, Tail, record_file, record_files, take_slot
 from leaf_diffusion.runs.spec import RunSpec, environment
 
 _KIND = re.compile(r"[a-z0-9_-]+")
 _IMAGE = re.compile(r"images/[0-9a-f]{8,64}\.png")
+PATIENCE = 60.0
 
 
 def image_name(unit_id: str) -> str:
@@ -91,6 +93,9 @@ class RunStore:
                 store._claims = Claims(folder)
                 store._held.append(store._claims.fd)
             else:
+                for kind, slot, path in record_files(folder):  # of writers that are gone, too
+                    if slot and (torn := cut_torn_end(path)):
+                        store.torn[kind] = store.torn.get(kind, 0) + torn
                 with explained(folder, "tidying"):
                     for left in (folder / "images").glob(".*.tmp"):  # what a killed writer had not yet renamed
                         left.unlink(missing_ok=True)
@@ -131,7 +136,11 @@ class RunStore:
         """Read what other processes have recorded since."""
         for kind, slot, path in record_files(self.folder):
             if slot != self.slot:
-                self._tails.setdefault(kind, {}).setdefault(slot, Tail(path)).read()
+                tails = self._tails.setdefault(kind, {})
+                if slot not in tails:
+                    fields = record_fields(self.spec.settings, kind)
+                    tails[slot] = Tail(path, fields, PATIENCE if self.shared else 0.0)
+                tails[slot].read()
 
     def begin(self, kind: str, units: Mapping[str, int]) -> None:
         """Note for `leaf-diffusion status` that work on a kind begins; units: how many of each kind are planned."""
@@ -214,9 +223,10 @@ class RunStore:
         if kind not in self._logs:
             if not _KIND.fullmatch(kind):
                 raise ValueError(f"a kind of record is named with a-z, 0-9, _ and -: {kind!r}")
-            log = self._logs[kind] = Log(record_file(self.folder, kind, self.slot), self.fsync_seconds)
+            path, fields = record_file(self.folder, kind, self.slot), record_fields(self.spec.settings, kind)
+            log = self._logs[kind] = Log(path, self.fsync_seconds, fields)
             if log.torn:
-                self.torn[kind] = log.torn
+                self.torn[kind] = self.torn.get(kind, 0) + log.torn
         return self._logs[kind]
 
     def _others(self, kind: str) -> list[Tail]:

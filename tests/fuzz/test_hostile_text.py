@@ -109,7 +109,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                     picture = store.save_image(image_name(unit), Image.new("RGB", (8, 8), (i, k, 9)))
                     store.append("pictures", {
                         "id": unit, "prompt_id": str(i), "prompt": text, "original": prompt, "encoder": encoder,
-                        "protocol": protocol, "source": source, "k": k, "seed_index": 0, "image": picture,
+                        "protocol": protocol, "source": source, "k": k, "seed_index": 0, "image": picture, "given": text,
+                        "truncated": False,
                     })  # fmt: skip
                     store.append("scores", {"id": unit, "scene_correct": not k, "clip_score": 20.0, "drift": 0.1 * k})
         store.write_results({

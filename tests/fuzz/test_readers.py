@@ -91,7 +91,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with RunStore.open(tmp_path / "run", SPEC, command="x") as store:
         for i, text in enumerate(TEXTS):
             picture = store.save_image(image_name(text), Image.effect_noise((16, 16), 50))
-            store.append("pictures", {"id": f"{i}", "prompt": text, "image": picture, "k": 1})
+            store.append("pictures", {
+                "id": f"{i}", "prompt_id": f"{i}", "prompt": text, "original": text, "given": text, "encoder": "leaf",
+                "protocol": "clean", "source": None, "k": 0, "seed_index": 0, "image": picture, "truncated": False,
+            })  # fmt: skip
         store.write_results({"rows": [row]})
     return tmp_path / "run"
 

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, load_run
+from leaf_diffusion.runs import DamagedRecords, RunFolderError, RunSpec, RunStore, load_run
 from leaf_diffusion.runs.status import main, status
 
 SPEC = RunSpec({"attack": "charmer", "k": [1]})
@@ -24,20 +25,20 @@ HOLDER = (
 def test_each_writer_has_files_of_its_own_and_sees_the_others(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC, shared=True) as one, RunStore.open(tmp_path, SPEC, shared=True) as two:
         assert (one.slot, two.slot) == (0, 1)
-        assert one.append("attacks", {"id": "a", "n": 1})
-        assert not two.has("attacks", ["a"])
+        assert one.append("units", {"id": "a", "n": 1})
+        assert not two.has("units", ["a"])
         two.refresh()
-        assert two.has("attacks", ["a"])
-        assert not two.append("attacks", {"id": "a", "n": 2})
-        assert two.append("attacks", {"id": "b", "n": 2})
+        assert two.has("units", ["a"])
+        assert not two.append("units", {"id": "a", "n": 2})
+        assert two.append("units", {"id": "b", "n": 2})
         one.refresh()
-        assert one.done("attacks") == two.done("attacks") == {"a", "b"}
-        assert one.count("attacks") == two.count("attacks") == 2
-        assert [record["id"] for record in two.records("attacks")] == ["b", "a"]
-    assert sorted(path.name for path in (tmp_path / "records").glob("*.jsonl")) == ["attacks.1.jsonl", "attacks.jsonl"]
-    assert load_run(tmp_path).records("attacks") == [{"id": "a", "n": 1}, {"id": "b", "n": 2}]
+        assert one.done("units") == two.done("units") == {"a", "b"}
+        assert one.count("units") == two.count("units") == 2
+        assert [record["id"] for record in two.records("units")] == ["b", "a"]
+    assert sorted(path.name for path in (tmp_path / "records").glob("*.jsonl")) == ["units.1.jsonl", "units.jsonl"]
+    assert load_run(tmp_path).records("units") == [{"id": "a", "n": 1}, {"id": "b", "n": 2}]
     with RunStore.open(tmp_path, SPEC) as alone:  # one process goes on with what two have written
-        assert alone.done("attacks") == {"a", "b"}
+        assert alone.done("units") == {"a", "b"}
 
 
 def test_a_writer_that_is_alone_and_those_that_share_exclude_each_other(tmp_path: Path) -> None:
@@ -61,33 +62,51 @@ def test_a_claim_is_free_again_when_its_process_dies(tmp_path: Path) -> None:
             assert status(tmp_path).writers == 1
 
 
-def test_a_line_that_another_writer_has_not_ended_is_left_and_a_damaged_one_named(tmp_path: Path) -> None:
+def test_a_line_that_another_writer_has_not_ended_is_left_and_a_damaged_one_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with RunStore.open(tmp_path, SPEC, shared=True) as store:
-        path = tmp_path / "records" / "attacks.1.jsonl"
+        path = tmp_path / "records" / "units.1.jsonl"
         path.write_text('{"id": "a"}\n{"id": "b"')
         store.refresh()
-        assert store.done("attacks") == {"a"}
-        path.write_text('{"id": "a"}\n{"id": "b"}\nnonsense\n')
-        with pytest.raises(ValueError, match=r"attacks\.1\.jsonl, line 3 is damaged"):
-            store.refresh()
+        assert store.done("units") == {"a"}
+        path.write_text('{"id": "a"}\n{"id": "b"}\nnonsense\n{"id": "d"}\n')
+        store.refresh()  # another machine's line may come in parts
+        assert store.done("units") == {"a", "b"}
+        path.write_text('{"id": "a"}\n{"id": "b"}\n{"id":"c"}\n{"id": "d"}\n')
+        now = time.monotonic()
+        with monkeypatch.context() as patch:
+            patch.setattr("time.monotonic", lambda: now + 61)
+            with pytest.raises(DamagedRecords, match=r"units\.1\.jsonl, line 3 is damaged"):
+                store.refresh()
+        path.write_text('{"id": "a"}\n{"id": "b"}\n{"id": "c"}\n{"id": "d"}\n')
+        store.refresh()
+        assert store.done("units") == {"a", "b", "c", "d"}
+    path.write_text('{"id": "a"}\nnonsense\n{"id": "d"}\n')
+    with pytest.raises(DamagedRecords, match=r"units\.1\.jsonl, line 2 is damaged"):  # nobody writes there any more
+        RunStore.open(tmp_path, SPEC)
+    path.write_text('{"id": "a"}\n{"id": "d')
+    with RunStore.open(tmp_path, SPEC) as store:
+        assert (store.done("units"), store.torn) == ({"a"}, {"units": 9})
+    assert path.read_text() == '{"id": "a"}\n'
 
 
 def test_status_tells_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
-        store.append("attacks", {"id": "a"})
-        store.begin("attacks", {"attacks": 4, "scores": 2})
+        store.append("units", {"id": "a"})
+        store.begin("units", {"units": 4, "scores": 2})
         noted = json.loads((tmp_path / "progress.json").read_text())
         (tmp_path / "progress.json").write_text(json.dumps(noted | {"started": "2000-01-01T00:00:00+00:00"}))
-        store.append("attacks", {"id": "b"})
+        store.append("units", {"id": "b"})
         found = status(tmp_path)
-        assert found.units == {"attacks": (2, 4), "scores": (0, 2)}
-        assert (found.stage, found.writers, found.finished) == ("attacks", 1, False)
+        assert found.units == {"units": (2, 4), "scores": (0, 2)}
+        assert (found.stage, found.writers, found.finished) == ("units", 1, False)
         assert found.idle is not None and found.idle < timedelta(minutes=5)
         assert found.left is not None and found.left > timedelta(days=2000)  # one unit in all these years
         assert main([str(tmp_path)]) == 3
     said = capsys.readouterr().out
     assert "1 process at work" in said
-    assert "attacks         2 of 4 (50%), about" in said
+    assert "units           2 of 4 (50%), about" in said
     assert "nobody at work" in "".join(_said(tmp_path, capsys))
     (tmp_path / "progress.json").write_text("[]")
     with pytest.raises(ValueError, match=r"progress\.json is damaged"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaf_diffusion.runs import RunSpec, RunStore, load_run, results_csv, write_results
+from leaf_diffusion.runs import DamagedRecords, RunSpec, RunStore, load_run, results_csv, write_results
 from leaf_diffusion.runs.export import COLUMNS
 
 JSON = st.recursive(
@@ -19,7 +19,8 @@ JSON = st.recursive(
 
 
 def row(**values: Any) -> dict[str, Any]:
-    return dict.fromkeys(COLUMNS) | {"metric": "drift", "mean": 0.5, "n": 3} | values
+    filled = {"encoder": "leaf", "protocol": "clean", "k": 0, "metric": "drift", "mean": 0.5, "n": 3, "seeds": 1}
+    return dict.fromkeys(COLUMNS) | filled | values
 
 
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
@@ -61,8 +62,10 @@ def test_results_are_written_for_people_and_machines(tmp_path: Path) -> None:
     assert found["counts"] == {"n": 1}
     table = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert (table[0]["encoder"], table[0]["mean"], table[0]["ci_low"], table[1]["note"]) == ("leaf", "0.5", "", "'=1")
-    with pytest.raises(ValueError, match="row 0 lacks ci_high"):
+    with pytest.raises(ValueError, match='row 0: the field "ci_high" is missing'):
         write_results(tmp_path, {"rows": [{k: v for k, v in row().items() if k != "ci_high"}]})
+    with pytest.raises(ValueError, match='row 1: the field "n" has to be a whole number'):
+        write_results(tmp_path, {"rows": [row(), row(n="3")]})
     with pytest.raises(ValueError, match='hold "rows"'):
         write_results(tmp_path, {})
 
@@ -89,7 +92,7 @@ def test_no_run_folder_and_paths_that_leave_it(tmp_path: Path) -> None:
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, RunSpec({})) as store:
-        store.append("pictures", {"id": "a"})
+        store.append("drawings", {"id": "a"})
         store.write_results({"rows": []})
     right = {path: path.read_text() for path in tmp_path.rglob("*.json*")}
     for content in ("{", "[1]", "null", "\ufeff{}", "[" * 50_000, '{"x": "\\ud800"}', '{"x": ' + "9" * 5000 + "}"):
@@ -105,9 +108,13 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"spec\.json is damaged"):
         load_run(tmp_path)
     (tmp_path / "spec.json").write_text(right[tmp_path / "spec.json"])
+    path = tmp_path / "records" / "drawings.jsonl"
     for line in ("[" * 50_000, '{"id": "\\ud800"}', '{"id": ' + "9" * 5000 + "}"):
-        (tmp_path / "records" / "pictures.jsonl").write_text(f'{line}\n{{"id": "b"}}\n')
-        with pytest.raises(ValueError, match=r"pictures\.jsonl, line 1 is damaged"):
-            load_run(tmp_path).records("pictures")
-        (tmp_path / "records" / "pictures.jsonl").write_text(f'{{"id": "b"}}\n{line}\n')  # as a crash leaves it
-        assert load_run(tmp_path).records("pictures") == [{"id": "b"}]
+        path.write_text(f'{line}\n{{"id": "b"}}\n')
+        with pytest.raises(DamagedRecords, match=r"drawings\.jsonl, line 1 is damaged"):
+            load_run(tmp_path).records("drawings")
+        path.write_text(f'{{"id": "b"}}\n{line}\n')
+        with pytest.raises(DamagedRecords, match=r"drawings\.jsonl, line 2 is damaged"):
+            load_run(tmp_path).records("drawings")
+        path.write_text(f'{{"id": "b"}}\n{line}')  # as a crash leaves it, or while it is being written
+        assert load_run(tmp_path).records("drawings") == [{"id": "b"}]

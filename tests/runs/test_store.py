@@ -25,26 +25,26 @@ def test_a_killed_process_loses_nothing_and_resuming_is_a_set_difference(tmp_pat
     program = (
         "import os, sys; from leaf_diffusion.runs import RunSpec, RunStore\n"
         f"store = RunStore.open(sys.argv[1], RunSpec({dict(SPEC.settings)!r}), fsync_seconds=3600)\n"
-        "for i in range(50): store.append('attacks', {'id': f'unit {i}', 'text': '\\u2028 é'})\n"
+        "for i in range(50): store.append('units', {'id': f'unit {i}', 'text': '\\u2028 é'})\n"
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], check=False).returncode == -9
     with RunStore.open(tmp_path / "run", SPEC, command="again") as store:
         assert store.resumed
-        assert {f"unit {i}" for i in range(60)} - store.done("attacks") == {f"unit {i}" for i in range(50, 60)}
-        assert store.records("attacks")[0]["text"] == "\u2028 é"
+        assert {f"unit {i}" for i in range(60)} - store.done("units") == {f"unit {i}" for i in range(50, 60)}
+        assert store.records("units")[0]["text"] == "\u2028 é"
     environment = load_run(tmp_path / "run").environment
     assert [again["command"] for again in environment["reopened"]] == ["again"]
 
 
 def test_a_duplicate_is_ignored_and_the_first_kept(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
-        assert store.append("attacks", record("a", score=1))
-        assert not store.append("attacks", record("a", score=2))
-        assert store.records("attacks") == [record("a", score=1)]
-    path = tmp_path / "records" / "attacks.jsonl"
+        assert store.append("units", record("a", score=1))
+        assert not store.append("units", record("a", score=2))
+        assert store.records("units") == [record("a", score=1)]
+    path = tmp_path / "records" / "units.jsonl"
     path.write_bytes(path.read_bytes() + b'{"id": "a", "score": 3}\n')
-    assert load_run(tmp_path).records("attacks") == [record("a", score=1)]
+    assert load_run(tmp_path).records("units") == [record("a", score=1)]
 
 
 @settings(max_examples=25, deadline=None)
@@ -53,35 +53,35 @@ def test_a_torn_last_line_is_cut_and_the_rest_kept(tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("torn")
     with RunStore.open(folder, SPEC) as store:
         for i in range(3):
-            store.append("attacks", record(f"unit {i}", note="x" * 10))
-    path = folder / "records" / "attacks.jsonl"
+            store.append("units", record(f"unit {i}", note="x" * 10))
+    path = folder / "records" / "units.jsonl"
     data = path.read_bytes()
     path.write_bytes(data[:-cut])
-    assert [r["id"] for r in load_run(folder).records("attacks")] == ["unit 0", "unit 1"]
+    assert [r["id"] for r in load_run(folder).records("units")] == ["unit 0", "unit 1"]
     with RunStore.open(folder, SPEC) as store:
-        assert store.done("attacks") == {"unit 0", "unit 1"}
-        assert store.torn == {"attacks": len(data) // 3 - cut}
-        store.append("attacks", record("unit 2", note="x" * 10))
+        assert store.done("units") == {"unit 0", "unit 1"}
+        assert store.torn == {"units": len(data) // 3 - cut}
+        store.append("units", record("unit 2", note="x" * 10))
     assert path.read_bytes() == data
 
 
 def test_zeros_left_by_a_power_cut_are_cut_too(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
-        store.append("attacks", record("a"))
-    path = tmp_path / "records" / "attacks.jsonl"
+        store.append("units", record("a"))
+    path = tmp_path / "records" / "units.jsonl"
     path.write_bytes(path.read_bytes() + b"\0" * 100)
     with RunStore.open(tmp_path, SPEC) as store:
-        assert (store.done("attacks"), store.torn) == ({"a"}, {"attacks": 100})
+        assert (store.done("units"), store.torn) == ({"a"}, {"units": 100})
 
 
 def test_damage_in_the_middle_names_the_line(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
         for unit in "abc":
-            store.append("attacks", record(unit))
-    path = tmp_path / "records" / "attacks.jsonl"
+            store.append("units", record(unit))
+    path = tmp_path / "records" / "units.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[1][:-3], lines[2], ""]))
-    with pytest.raises(ValueError, match=r"attacks\.jsonl, line 2 is damaged"):
+    with pytest.raises(ValueError, match=r"units\.jsonl, line 2 is damaged"):
         RunStore.open(tmp_path, SPEC)
 
 
@@ -117,7 +117,7 @@ def test_a_second_writer_is_refused_until_the_first_has_gone(tmp_path: Path) -> 
     closed.close()
     closed.close()
     with pytest.raises(ValueError, match="closed"):
-        closed.done("attacks")
+        closed.done("units")
 
 
 @pytest.mark.parametrize(
@@ -153,19 +153,19 @@ def test_a_disk_that_fills_up_leaves_whole_lines_and_the_run_goes_on(
     store = RunStore.open(tmp_path, SPEC)
     monkeypatch.setattr(log, "write_all", write_some)
     monkeypatch.setattr(files, "write_all", write_some)
-    store.append("attacks", record("unit 0"))
+    store.append("units", record("unit 0"))
     with pytest.raises(RunFolderError, match="disk is full; free some space, then run the same command again"):
-        store.append("attacks", record("unit 1", note="x" * 200))
+        store.append("units", record("unit 1", note="x" * 200))
     with pytest.raises(RunFolderError, match="disk is full"):
         store.save_image(image_name("a"), Image.new("RGB", (8, 8)))
-    done = store.done("attacks")
+    done = store.done("units")
     assert done == {"unit 0"}
     assert list((tmp_path / "images").iterdir()) == []
     room = 10_000
     for i in range(9):
-        store.append("attacks", record(f"unit {i}"))
+        store.append("units", record(f"unit {i}"))
     store.close()
-    text = (tmp_path / "records" / "attacks.jsonl").read_text()
+    text = (tmp_path / "records" / "units.jsonl").read_text()
     assert [json.loads(line)["id"] for line in text.splitlines()] == [f"unit {i}" for i in range(9)]
 
 
@@ -180,16 +180,16 @@ def test_a_torn_line_that_could_not_be_cut_is_cut_before_the_next(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with RunStore.open(tmp_path, SPEC) as store:
-        store.append("attacks", record("a"))
+        store.append("units", record("a"))
         for failing in (half, interrupted):
             with monkeypatch.context() as patch:
                 patch.setattr(os, "ftruncate", refuse)
                 patch.setattr(log, "write_all", failing)
                 with pytest.raises((RunFolderError, KeyboardInterrupt)):
-                    store.append("attacks", record("b"))
-        assert store.append("attacks", record("b"))
-    assert [r["id"] for r in load_run(tmp_path).records("attacks")] == ["a", "b"]
-    assert (tmp_path / "records" / "attacks.jsonl").read_bytes().count(b"\n") == 2
+                    store.append("units", record("b"))
+        assert store.append("units", record("b"))
+    assert [r["id"] for r in load_run(tmp_path).records("units")] == ["a", "b"]
+    assert (tmp_path / "records" / "units.jsonl").read_bytes().count(b"\n") == 2
 
 
 def interrupted(fd: int, data: bytes) -> None:
@@ -224,17 +224,17 @@ def test_pictures_are_whole_or_known_to_be_damaged(tmp_path: Path) -> None:
         picture = Image.effect_noise((32, 32), 50).convert("RGB")
         paths = [store.save_image(image_name(unit), picture) for unit in ("a", "../../b", "c")]
         for path in paths:
-            store.append("pictures", record(path, image=path))
-        assert store.damaged_images() == set()
+            store.append("drawings", record(path, image=path))
+        assert store.damaged_images("drawings") == set()
         assert store.load_image(paths[1]).tobytes() == picture.tobytes()
         whole = (tmp_path / paths[0]).read_bytes()
         (tmp_path / paths[0]).write_bytes(whole[:-30])
         (tmp_path / paths[2]).unlink()
-        assert store.damaged_images() == {paths[0], paths[2]}
+        assert store.damaged_images("drawings") == {paths[0], paths[2]}
         with pytest.raises(RunFolderError, match="missing or damaged"):
             store.load_image(paths[0])
         store.save_image(paths[0], picture)
-        assert store.damaged_images() == {paths[2]}
+        assert store.damaged_images("drawings") == {paths[2]}
         for bad in ("../evil.png", "images/../../x.png", "/etc/passwd", "images/evil.exe"):
             with pytest.raises(ValueError, match="hexadecimal"):
                 store.save_image(bad, picture)
@@ -266,9 +266,9 @@ def test_png_ok_sees_every_kind_of_damage(tmp_path: Path) -> None:
 def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
         with pytest.raises(ValueError, match='needs a text "id"'):
-            store.append("attacks", {"score": 1})
+            store.append("units", {"score": 1})
         with pytest.raises(ValueError, match="'a' does not fit into JSON"):
-            store.append("attacks", record("a", score=float("nan")))
+            store.append("units", record("a", score=float("nan")))
         with pytest.raises(ValueError, match="kind of record"):
             store.append("../attacks", record("a"))
-        assert store.append("attacks", record("a", score=0.5))
+        assert store.append("units", record("a", score=0.5))

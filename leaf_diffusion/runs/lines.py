@@ -1,0 +1,90 @@
+"""A record as one line of a file: canonical JSON that ends in its own checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from leaf_diffusion.runs.fields import Fields, misfit
+from leaf_diffusion.runs.files import RunFolderError
+from leaf_diffusion.runs.spec import canonical_json
+
+_SUM = re.compile(rb',"sum":"([0-9a-f]{16})"\}\Z')
+
+
+class DamagedRecords(RunFolderError, ValueError):
+    """A file of records holds a line that nobody wrote so; the message names file and line."""
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """The line of a record, without its end: sorted keys, then "sum", 64 bits of the sha256 of what stands before it.
+
+    Raises ValueError for what JSON cannot hold, NaN too, and for a record with a "sum" of its own.
+    """
+    if "sum" in record:
+        raise ValueError('"sum" is the name of a line\'s checksum')
+    body = canonical_json(record).encode()
+    return body[:-1] + b',"sum":"' + _sum(body) + b'"}'
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """The record of a line. Raises ValueError, or RecursionError, where a bit of it is not as it was written.
+
+    Lines from before there were checksums are told by their spaces, which a line with one has not: so a bit that flips
+    inside of the checksum's name makes no line without a checksum.
+    """
+    found = _SUM.search(line)
+    body = line[: found.start()] + b"}" if found else line
+    if found and _sum(body) != found[1]:
+        raise ValueError("its checksum does not fit")
+    text = body.decode()
+    record = json.loads(text)
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+        raise ValueError('a record is a JSON object with a text "id"')
+    if text != (canonical_json(record) if found else json.dumps(record, ensure_ascii=False, allow_nan=False)):
+        raise ValueError("it is not spelled as records are written")
+    return record
+
+
+def read_jsonl(path: Path, fields: Fields | None = None) -> tuple[list[dict[str, Any]], int, int]:
+    """Records of a file, one a line, the byte length of the lines that are whole, and the bytes of a torn end (0: none).
+
+    A last line without its newline, or one that `decode` refuses, was cut by a crash: its unit is computed again. A line
+    further up cannot be hurt by a crash, so the disk, the memory or a hand did it, and perhaps not to this line alone:
+    DamagedRecords, for people to look. So is a line that is whole and lacks a field of `fields`.
+    """
+    if not path.exists():
+        return [], 0, 0
+    data = path.read_bytes()
+    records: list[dict[str, Any]] = []
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start)
+        try:
+            record = decode(data[start:end] if end >= 0 else b"")
+        except (ValueError, RecursionError) as error:
+            if end < 0 or end == len(data) - 1:
+                return records, start, len(data) - start
+            raise damaged(path, len(records) + 1, error) from error
+        check_fields(record, fields, path, len(records) + 1)
+        records.append(record)
+        start = end + 1
+    return records, start, 0
+
+
+def damaged(path: Path, line: int, error: object) -> DamagedRecords:
+    said = f"{path}, line {line} is damaged ({error}); delete that line: its unit is computed again"
+    return DamagedRecords(said)
+
+
+def check_fields(record: dict[str, Any], fields: Fields | None, path: Path, line: int) -> None:
+    """Raises DamagedRecords naming file, line and field."""
+    if fields is not None and (wrong := misfit(record, fields)):
+        raise damaged(path, line, wrong)
+
+
+def _sum(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()

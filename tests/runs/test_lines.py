@@ -1,0 +1,118 @@
+"""A record's line: no bit of it changes unseen, lines from before the checksums are read, wrong fields are named."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leaf_diffusion.runs import DamagedRecords, RunSpec, RunStore, load_run
+from leaf_diffusion.runs.fields import RECORDS
+from leaf_diffusion.runs.lines import decode, encode, read_jsonl
+
+SPEC = RunSpec({"attack": "charmer"})
+RIGHT = [
+    {"id": "a", "text": "zwei „Katzen“\u2028", "score": 0.1, "right": True},
+    {"id": "b", "k": [1, 2], "none": None},
+    {"id": "c", "nested": {"x": 1e-9}},
+]
+
+
+def write(folder: Path, records: list[dict[str, Any]]) -> Path:
+    with RunStore.open(folder, SPEC) as store:
+        for record in records:
+            store.append("units", record)
+    return folder / "records" / "units.jsonl"
+
+
+def test_a_line_is_canonical_json_and_carries_the_checksum_of_what_stands_before_it(tmp_path: Path) -> None:
+    lines = write(tmp_path, RIGHT).read_bytes().splitlines()
+    for line, record in zip(lines, RIGHT, strict=True):
+        canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        written = json.loads(line)
+        assert written.pop("sum") == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        assert written == record
+        assert line.startswith(canonical[:-1].encode())
+    assert load_run(tmp_path).records("units") == RIGHT
+
+
+def test_no_bit_of_a_file_of_records_changes_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda fd: None)
+    path = write(tmp_path, RIGHT)
+    whole = path.read_bytes()
+    refused = cut = 0
+    for bit in range(8 * len(whole)):
+        spoiled = bytearray(whole)
+        spoiled[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(spoiled)
+        line = whole.count(b"\n", 0, bit // 8) + 1
+        try:
+            records, size, torn = read_jsonl(path)
+        except DamagedRecords as error:
+            refused += f"{path}, line {line} is damaged" in str(error)
+        else:  # the last line, or the two that a lost end has joined: as a crash would have it, computed again
+            cut += 1
+            assert records == RIGHT[: 1 if whole[bit // 8] == 10 and line == 2 else 2]
+            assert (size + torn, torn > 0) == (len(whole), True)
+            if bit % 8 == 0:
+                assert write(tmp_path, RIGHT).read_bytes() == whole
+    assert refused + cut == 8 * len(whole)
+    assert min(refused, cut) > 400
+
+
+def test_lines_from_before_the_checksums_are_read_and_gone_on_with(tmp_path: Path) -> None:
+    path = write(tmp_path, [])
+    old = b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in RIGHT[:2])
+    path.write_bytes(old)
+    write(tmp_path, RIGHT)
+    assert path.read_bytes() == old + encode(RIGHT[2]) + b"\n"
+    assert load_run(tmp_path).records("units") == RIGHT
+    line = encode(RIGHT[0])
+    for wrong in (line.replace(b'"sum"', b'"sun"'), line[: line.index(b',"sum"')] + b"}", b'{"id": "a", "x": NaN}'):
+        with pytest.raises(ValueError, match=r"not spelled|Out of range"):
+            decode(wrong)
+    with pytest.raises(ValueError, match="does not fit into JSON"):
+        write(tmp_path, [{"id": "d", "sum": "mine"}])
+
+
+WRONG = [None, True, -1, 0, 1, 0.5, 10**30, "", "x", "../x", [], [[]], [["a"]], [1], {}, {"x": 1}]
+FULL: dict[str, dict[str, Any]] = {
+    "attacks": {"id": "a", "prompt_id": "p", "prompt": "a cat", "perturbed": "a czt", "source": "original", "k": 1,
+                "truncated": False, "attack": "charmer", "constraint": None, "distance": 1, "score": 0.5, "queries": 9,
+                "unseen_tokens": 0.0, "shattered": [["c", "zt"]]},
+    "pictures": {"id": "a", "prompt_id": "p", "prompt": "a cat", "original": "a cat", "encoder": "leaf",
+                 "protocol": "clean", "source": None, "k": 0, "seed_index": 0, "image": f"images/{'0' * 24}.png",
+                 "given": "a cat", "truncated": False},
+    "scores": {"id": "a", "scene_correct": True, "clip_score": 20.0, "clip_score_attacked_caption": 20, "drift": None,
+               "drift_features": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_each_field_is_checked_where_it_is_read_and_where_it_is_written(kind: str, tmp_path: Path) -> None:
+    fields, right = RECORDS[kind], FULL[kind]
+    assert {"id", *fields} == set(right)
+    with RunStore.open(tmp_path, SPEC) as store:
+        store.append(kind, right)
+    path, before = tmp_path / "records" / f"{kind}.jsonl", encode(right | {"id": "0"}) + b"\n"
+    for name, field in fields.items():
+        spoiled = [right | {name: value} for value in WRONG if not field.fits(value)]
+        spoiled += [{key: value for key, value in right.items() if key != name}] if field.needed else []
+        assert len(spoiled) > 5
+        for record in spoiled:
+            for line in (encode(record), json.dumps(record).encode()):
+                path.write_bytes(before + line + b"\n")
+                for read in (lambda: load_run(tmp_path).records(kind), lambda: RunStore.open(tmp_path, SPEC).close()):
+                    with pytest.raises(DamagedRecords, match=rf'{kind}\.jsonl, line 2 .*the field "{name}" '):
+                        read()
+            path.write_bytes(before)
+            with RunStore.open(tmp_path, SPEC) as store, pytest.raises(ValueError, match=f'"{name}"'):
+                store.append(kind, record)
+            assert path.read_bytes() == before
+
+
+def test_another_experiment_keeps_records_of_its_own(tmp_path: Path) -> None:
+    with RunStore.open(tmp_path, RunSpec({"experiment": "textfare"})) as store:
+        store.append("attacks", {"id": "a"})
+    assert load_run(tmp_path).records("attacks") == [{"id": "a"}]
