@@ -42,7 +42,8 @@ class AttackOptions:
     encoder: str = "world:original"
     """A source ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" puts spelling correction before it."""
     attack: str = "charmer"
-    """charmer, leaf, exhaustive (k=1 only) or random-typos."""
+    """charmer, leaf, exhaustive (k=1 only), random-typos, tokens (whole tokens substituted); or everyday noise: keyboard,
+    ocr, swapped-letters, missing-spaces, homoglyphs, punctuation, at random or, with worst- before the name, searched."""
     k: tuple[int, ...] = (1,)
     """Numbers of character edits."""
     n_positions: int = 20

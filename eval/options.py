@@ -51,7 +51,8 @@ class Options:
     limit: int | None = None
     """Number of prompts. Default: 32 of the world's, all of a file's."""
     attack: str = "charmer"
-    """charmer, leaf, exhaustive (k=1 only) or random-typos."""
+    """charmer, leaf, exhaustive (k=1 only), random-typos, tokens (whole tokens substituted); or everyday noise: keyboard,
+    ocr, swapped-letters, missing-spaces, homoglyphs, punctuation, at random or, with worst- before the name, searched."""
     k: tuple[int, ...] = (1, 2)
     """Numbers of character edits."""
     n_positions: int = 20

@@ -62,6 +62,8 @@ class Attack(ABC):
 
     name: ClassVar[str]
     """The name that ``attack_from_name`` knows."""
+    distance_per_edit: ClassVar[int] = 1
+    """Levenshtein distance that one of the ``k`` edits may make (2 where neighbours are swapped, say)."""
 
     @final
     def __call__(
@@ -90,7 +92,8 @@ class Attack(ABC):
             rngs=generators(prompts, seed),
             on_step=on_step,
         )
-        return verify(prompts, outcomes, score.queries, scorer, k=k, constraint=constraint)
+        within = k * self.distance_per_edit
+        return verify(prompts, outcomes, score.queries, scorer, k=within, constraint=constraint)
 
     @abstractmethod
     def run(
