@@ -15,13 +15,17 @@ COMMANDS = {
     "finetune": ("leaf_diffusion.finetune.cli:main", "make a text encoder robust (TextFARE with the LEAF attack)"),
     "textfare": ("leaf_diffusion.eval.textfare:main", "the TextFARE loss of text encoders, clean and attacked"),
     "zero-shot-text": (
-        "leaf_diffusion.eval.zero_shot_world:main",
-        "exact robust accuracy in the world's zero-shot text task",
+        "leaf_diffusion.eval.zero_shot_text:main",
+        "zero-shot text classification with the exact worst single edit, over k and over queries",
     ),
     "status": ("leaf_diffusion.runs.status:main", "how far a run is, who works on it, how long its stage takes"),
     "swap-cost": ("leaf_diffusion.eval.swap_cost:main", "what a robust encoder costs on clean prompts"),
     "report": ("leaf_diffusion.reports.cli:main", "write the report of a run folder again"),
     "convert": ("leaf_diffusion.encoders.convert_cli:main", "convert a CLIP between transformers and open_clip"),
+    "export": (
+        "leaf_diffusion.encoders.export_cli:main",
+        "write a text encoder, or a checkpoint around it, as the single file that ComfyUI loads",
+    ),
     "world": ("leaf_diffusion.world.cli:main", "train or show the embedded world"),
 }
 

@@ -58,7 +58,7 @@ def to_open_clip(state: State) -> State:
     """A transformers CLIPModel's or CLIPTextModelWithProjection's state under open_clip's names (copies where the
     layout differs). Raises ValueError for tensors that have no place there."""
     found: State = {}
-    state = {_full_name(key): value for key, value in state.items() if not key.endswith(_IGNORED)}
+    state = {full_name(key): value for key, value in state.items() if not key.endswith(_IGNORED)}
     for key, value in state.items():
         block, number = _split(key)
         if key in _TRANSPOSED:
@@ -177,7 +177,7 @@ def _split(key: str) -> tuple[str, str]:
     return (key, "") if match is None else (_NUMBER.sub(".{}.", key, count=1), match.group(1))
 
 
-def _full_name(key: str) -> str:
+def full_name(key: str) -> str:
     """CLIPTextModel's own keys lack the "text_model." of the other classes in newer transformers."""
     return f"text_model.{key}" if key.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else key
 

@@ -17,9 +17,10 @@ from leaf_diffusion.encoders import sources
 from leaf_diffusion.encoders.base import Defence, Tower
 from leaf_diffusion.encoders.defences import DEFENCES
 from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_config_of
+from leaf_diffusion.encoders.pickles import SUFFIXES, conversion
+from leaf_diffusion.encoders.single_file import load_single_file
 from leaf_diffusion.encoders.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MOST_TOKENS = 10_000_000
 SLACK = 50_000_000  # weights that any machine can hold
 
@@ -37,7 +38,8 @@ def load_text_encoder(
 ) -> Tower:
     """A text encoder from whatever names it.
 
-    `source`: a folder of a CLIP (text) model or of a diffusers pipeline, a Hub id of either, "prefix:name" of a
+    `source`: a folder of a CLIP (text) model or of a diffusers pipeline, a Hub id of either, a .safetensors file (a text
+    encoder as in ComfyUI, or a checkpoint, where `subfolder="text_encoder_2"` is its second tower), "prefix:name" of a
     registered source ("world:leaf", "openclip:ViT-L-14-quickgelu/openai"), or a module together with `tokenizer`.
     `tokenizer`: an object, a folder or a Hub id; else the source's own, else CLIP's where the vocabulary is CLIP's.
     `adapter`: a PEFT LoRA folder or Hub id, merged into a copy of the weights. `defence`: "speller" or a callable
@@ -115,6 +117,11 @@ def _from_transformers(
     source: str, revision: str | None, subfolder: str | None, dtype: torch.dtype, *, need_tokenizer: bool
 ) -> tuple[nn.Module, Any]:
     folder = Path(source).expanduser()
+    if folder.is_file():
+        if revision is not None:
+            raise ValueError(f"{source} is a file, which has no revision")
+        module = load_single_file(folder, subfolder, dtype)
+        return module, _clip_tokenizer_for(source, None, module.config.vocab_size) if need_tokenizer else None
     if folder.is_dir():
         source = str(folder)
     elif _looks_like_path(source):
@@ -180,6 +187,10 @@ def _tokenizer_from(source: str, subfolder: str | None, revision: str | None, vo
                 return tokenizer
     except OSError as error:
         raise FileNotFoundError(f"no tokenizer for {source!r}: {str(error).strip().splitlines()[0]}") from error
+    return _clip_tokenizer_for(source, subfolder, vocabulary)
+
+
+def _clip_tokenizer_for(source: str, subfolder: str | None, vocabulary: int | None) -> Any:
     if vocabulary == CLIP_VOCABULARY:
         return clip_tokenizer()  # robust CLIP repositories often say "use the base model's": it is this one
     raise FileNotFoundError(
@@ -191,11 +202,12 @@ def _tokenizer_from(source: str, subfolder: str | None, revision: str | None, vo
 def _refuse_pickles(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    pickles = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if pickles:
+        weights = max(pickles, key=lambda path: path.stat().st_size)
         raise ValueError(
-            f"{folder} holds only pickled weights ({', '.join(pickles)}), which can run code when opened; "
-            "convert them to safetensors in a place you trust (model.save_pretrained(folder) of transformers does)"
+            f"{folder} holds only pickled weights ({', '.join(path.name for path in pickles)}), which can run code when "
+            f"opened. Convert them: {conversion(weights, folder / 'model.safetensors')}"
         )
     raise FileNotFoundError(f"{folder} has a config.json but no weights: there is no *.safetensors file")
 

@@ -34,6 +34,11 @@ def _clip_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}, merges
 
 
+def is_clip_vocabulary(vocabulary: dict[str, int]) -> bool:
+    """Whether these are CLIP's own tokens and ids."""
+    return vocabulary == _clip_bpe()[0]
+
+
 def clip_tokenizer() -> CLIPTokenizer:
     """The real CLIP BPE (49,408 entries, context 77), built in memory; a new object at every call."""
     vocabulary, merges = _clip_bpe()

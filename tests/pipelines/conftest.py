@@ -1,0 +1,243 @@
+"""Tiny seeded pipelines of each kind, and the single-file layouts of them (the inverse of what diffusers reads)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from leaf_diffusion.encoders import clip_tokenizer
+from leaf_diffusion.encoders.convert import to_open_clip
+from leaf_diffusion.pipelines import (
+    LeafStableDiffusion3Pipeline,
+    LeafStableDiffusionPipeline,
+    LeafStableDiffusionXLPipeline,
+)
+
+PROMPT = "a red umbrella"
+TOKENIZER = clip_tokenizer()
+
+
+def tower(kind: type = CLIPTextModelWithProjection, seed: int = 0, **changes: Any) -> Any:
+    """A text tower of 64, one head: a single file says shapes alone, and CLIP's heads are 64 wide."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 1}
+    ids = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    config = CLIPTextConfig(**sizes | ids | {"projection_dim": 64, "initializer_factor": 3.0} | changes)
+    made = kind(config).eval().requires_grad_(False)
+    for parameter in made.parameters():  # gains and biases that are not neutral
+        parameter.add_(0.1 * torch.randn_like(parameter) if parameter.ndim == 1 else 0)
+    return made
+
+
+def _unet(**changes: Any) -> UNet2DConditionModel:
+    torch.manual_seed(1)
+    sizes = {"sample_size": 4, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
+    blocks |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    return UNet2DConditionModel(
+        **sizes | blocks | {"cross_attention_dim": 64, "attention_head_dim": 4} | changes
+    ).eval()
+
+
+def _vae(**changes: Any) -> AutoencoderKL:
+    torch.manual_seed(2)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(
+        **{"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4} | blocks | changes
+    )
+
+
+def _sd() -> dict[str, Any]:
+    return {
+        "unet": _unet(), "vae": _vae().eval(), "text_encoder": tower(CLIPTextModel), "tokenizer": TOKENIZER,
+        "scheduler": DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False,
+    }  # fmt: skip
+
+
+def _xl() -> dict[str, Any]:
+    unet = _unet(
+        cross_attention_dim=128 + 64, attention_head_dim=(2, 4), use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32,
+    )  # fmt: skip
+    second = tower(seed=1, hidden_size=128, num_attention_heads=2, projection_dim=32, hidden_act="gelu")
+    return {
+        "unet": unet, "vae": _vae().eval(), "scheduler": EulerDiscreteScheduler(),
+        "text_encoder": tower(CLIPTextModel), "tokenizer": TOKENIZER,
+        "text_encoder_2": second, "tokenizer_2": TOKENIZER, "add_watermarker": False,
+    }  # fmt: skip
+
+
+def _sd3() -> dict[str, Any]:
+    torch.manual_seed(3)
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+        caption_projection_dim=32, joint_attention_dim=128 + 64, pooled_projection_dim=128 + 64, out_channels=4,
+    )  # fmt: skip
+    vae = _vae(
+        sample_size=8, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5
+    )  # fmt: skip
+    first = tower()
+    first.text_projection.weight.copy_(torch.eye(64))  # as in SD3, which takes CLIP-L's pooled state unprojected
+    second = tower(seed=1, hidden_size=128, num_attention_heads=2, projection_dim=128, hidden_act="gelu")
+    return {
+        "transformer": transformer.eval(), "vae": vae.eval(), "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "text_encoder": first, "tokenizer": TOKENIZER, "text_encoder_2": second, "tokenizer_2": TOKENIZER,
+        "text_encoder_3": None, "tokenizer_3": None,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A Leaf pipeline, its stock twin, and tiny components for both.
+
+    `load`: what from_pretrained is told besides. `towers`: the parts that can be exchanged.
+    """
+
+    name: str
+    leaf: Any
+    stock: Any
+    make: Callable[[], dict[str, Any]]
+    load: dict[str, Any]
+    towers: tuple[str, ...]
+
+    def parts(self) -> dict[str, Any]:
+        return self.make()
+
+    def new_tower(self, part: str, seed: int = 7, **changes: Any) -> Any:
+        """Another text encoder of the shape that `part` has, with a projection."""
+        old = self.make()[part].config
+        names = ("hidden_size", "num_attention_heads", "hidden_act", "projection_dim")
+        return tower(seed=seed, **{name: getattr(old, name) for name in names} | changes)
+
+    def picture(self, pipe: Any, prompt: Any = PROMPT, **options: Any) -> np.ndarray:
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        size = {"height": 8, "width": 8} if self.name != "sd3" else {"height": 16, "width": 16}
+        asked = {"num_inference_steps": 2, "output_type": "np", "generator": generator} | size | options
+        return pipe(prompt, **asked).images
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("sd", LeafStableDiffusionPipeline, StableDiffusionPipeline, _sd, {}, ("text_encoder",)),
+        Kind(
+            "xl", LeafStableDiffusionXLPipeline, StableDiffusionXLPipeline, _xl, {"add_watermarker": False},
+            ("text_encoder", "text_encoder_2"),
+        ),
+        Kind(
+            "sd3", LeafStableDiffusion3Pipeline, StableDiffusion3Pipeline, _sd3,
+            {"text_encoder_3": None, "tokenizer_3": None}, ("text_encoder", "text_encoder_2"),
+        ),
+    )
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Each of the three pipelines in turn."""
+    return KINDS[request.param]
+
+
+@pytest.fixture(scope="session")
+def kinds() -> dict[str, Kind]:
+    return KINDS
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Any]:
+    """The folder that the stock pipeline of a kind saved, made once."""
+    made: dict[str, Any] = {}
+
+    def folder(kind: Kind) -> Any:
+        if kind.name not in made:
+            made[kind.name] = tmp_path_factory.mktemp(kind.name)
+            kind.stock(**kind.parts()).save_pretrained(made[kind.name])
+        return made[kind.name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_tower() -> Callable[..., Any]:
+    return tower
+
+
+@pytest.fixture(scope="session")
+def single_file() -> Callable[[Kind, dict[str, Any]], dict[str, torch.Tensor]]:
+    """The tensors of a pipeline as its single file names them (SD and XL)."""
+
+    def tensors(kind: Kind, parts: dict[str, Any]) -> dict[str, torch.Tensor]:
+        found = {f"model.diffusion_model.{_unet_key(k)}": v for k, v in parts["unet"].state_dict().items()}
+        for key, value in parts["vae"].state_dict().items():
+            convolution = "mid_block.attentions" in key and key.endswith("weight") and value.ndim == 2
+            found[f"first_stage_model.{_vae_key(key)}"] = value[:, :, None, None] if convolution else value
+        prefix = "cond_stage_model." if kind.name == "sd" else "conditioner.embedders.0."
+        for key, value in parts["text_encoder"].state_dict().items():
+            found[f"{prefix}transformer.text_model.{key.removeprefix('text_model.')}"] = value
+        found[f"{prefix}transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        if kind.name == "xl":
+            second = to_open_clip(parts["text_encoder_2"].state_dict())
+            found |= {f"conditioner.embedders.1.model.{key}": value for key, value in second.items()}
+            found["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
+        return {key: value.clone().contiguous() for key, value in found.items()}
+
+    return tensors
+
+
+_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"}
+_RESNET |= {"time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+_OUTER = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+_OUTER |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+_OUTER |= {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+
+
+def _unet_key(key: str) -> str:
+    """A UNet of one layer a block, two levels, attention in the lower one."""
+    start, _, kind = key.rpartition(".")
+    if start in _OUTER:
+        return f"{_OUTER[start]}.{kind}"
+    where, block, what, layer, rest = re.fullmatch(r"(down|up|mid)_blocks?\.?(\d*)\.(\w+)\.(\d+)\.(.*)", key).groups()  # type: ignore[union-attr]
+    if what == "resnets":
+        name, _, kind = rest.rpartition(".")
+        rest = f"{_RESNET[name]}.{kind}"
+    if where == "mid":
+        return f"middle_block.{2 * int(layer) if what == 'resnets' else 1}.{rest}"
+    side = "input_blocks" if where == "down" else "output_blocks"
+    number = int(block) * 2 + int(layer) + (where == "down")
+    if what == "downsamplers":
+        return f"{side}.{number + 1}.0.{rest.replace('conv', 'op')}"
+    if what == "upsamplers":
+        return f"{side}.{number + 1}.2.{rest}"
+    return f"{side}.{number}.{1 if what == 'attentions' else 0}.{rest}"
+
+
+def _vae_key(key: str) -> str:
+    """A VAE of two levels."""
+    key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
+    for old, new in {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}.items():
+        key = key.replace(f"mid_block.attentions.0.{old}", f"mid.attn_1.{new}")
+    key = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", key)
+    key = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", key)
+    key = re.sub(r"up_blocks\.(\d)\.resnets", lambda m: f"up.{1 - int(m[1])}.block", key)
+    return re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{1 - int(m[1])}.upsample", key)
