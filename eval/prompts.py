@@ -12,8 +12,13 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 from rich.markup import escape
 
-from leaf_diffusion.text.files import first_of_each_image, parse_json, read_texts, whole_text
+from leaf_diffusion.runs.fields import RECORDS, misfit
+from leaf_diffusion.text.decoding import parse_json, text_lines, whole_text
+from leaf_diffusion.text.files import first_of_each_image, read_texts
 from leaf_diffusion.world import WorldPrompt, world_prompts
+
+_GIVEN = {name: RECORDS["attacks"][name].if_any for name in ("k", "attack", "constraint", "score", "queries")}
+"""What an attack set may say of an attack, as it is taken over into the records."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,10 @@ def named(original: str, perturbed: str) -> str:
 def read_attacks(path: Path) -> list[dict[str, Any]]:
     """Attack sets: one JSON object a line with "prompt", "perturbed", "source" and "k" at least."""
     rows = []
-    for number, line in enumerate(_read(path).rstrip().split("\n"), 1):
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    lines = [(number, line) for number, line in text_lines(path) if line.strip()]
+    for number, line in lines:
         row = parse_json(line, f"{path}, line {number}")
         if not isinstance(row, dict) or (missing := {"prompt", "perturbed", "source", "k"} - set(row)):
             lacks = ", ".join(sorted(missing)) if isinstance(row, dict) else "an object"
@@ -94,6 +102,8 @@ def read_attacks(path: Path) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{path}, line {number}: k must be a whole number of edits, not a {type(row['k']).__name__}"
             )
+        if wrong := misfit(row, _GIVEN):
+            raise ValueError(f"{path}, line {number}: {wrong}")
         far = int(Levenshtein.distance(row["prompt"], row["perturbed"]))
         if far > row["k"]:
             raise ValueError(f"{path}, line {number}: {far} edits lie between the two prompts, but k is {row['k']}")
@@ -117,12 +127,3 @@ def write_attacks(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     partial.replace(path)
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from error

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(options.runs) != 1:
         raise ValueError(f"name one run folder, or two to compare them; got {len(options.runs)}")
     (run,) = options.runs
-    results = Results(load_run(run).results["rows"])
+    results = Results.of(load_run(run))
     if options.tables != "terminal":
         print({"markdown": markdown, "latex": latex}[options.tables](results, options.metrics or None))
         return 0

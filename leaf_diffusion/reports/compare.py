@@ -39,7 +39,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     found = [_by_place(run) for run in runs]
-    results = [Results(run.results["rows"]) for run in runs]
+    results = [Results.of(run) for run in runs]
     shared = {place for place in found[0] if place in found[1] and found[0][place].keys() & found[1][place].keys()}
     if not shared:
         raise ValueError(

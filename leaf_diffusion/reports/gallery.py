@@ -122,7 +122,7 @@ def save_overview(run: Run | str | Path, path: Path, *, limit: int = 4) -> None:
     """One picture that shows the effect, as a README opens with: the most telling prompts, clean and attacked, by the
     baseline and by the robust encoder. Raises ValueError for a run without attacked pictures."""
     run = run if isinstance(run, Run) else load_run(run)
-    results = Results(run.results["rows"])
+    results = Results.of(run)
     if results.focus is None:
         raise ValueError(f"{run.folder} holds no attacked pictures")
     rows = most_telling(gallery_rows(run, baseline=results.baseline), results, limit)

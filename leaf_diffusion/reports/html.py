@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def render(run: Run) -> str:
     return templates().get_template("report.html.j2").render(_values(run, MAX_BYTES - _RESERVED))
 
 
+@cache
 def templates() -> Environment:
     """The page templates; whatever they print is escaped."""
     return Environment(
@@ -50,8 +52,7 @@ def templates() -> Environment:
 
 
 def _values(run: Run, budget: int) -> dict[str, Any]:
-    found = run.results
-    results = Results(found["rows"])
+    found, results = run.results, Results.of(run)
     rows = gallery_rows(run, baseline=results.baseline)
     spec = json.dumps(run.spec.settings, indent=2, ensure_ascii=False)
     shown, left_out = sections.gallery(rows, results, budget - len(spec.encode()))

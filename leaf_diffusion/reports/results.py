@@ -1,4 +1,4 @@
-"""Result rows, looked up and worded: what every report shares."""
+"""Result rows, checked, looked up and worded: what every report shares."""
 
 from __future__ import annotations
 
@@ -6,7 +6,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from leaf_diffusion.runs import Run
+from leaf_diffusion.runs.fields import COUNT, NUMBER, PROTOCOL, TEXT, Field, Fields, misfit
+
 Row = Mapping[str, Any]
+
+_REST: Fields = {
+    "feature_space": TEXT.or_null.if_any,
+    "real_pictures": COUNT.or_null.if_any,
+    "counts": Field("an object", lambda value: isinstance(value, dict)).if_any,
+    "attacks": Field("a list of objects", lambda v: isinstance(v, list) and all(isinstance(o, dict) for o in v)).if_any,
+}
+_COUNTS: Fields = dict.fromkeys(("pictures", "drawn", "truncated", "given_unchanged"), COUNT.if_any)
+_ATTACKS: Fields = {
+    "source": TEXT,
+    **dict.fromkeys(("k", "n", "unchanged", "truncated"), COUNT),
+    **dict.fromkeys(("distance", "score", "queries", "unseen_tokens"), NUMBER.or_null),
+}
 
 
 @dataclass(frozen=True)
@@ -110,14 +126,15 @@ def setting_of(row: Row) -> Setting:
 
 
 class Results:
-    """The rows of results.json by (encoder, setting, metric, baseline). Raises ValueError on no rows."""
+    """The rows of results.json by (encoder, setting, metric, baseline). Raises ValueError on no rows.
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    `Results.of` reads them from a run and checks them.
+    """
+
+    def __init__(self, rows: Iterable[Row], run: object = "the run") -> None:
         self.rows = list(rows)
         if not self.rows:
-            raise ValueError(
-                "the run has no results yet: give the command that started it again, it goes on to the end"
-            )
+            raise ValueError(f"{run} has no results yet: give the command that started it again, it goes on to the end")
         self._index = {(r["encoder"], setting_of(r), r["metric"], r["baseline"]): r for r in self.rows}
         self.encoders = list(dict.fromkeys(row["encoder"] for row in self.rows))
         self.baseline = next((r["baseline"] for r in self.rows if r["baseline"] is not None), self.encoders[0])
@@ -129,14 +146,33 @@ class Results:
         )
         self.ks = sorted({s.k for s in self.settings if s.k})
 
+    @classmethod
+    def of(cls, run: Run) -> Results:
+        """The results of a run of the text-to-image evaluation. Raises ValueError naming file, row and field where one
+        of them does not fit."""
+        found = run.results
+        labels = {row["encoder"] for row in found["rows"]} | {None}
+        for number, row in enumerate(found["rows"]):
+            wrong = misfit(row, {"protocol": PROTOCOL})
+            if row["baseline"] not in labels:
+                wrong = 'the field "baseline" has to be an encoder of these rows'
+            _refuse(run, f"row {number}", wrong)
+        _refuse(run, "beside the rows", misfit(found, _REST))
+        _refuse(run, "counts", misfit(found.get("counts", {}), _COUNTS))
+        for number, one in enumerate(found.get("attacks", [])):
+            _refuse(run, f"attacks, item {number}", misfit(one, _ATTACKS))
+        return cls(found["rows"], run.folder)
+
     def get(self, encoder: str, setting: Setting, metric: str, baseline: str | None = None) -> Row | None:
         return self._index.get((encoder, setting, metric, baseline))
 
     def has(self, metric: str) -> bool:
-        return any(row["metric"] == metric and row["protocol"] != "floor" for row in self.rows)
+        """Whether some encoder's mean was measured."""
+        mine = (row for row in self.rows if row["metric"] == metric and row["protocol"] != "floor")
+        return any(row["mean"] is not None and row["baseline"] is None for row in mine)
 
     def settings_of(self, metric: str) -> list[Setting]:
-        found = {setting_of(row) for row in self.rows if row["metric"] == metric}
+        found = {setting_of(row) for row in self.rows if row["metric"] == metric and row["baseline"] is None}
         return [setting for setting in self.settings if setting in found]
 
     @property
@@ -160,3 +196,9 @@ class Results:
     def floor(self) -> Row | None:
         """Drift with no attack at all, only another noise."""
         return next((r for r in self.rows if r["protocol"] == "floor" and r["metric"] == "drift"), None)
+
+
+def _refuse(run: Run, where: str, wrong: str) -> None:
+    if wrong:
+        path = run.folder / "results.json"
+        raise ValueError(f"{path} is damaged, {where}: {wrong}; give the run's command again")

@@ -70,7 +70,7 @@ def mean_cell(row: Row | None, metric: Metric) -> Cell:
     if row is None:
         return Cell()
     bar = None
-    if metric.unit == "%" and row.get("ci_low") is not None and row.get("ci_high") is not None:
+    if metric.unit == "%" and None not in (row["mean"], row.get("ci_low"), row.get("ci_high")):
         bar = (100 * row["ci_low"], 100 * row["mean"], 100 * row["ci_high"])
     return Cell(metric.show(row["mean"]), metric.show_interval(row), bar=bar)
 

@@ -45,7 +45,7 @@ def uncounted(
     if "drawn" in counts:
         lines.append(
             (
-                f"{counts['drawn']} of {counts['pictures']}",
+                f"{counts['drawn']} of {counts.get('pictures', n)}",
                 "pictures drawn; equal ones (same text, weights, noise) once",
             )
         )

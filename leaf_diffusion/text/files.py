@@ -1,35 +1,43 @@
 """Captions and prompts from whatever file holds them.
 
 Text (one a line), JSONL, CSV and TSV (PartiPrompts), Parquet, the JSON of COCO captions and of the Karpathy split, the
-token file of Flickr30k, webdataset tars, and `dataset:NAME` for Hugging Face `datasets`.
+token file of Flickr30k, webdataset tars, and `dataset:NAME` for Hugging Face `datasets`. Text is UTF-8. Fields beside
+the text are left alone; what would lose some of a text is refused: a cell without a column, a name that stands twice.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import lzma
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from leaf_diffusion.text.decoding import LONGEST_TEXT, parse_json, text_lines, utf8, whole_text
+
 COLUMNS = ("prompt", "caption", "text", "raw", "sentence", "captions", "sentences")
 """Where the text stands, in this order, whatever the case of the letters, unless a column is named."""
-LONGEST_MEMBER = 1 << 20
+LABELS = ("label", "labels", "label_text", "class", "category")
+"""Where the class stands."""
+LONGEST_JSON = 1 << 30
+"""Bytes of a JSON file, which is read as a whole; COCO's are 0.1 GB."""
 
 
 @dataclass(frozen=True)
 class TextRow:
-    """One caption: where it stands, which picture it belongs to (None: not said), the split (None: not said)."""
+    """One caption: where it stands, which picture it belongs to, the split, the class (None each: not said)."""
 
     text: str
     where: str
     image: str | None = None
     split: str | None = None
+    label: str | None = None
 
 
 def read_texts(source: str | Path, *, column: str | None = None, split: str | None = None) -> list[TextRow]:
@@ -67,13 +75,13 @@ def first_of_each_image(rows: Sequence[TextRow]) -> list[TextRow]:
 
 
 def _lines(path: Path, column: str | None) -> Iterator[TextRow]:
-    for number, line in _decoded(path):
+    for number, line in text_lines(path):
         yield TextRow(line.strip(), f"{path}, line {number}")
 
 
 def _token_file(path: Path, column: str | None) -> Iterator[TextRow]:
     """Flickr30k: "1000092795.jpg#0<tab>caption"."""
-    for number, line in _decoded(path):
+    for number, line in text_lines(path):
         image, tab, text = line.partition("\t")
         if not tab or "#" not in image:
             raise ValueError(f"{path}, line {number}: expected IMAGE#NUMBER, a tab and the caption")
@@ -81,7 +89,7 @@ def _token_file(path: Path, column: str | None) -> Iterator[TextRow]:
 
 
 def _jsonl(path: Path, column: str | None) -> Iterator[TextRow]:
-    for number, line in _decoded(path):
+    for number, line in text_lines(path):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -89,7 +97,9 @@ def _jsonl(path: Path, column: str | None) -> Iterator[TextRow]:
 
 
 def _json(path: Path, column: str | None) -> Iterator[TextRow]:
-    content = parse_json("".join(line for _, line in _decoded(path)), str(path))
+    if (size := path.stat().st_size) > LONGEST_JSON:
+        raise ValueError(f"{path}: {size:,} bytes are too many for one JSON value; write JSONL, an object a line")
+    content = parse_json(utf8(path.read_bytes(), str(path), "utf-8-sig"), str(path))
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):  # COCO, in the order of its images
         images = content.get("images", [])
         if not isinstance(images, list) or not all(isinstance(i, dict) for i in images):
@@ -97,8 +107,8 @@ def _json(path: Path, column: str | None) -> Iterator[TextRow]:
         names = {str(i.get("id")): str(i.get("file_name", i.get("id"))) for i in images}
         for i, one in enumerate(content["annotations"]):
             where = f"{path}, annotation {i}"
-            image = str(one.get("image_id")) if isinstance(one, dict) else ""
-            yield from _record(one, column or "caption", where, names.get(image, image))
+            image = str(one["image_id"]) if isinstance(one, dict) and "image_id" in one else None
+            yield from _record(one, column or "caption", where, None if image is None else names.get(image, image))
         return
     records = content.get("images") if isinstance(content, dict) else content  # the Karpathy split, or a plain list
     if not isinstance(records, list):
@@ -109,17 +119,24 @@ def _json(path: Path, column: str | None) -> Iterator[TextRow]:
 
 def _table(delimiter: str) -> Callable[[Path, str | None], Iterator[TextRow]]:
     def read(path: Path, column: str | None) -> Iterator[TextRow]:
-        lines = (line for _, line in _decoded(path))
+        lines = (line for _, line in text_lines(path))
         first = next(lines, "")
         # Flickr30k's results.csv has bars between its columns
         mark = "|" if delimiter == "," and "|" in first and "," not in first else delimiter
-        reader = csv.reader([first, *lines], delimiter=mark)
+        reader = csv.reader(chain([first], lines), delimiter=mark, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
+            if twice := [name for name, n in Counter(filter(None, header)).items() if n > 1]:
+                raise ValueError(f"{path}, line 1: the column {twice[0][:80]!r} stands there twice")
             for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                cells = [cell.strip() for cell in row]
+                if any(cells[len(header) :]):
+                    raise ValueError(
+                        f"{where}: {len(row)} cells under {len(header)} columns; quote a text that holds {mark!r}"
+                    )
                 if row:
-                    record = dict(zip(header, (cell.strip() for cell in row), strict=False))
-                    yield from _record(record, column, f"{path}, line {reader.line_num}")
+                    yield from _record(dict(zip(header, cells, strict=False)), column, where)
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: no CSV ({error}); is a quote left open?") from error
 
@@ -136,7 +153,7 @@ def _parquet(path: Path, column: str | None) -> Iterator[TextRow]:
         file, number = ParquetFile(path), 0
         names = list(file.schema_arrow.names)
         wanted = _column(names, column, str(path))
-        extra = [name for name in ("image_id", "image", "file_name", "split") if name in names]
+        extra = [name for name in ("image_id", "image", "file_name", "split", *LABELS) if name in names]
         for batch in file.iter_batches(columns=[wanted, *extra]):
             for record in batch.to_pylist():
                 yield from _record(record, wanted, f"{path}, row {number}")
@@ -154,11 +171,11 @@ def _tar(path: Path, column: str | None) -> Iterator[TextRow]:
                 if not member.isfile() or not member.name.endswith(suffix):
                     continue
                 where, key = f"{path}, {member.name!r}", member.name.removesuffix(suffix)
-                if member.size > LONGEST_MEMBER:
+                if member.size > LONGEST_TEXT:
                     raise ValueError(f"{where}: {member.size:,} bytes are no caption")
                 content = archive.extractfile(member)
                 assert content is not None
-                text = _utf8(content.read(), where)
+                text = utf8(content.read(), where)
                 if suffix == ".txt":
                     yield TextRow(text.strip(), where, key)
                 else:
@@ -183,8 +200,13 @@ def _dataset(name: str, column: str | None, split: str | None) -> Iterator[TextR
     except (OSError, ValueError, KeyError, ConnectionError) as error:
         raise FileNotFoundError(f"dataset:{name} (split {split or 'train'!r}) could not be loaded: {error}") from error
     wanted = _column(list(loaded.column_names), column, f"dataset:{name}")
-    for i, value in enumerate(loaded[wanted]):
-        yield from _record({wanted: value}, wanted, f"dataset:{name}, row {i}")
+    kept = [label for label in LABELS if label in loaded.column_names and label != wanted][:1]
+    names = {label: getattr(loaded.features[label], "names", None) or [] for label in kept}  # of a ClassLabel
+    for i, record in enumerate(loaded.select_columns([wanted, *kept])):
+        for label in kept:
+            if isinstance(record[label], int) and 0 <= record[label] < len(names[label]):
+                record[label] = names[label][record[label]]
+        yield from _record(record, wanted, f"dataset:{name}, row {i}")
 
 
 def _record(record: Any, column: str | None, where: str, image: str | None = None) -> Iterator[TextRow]:
@@ -199,11 +221,12 @@ def _record(record: Any, column: str | None, where: str, image: str | None = Non
         if image is None and isinstance(record.get(name), (str, int)):
             image = str(record[name])
     split = record["split"] if isinstance(record.get("split"), str) else None
+    label = next((str(record[name]) for name in LABELS if isinstance(record.get(name), (str, int))), None)
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, dict):
             yield from (replace(row, split=row.split or split) for row in _record(one, None, where, image))
         elif isinstance(one, str):
-            yield TextRow(whole_text(one, where).strip(), where, image, split)
+            yield TextRow(whole_text(one, where).strip(), where, image, split, label)
         else:
             raise ValueError(f"{where}: expected a text, got {type(one).__name__}")
 
@@ -219,41 +242,6 @@ def _column(names: list[str], column: str | None, where: str) -> str:
     if column is not None:
         raise ValueError(f"{where}: no column {column!r}; there are: {listed}")
     raise ValueError(f"{where}: none of the columns {', '.join(COLUMNS)}; there are: {listed}. Name the column")
-
-
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. ValueError that begins with `where`."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: no JSON ({error.msg})") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise ValueError(f"{where}: no JSON that can be read ({error})") from error
-    except RecursionError:
-        raise ValueError(f"{where}: no JSON that can be read (nested too deeply)") from None
-
-
-def whole_text(text: str, where: str) -> str:
-    """`text` as it is. ValueError for half a surrogate pair: JSON can spell it, no encoder and no file takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: half a surrogate pair at character {error.start}; write it as UTF-8") from None
-    return text
-
-
-def _decoded(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, UTF-8; a byte-order mark is dropped."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            yield number, _utf8(line, f"{path}, line {number}", "utf-8-sig" if number == 1 else "utf-8")
-
-
-def _utf8(content: bytes, where: str, encoding: str = "utf-8") -> str:
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
 
 
 _READERS: dict[str, Callable[[Path, str | None], Iterator[TextRow]]] = {

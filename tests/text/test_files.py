@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from leaf_diffusion.text.files import LONGEST_MEMBER, first_of_each_image, read_texts
+from leaf_diffusion.text.decoding import LONGEST_TEXT
+from leaf_diffusion.text.files import first_of_each_image, read_texts
 
 TWO = ["a red cat", "zwei „Katzen“, 猫"]
 
@@ -93,7 +94,7 @@ def test_webdataset_tars(tmp_path):
     assert texts(plain) == TWO[:1]
     assert texts(plain, column="caption") == ["no"]
     assert texts(tmp_path / "*.tar") == TWO
-    big = tar(tmp_path / "big.tar", {"a.txt": b"x" * (LONGEST_MEMBER + 1)})
+    big = tar(tmp_path / "big.tar", {"a.txt": b"x" * (LONGEST_TEXT + 1)})
     with pytest.raises(ValueError, match="are no caption"):
         texts(big)
     with pytest.raises(ValueError, match="no tar archive"):
@@ -136,6 +137,21 @@ def test_hugging_face_datasets(tmp_path):
         ("a.json", {"annotations": [], "images": ["x"]}, r"a\.json: expected COCO's images"),
         ("a.csv", 'id,caption\n1,"' + "x" * 200_000, r"a\.csv, line \d: no CSV .*quote left open"),
         ("a.csv", "caption\na\rb\n", r"a\.csv, line 2: no CSV"),
+        ("a.csv", "id,caption\n1,a cat, on a mat\n", r"a\.csv, line 2: 3 cells under 2 columns; quote a text .*','"),
+        ("a.tsv", "caption\tid\na\t1\nb\t2\tx\n", r"a\.tsv, line 3: 3 cells under 2 columns"),
+        ("results.csv", "image| n| comment\n1.jpg| 0| a cat | a mat\n", r"results\.csv, line 2: 4 cells under 3"),
+        ("a.csv", "caption,id,caption\na,1,b\n", r"a\.csv, line 1: the column 'caption' stands there twice"),
+        ("a.csv", 'caption,id\n"a red cat,1\na blue cat,2\n', r"a\.csv, line 3: no CSV .*quote left open"),
+        ("a.csv", 'caption,id\n"a" red cat,1\n', r"a\.csv, line 2: no CSV"),
+        ("a.jsonl", '{"caption": "a", "caption": "b"}\n', r"a\.jsonl, line 1: .*'caption' stands twice in one object"),
+        ("a.json", '[{"raw": "a", "x": {"y": 1, "y": 2}}]', r"a\.json: .*'y' stands twice in one object"),
+        ("a.json", {"images": [{"sentences": [{"text": 1}]}]}, r"a\.json, item 0: expected a text, got int"),
+        ("a.json", {"annotations": [{"image_id": 1}]}, r"a\.json, annotation 0: no column 'caption'"),
+        ("a.json", {"annotations": ["x", 3]}, r"a\.json, annotation 1: expected a text or an object, got int"),
+        ("a.json", "", r"a\.json: no JSON"),
+        ("a.txt", "a red cat\na \0 cat", r"a\.txt, line 2: a NUL byte"),
+        ("a.json", '["a \0 cat"]', r"a\.json: a NUL byte"),
+        ("a.txt", "a cat\n" + "x" * (LONGEST_TEXT + 1), r"a\.txt, line 2: more than 1,048,576 bytes are no caption"),
         ("a.csv", "\x1b[2J,b\n1,2\n", r"there are: \\x1b\[2J, b\. Name"),
         ("a.tsv", "\t".join("abcdefghijklmnop") + "\n1\n", r"none of the columns .*there are: a\. Name"),
     ],
@@ -143,6 +159,29 @@ def test_hugging_face_datasets(tmp_path):
 def test_what_cannot_be_read_says_where(tmp_path, name, content, said):
     with pytest.raises(ValueError, match=said):
         texts(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32", "shift-jis", "cp1251"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl", "a.json", "a.token"])
+def test_other_encodings_are_refused_by_name(tmp_path, name, encoding):
+    text = {"latin-1": "café", "cp1251": "кот"}.get(encoding, "a 猫")
+    head = {"a.csv": "caption\n", "a.tsv": "caption\n", "a.token": "1.jpg#0\t"}.get(name, "")
+    content = f'["{text}"]' if name == "a.json" else f'"{text}"' if name == "a.jsonl" else head + text
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    with pytest.raises(ValueError, match=rf"{name}(, line \d)?: (not UTF-8|a NUL byte)"):
+        texts(tmp_path / name)
+
+
+def test_what_loses_nothing_is_no_reason_to_refuse(tmp_path):
+    assert texts(write(tmp_path / "a.csv", "caption,,\na red cat,,,\nb\n")) == ["a red cat", "b"]
+    rows = read_texts(write(tmp_path / "a.json", {"annotations": [{"caption": "a"}, {"caption": "b", "image_id": 7}]}))
+    assert [(row.text, row.image) for row in rows] == [("a", None), ("b", "7")]  # two unknown pictures are not one
+
+
+def test_a_json_file_too_large_to_be_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("leaf_diffusion.text.files.LONGEST_JSON", 10)
+    with pytest.raises(ValueError, match=r"a\.json: 13 bytes are too many .* write JSONL"):
+        texts(write(tmp_path / "a.json", '["a red cat"]'))
 
 
 def test_missing_files_bytes_and_columns(tmp_path):
