@@ -12,10 +12,9 @@ from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.plan import Cell, Plan
 from leaf_diffusion.eval.rows import bare_row, cell_of, pairs_of
 from leaf_diffusion.eval.setup import Setup
-from leaf_diffusion.eval.zero_shot_world import sensitivity
+from leaf_diffusion.eval.zero_shot_task import sensitivity
 from leaf_diffusion.metrics import cmmd, frechet_distance, kid, paired_bootstrap
 from leaf_diffusion.runs import RunStore
-from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.figures import zero_shot_anchors
 
 
@@ -56,8 +55,8 @@ def sensitivity_rows(setup: Setup) -> list[dict[str, Any]]:
 
     An encoder that hears no difference between two words would be robust for the wrong reason.
     """
-    classes, anchors = zero_shot_prompts(), zero_shot_anchors()
-    told = {label: sensitivity(one.encoder, classes, anchors) for label, one in setup.encoders.items()}
+    anchors = zero_shot_anchors()
+    told = {label: sensitivity(one.encoder, anchors) for label, one in setup.encoders.items()}
     rows = []
     for encoder, baseline in [*((label, None) for label in told), *pairs_of(list(told))]:
         interval = paired_bootstrap(told[encoder], told[baseline] if baseline else None)
