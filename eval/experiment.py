@@ -33,7 +33,7 @@ from leaf_diffusion.reports.experiment import Page, write_page
 from leaf_diffusion.reports.sections import Matrix
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
 
-NOT_IDENTITY = ("encoders", "output", "device", "share")
+NOT_IDENTITY = ("encoders", "image_encoders", "text_encoder", "output", "device", "share")
 """Options that change no result, or that the identity holds in another form (fingerprints)."""
 
 
@@ -110,6 +110,10 @@ class Experiment(ABC, Generic[O]):
     def extra(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
         """More for results.json: counts of what was left out, truncated or unchanged."""
         return {}
+
+    def labels(self) -> Sequence[str]:
+        """What is compared, in the order of the differences: the encoders, unless a subclass compares something else."""
+        return [EncoderName.parse(text, world=True).label for text in self.options.encoders]
 
     folder: Path
 
@@ -225,7 +229,7 @@ def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Path 
     for stage in stages:
         by_id = {record["id"]: record for record in store.records(stage.kind)}
         records[stage.kind] = [by_id[unit] for unit in stage.units]
-    rows = result_rows(experiment.values(records), list(dict.fromkeys(_labels(experiment))))
+    rows = result_rows(experiment.values(records), list(dict.fromkeys(experiment.labels())))
     store.write_results({"rows": rows, **experiment.extra(records)})
     page = experiment.page(load_run(store.folder).results["rows"], records)
     for matrix in (each for section in page.sections for each in section.matrices):
@@ -233,21 +237,22 @@ def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Path 
     return write_page(store.folder, page, store.spec, load_run(store.folder).environment)
 
 
-def _labels(experiment: Experiment[O]) -> list[str]:
-    return [EncoderName.parse(text, world=True).label for text in experiment.options.encoders]
-
-
 def _batches(stage: Stage, store: RunStore) -> list[Batch]:
-    kept = {record["id"]: record["image"] for record in store.records(stage.kind) if record.get("image")}
+    kept = {record["id"]: _pictures(record) for record in store.records(stage.kind)}
 
     def batch(ids: Sequence[str]) -> Batch:
         def work() -> None:
             for unit, record in zip(ids, stage.work(store, [stage.units[unit] for unit in ids]), strict=True):
                 store.append(stage.kind, {"id": unit, **record})
 
-        return Batch(ids, work, redo=[kept[unit] for unit in ids if unit in kept])
+        return Batch(ids, work, redo=[path for unit in ids for path in kept.get(unit, [])])
 
     return [batch(ids) for ids in chunks(list(stage.units), stage.size)]
+
+
+def _pictures(record: Mapping[str, Any]) -> list[str]:
+    """The files that belong to a record: "image", or several "images"."""
+    return [path for path in [record.get("image"), *record.get("images", [])] if path]
 
 
 def _table(matrix: Matrix) -> Table:
