@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.setup import Setup
@@ -50,12 +51,23 @@ def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore |
         console.print("scene accuracy needs the world's own prompts: left out")
 
 
+class _Progress(Progress):
+    """Bars, and a line under them."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(self.note, style="dim")
+
+
 class Bars:
-    """Progress over attacks, pictures and scores, with the time left."""
+    """Progress over attacks, pictures and scores, with the time left of each and of all."""
 
     def __init__(self, console: Console, setup: Setup, store: RunStore) -> None:
         columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn())
-        self.progress = Progress(
+        self.progress = _Progress(
             *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
         )
         self._store, self._units = store, totals(setup)
@@ -68,6 +80,7 @@ class Bars:
     def _advance(self, name: str) -> Callable[[int], None]:
         def advance(n: int) -> None:
             self.progress.advance(self._tasks[name], n)
+            self.progress.note = str(self._store.time_left() or "")
 
         return advance
 
@@ -84,6 +97,7 @@ class Bars:
         """Start one bar's clock; returns the function that advances it."""
         self.progress.start_task(self._tasks[name])
         self._store.begin(name, self._units)
+        self.progress.note = str(self._store.time_left() or "")
         return self._advance(name)
 
 

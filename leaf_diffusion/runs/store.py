@@ -10,7 +10,6 @@ import re
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +19,7 @@ from leaf_diffusion.runs.export import write_results
 from leaf_diffusion.runs.fields import record_fields
 from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe, sync_folder
 from leaf_diffusion.runs.log import Log, cut_torn_end, take_lock
+from leaf_diffusion.runs.pace import Progress, TimeLeft, begin_stage, read_progress
 from leaf_diffusion.runs.read import read_spec
 from leaf_diffusion.runs.shared import Claims, Tail, record_file, record_files, take_slot
 from leaf_diffusion.runs.spec import RunSpec, environment
@@ -49,6 +49,7 @@ class RunStore:
         self._logs: dict[str, Log] = {}
         self._tails: dict[str, dict[int, Tail]] = {}
         self._claims: Claims | None = None
+        self._progress: Progress | None = None
         # closes also when the owner forgot to: a store out of use must not keep its folder locked
         self._held = [lock]
         self._release = weakref.finalize(self, _release, self._held, self._logs)
@@ -143,11 +144,21 @@ class RunStore:
                 tails[slot].read()
 
     def begin(self, kind: str, units: Mapping[str, int]) -> None:
-        """Note for `leaf-diffusion status` that work on a kind begins; units: how many of each kind are planned."""
+        """Note for `leaf-diffusion status` and `time_left` that work on a kind begins; units: how many of each kind are
+        planned."""
+        before, counts = self._progress, {each: self.count(each) for each in units}
+        if before is None:
+            with suppress(ValueError):  # beside the identity: damage here is no reason to stop
+                before = read_progress(self.folder)
+        self._progress = begin_stage(self.folder, before, kind, counts, units)
         if self.slot == 0:
-            started = datetime.now(UTC).isoformat()
-            noted = {"kind": kind, "started": started, "done": self.count(kind), "units": dict(units)}
-            atomic_write(self.folder / "progress.json", _pretty(noted))
+            atomic_write(self.folder / "progress.json", _pretty(self._progress.to_dict()))
+
+    def time_left(self) -> TimeLeft | None:
+        """What is left of each kind by the paces measured in this run and its former parts; None before `begin`."""
+        if self._progress is None:
+            return None
+        return self._progress.left(self.folder, {kind: self.count(kind) for kind in self._progress.units})
 
     def claim(self, name: str) -> bool:
         """Take a piece of work for this process, until `unclaim`; False where another process is at it."""

@@ -93,24 +93,26 @@ def test_a_line_that_another_writer_has_not_ended_is_left_and_a_damaged_one_name
 
 def test_status_tells_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
+        assert status(tmp_path).left is None
         store.append("units", {"id": "a"})
-        store.begin("units", {"units": 4, "scores": 2})
+        store.begin("units", {"units": 4, "marks": 2})
+        assert str(status(tmp_path).left).startswith("time left in all: unknown until units and marks")
         noted = json.loads((tmp_path / "progress.json").read_text())
         (tmp_path / "progress.json").write_text(json.dumps(noted | {"started": "2000-01-01T00:00:00+00:00"}))
         store.append("units", {"id": "b"})
         found = status(tmp_path)
-        assert found.units == {"units": (2, 4), "scores": (0, 2)}
-        assert (found.stage, found.writers, found.finished) == ("units", 1, False)
+        assert found.units == {"units": (2, 4), "marks": (0, 2)}
+        assert (found.writers, found.finished) == (1, False)
         assert found.idle is not None and found.idle < timedelta(minutes=5)
-        assert found.left is not None and found.left > timedelta(days=2000)  # one unit in all these years
+        assert found.left is not None and found.left.total is None and found.left.stages["marks"] is None
+        left = found.left.stages["units"]
+        assert left is not None and left > timedelta(days=2000)  # one unit in all these years
         assert main([str(tmp_path)]) == 3
     said = capsys.readouterr().out
     assert "1 process at work" in said
     assert "units           2 of 4 (50%), about" in said
+    assert "time left in all: unknown until marks are measured" in said
     assert "nobody at work" in "".join(_said(tmp_path, capsys))
-    (tmp_path / "progress.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"progress\.json is damaged"):
-        status(tmp_path)
     with pytest.raises(FileNotFoundError, match="no run folder"):
         status(tmp_path / "records")
 
