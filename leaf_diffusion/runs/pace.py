@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from leaf_diffusion.runs.fields import COUNT, NUMBER, TEXT, Field, misfit
 from leaf_diffusion.runs.shared import record_files
@@ -68,8 +67,15 @@ class Progress:
             stages[kind] = None if pace is None else timedelta(seconds=min(waiting * pace, LONGEST))
         return TimeLeft(stages)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "started": self.started.isoformat(), "units": dict(self.units), "paces": dict(self.paces)}
+    def to_json(self) -> bytes:
+        """The stages in their order."""
+        found = {
+            **vars(self),
+            "started": self.started.isoformat(),
+            "units": dict(self.units),
+            "paces": dict(self.paces),
+        }
+        return (json.dumps(found, indent=2) + "\n").encode()
 
 
 def begin_stage(

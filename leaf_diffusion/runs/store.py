@@ -152,7 +152,7 @@ class RunStore:
                 before = read_progress(self.folder)
         self._progress = begin_stage(self.folder, before, kind, counts, units)
         if self.slot == 0:
-            atomic_write(self.folder / "progress.json", _pretty(self._progress.to_dict()))
+            atomic_write(self.folder / "progress.json", self._progress.to_json())
 
     def time_left(self) -> TimeLeft | None:
         """What is left of each kind by the paces measured in this run and its former parts; None before `begin`."""
