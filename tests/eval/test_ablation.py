@@ -1,0 +1,85 @@
+"""The ablation: every training differs in one choice, resumes, and is measured alike."""
+
+from pathlib import Path
+
+import pytest
+
+from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.eval import ablation
+from leaf_diffusion.eval.ablation import AblationOptions
+from leaf_diffusion.runs import load_run
+
+WORDS = ["--rho", "1", "2", "--steps", "2", "--batch-size", "2", "--limit", "2", "--k", "1", "2", "--n-positions", "1"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ablation") / "run"
+    assert ablation.main([*WORDS, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_the_recipes_differ_in_one_choice_each() -> None:
+    recipes = AblationOptions().recipes()
+    assert list(recipes) == ["rho=1", "rho=10", "rho=50", "rho=50, unconstrained", "random typos"]
+    base = vars(recipes["rho=50"])
+    for label, changed in (
+        ("rho=1", {"rho"}),
+        ("rho=50, unconstrained", {"constraint"}),
+        ("random typos", {"rho", "attack"}),
+    ):
+        assert {
+            name for name, value in vars(recipes[label]).items() if value != base[name]
+        } == changed or label == "random typos"
+    assert recipes["random typos"].attack == "random-typos"
+
+
+def test_encoders_are_trained_kept_and_compared(finished: Path) -> None:
+    run = load_run(finished)
+    trainings = run.records("trainings")
+    assert [record["label"] for record in trainings] == ["rho=1", "rho=2", "rho=2, unconstrained", "random typos"]
+    prints = {"original": load_text_encoder("world:original").fingerprint}
+    for record in trainings:
+        assert load_text_encoder(finished / record["folder"]).fingerprint == record["fingerprint"]
+        prints[record["label"]] = record["fingerprint"]
+    del prints["rho=2, unconstrained"]  # in two updates no constraint may have mattered
+    assert len(set(prints.values())) == 4
+    rows = run.results["rows"]
+    assert {row["encoder"] for row in rows} == {"original", *(record["label"] for record in trainings)}
+    assert {(row["metric"], row["k"]) for row in rows} == {
+        ("accuracy", 0), ("accuracy", 1), ("accuracy", 2), ("textfare_relative", 0), ("textfare_relative", 1)
+    }  # fmt: skip
+    clean = next(
+        r
+        for r in rows
+        if (r["encoder"], r["metric"], r["k"], r["baseline"]) == ("original", "textfare_relative", 0, None)
+    )
+    assert clean["mean"] == pytest.approx(0, abs=1e-6)
+    assert "rho=2, unconstrained" in (finished / "report.html").read_text()
+
+
+def test_a_second_call_trains_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> Path:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(ablation, "finetune_text_encoder", never)
+    results = (finished / "results.json").read_bytes()
+    assert ablation.main([*WORDS, "--output", str(finished)]) == 0
+    assert (finished / "results.json").read_bytes() == results
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--rho", "0"], "--rho"), (["--steps", "0"], "--steps"), (["--encoders", "rho=1=original"], "label 'rho=1'")],
+)
+def test_bad_options_are_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = ablation.main([*words, "--output", str(tmp_path / "run")])
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    shown = capsys.readouterr()
+    assert status == 2
+    assert said in (shown.out + shown.err).replace("\n", "")
+    assert not (tmp_path / "run").exists()
