@@ -13,6 +13,11 @@ _LOADERS: dict[str, str] = {
     "world": "leaf_diffusion.world.sources:load_world_encoder",
     "openclip": "leaf_diffusion.encoders.openclip:load_openclip",
 }
+# of image towers: f(name) -> (module, CLIPImageProcessor, or whatever for open_clip's models, which know their own)
+_IMAGE_LOADERS: dict[str, str] = {
+    "world": "leaf_diffusion.world.sources:load_world_image_encoder",
+    "openclip": "leaf_diffusion.encoders.openclip:load_openclip",
+}
 
 
 def register(prefix: str, loader: str) -> None:
@@ -26,14 +31,14 @@ def prefixes() -> list[str]:
     return sorted(_LOADERS)
 
 
-def split(source: str) -> tuple[str, str] | None:
-    """("world", "leaf") for "world:leaf"; None where the source has no registered prefix."""
+def split(source: str, *, images: bool = False) -> tuple[str, str] | None:
+    """("world", "leaf") for "world:leaf"; None where the source has no registered prefix. `images`: of image towers."""
     prefix, colon, name = source.partition(":")
-    return (prefix, name) if colon and prefix in _LOADERS else None
+    return (prefix, name) if colon and prefix in (_IMAGE_LOADERS if images else _LOADERS) else None
 
 
-def load(prefix: str, name: str, **keywords: Any) -> tuple[nn.Module, Any]:
-    """Module and tokenizer from the loader of `prefix`."""
-    module, _, function = _LOADERS[prefix].partition(":")
+def load(prefix: str, name: str, *, images: bool = False, **keywords: Any) -> tuple[nn.Module, Any]:
+    """Module and tokenizer from the loader of `prefix`; of an image tower, module and preprocessing."""
+    module, _, function = (_IMAGE_LOADERS if images else _LOADERS)[prefix].partition(":")
     loader: Callable[..., tuple[nn.Module, Any]] = getattr(importlib.import_module(module), function)
     return loader(name, **keywords)

@@ -9,16 +9,24 @@ import open_clip
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerBase,
+)
 
 from leaf_diffusion.encoders.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 from leaf_diffusion.finetune.spelling import spelling_features, spelt
 from leaf_diffusion.world.clip import new_clip, new_judge
 from leaf_diffusion.world.paths import pipeline_path, weights
+from leaf_diffusion.world.scenes import SIZE
 
 EMBEDDING = "text_model.embeddings.token_embedding.weight"
 SPELLING = "spelling"
 FINETUNED = ("leaf", "typo-augmented")
+IMAGE_TOWERS = ("original", "fare")
 
 
 def _float(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -43,6 +51,30 @@ def text_tower(clip: CLIPModel) -> CLIPTextModelWithProjection:
         {key: value for key, value in state.items() if key.startswith(("text_model.", "text_projection."))}
     )
     return tower.eval()
+
+
+def image_tower(clip: CLIPModel) -> CLIPVisionModelWithProjection:
+    """The image half of a CLIP as a model of its own (a copy)."""
+    config = clip.config.vision_config
+    config.projection_dim = clip.config.projection_dim
+    tower = CLIPVisionModelWithProjection(config)
+    state = clip.state_dict()
+    tower.load_state_dict({key: state[key] for key in tower.state_dict()})
+    return tower.eval()
+
+
+def load_world_image_encoder(name: str, **_: Any) -> tuple[CLIPVisionModelWithProjection, CLIPImageProcessor]:
+    """(module, processor) of "original" or "fare"."""
+    if name not in IMAGE_TOWERS:
+        known = ", ".join(f"world:{n}" for n in IMAGE_TOWERS)
+        raise ValueError(f"the embedded world has no image encoder {name!r}; it has {known}")
+    tower = image_tower(load_clip())
+    if name != "original":
+        tower.load_state_dict(_float(load_file(weights(name) / "model.safetensors")))
+    side = {"height": SIZE, "width": SIZE}
+    # pixels() of scenes.py: -1 to 1
+    half = [0.5, 0.5, 0.5]
+    return tower, CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=side, image_mean=half, image_std=half)
 
 
 def overlay(
