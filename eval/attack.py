@@ -24,6 +24,7 @@ from leaf_diffusion.eval.share import chunks
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
+from leaf_diffusion.text.visible import isolated
 
 AT_ONCE = 8
 
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     drift = Drift(options.objective, feature="projected" if encoder.has_projection else "pooled")
     scorer = Scorer(encoder, drift, precision=options.precision)
     constraint = constraint_from_name(options.constraint)
+    label = escape(isolated(name.label))
     found: dict[int, list[AttackResult]] = {k: [] for k in options.k}
     columns = (
         TextColumn("{task.description}"),
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(f"attacking {name.label}", total=len(prompts))
+        task = progress.add_task(f"attacking {label}", total=len(prompts))
         for chunk in chunks(prompts, AT_ONCE):
             results = find(attack, chunk, scorer, options.k, constraint, options.seed)
             for k in options.k:
@@ -110,9 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_attacks(options.output, [{**row, "fingerprint": fingerprint} for row in rows])
         console.print(f"attack set: {options.output} ({len(rows)} attacked prompts)", soft_wrap=True)
     for k in options.k:
-        console.print(
-            attack_table(found[k], f"{options.attack} on {name.label}, k={k}, {options.constraint}", options.rows)
-        )
+        console.print(attack_table(found[k], f"{options.attack} on {label}, k={k}, {options.constraint}", options.rows))
         console.print(summary(found[k]))
     return 0
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from leaf_diffusion.runs.fields import RECORDS, misfit
 from leaf_diffusion.text.decoding import parse_json, text_lines, whole_text
 from leaf_diffusion.text.files import first_of_each_image, read_texts
+from leaf_diffusion.text.visible import apart, visible
 from leaf_diffusion.world import WorldPrompt, world_prompts
 
 _GIVEN = {name: RECORDS["attacks"][name].if_any for name in ("k", "attack", "constraint", "score", "queries")}
@@ -62,16 +63,16 @@ def edits(original: str, perturbed: str) -> list[tuple[int, int, str]]:
 
 def marked(original: str, perturbed: str) -> str:
     """`perturbed` as rich markup, with what is new in bold red, and as codes what would command the terminal or is not
-    seen."""
+    seen; in its own direction."""
 
     def shown(text: str) -> str:
-        return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+        return escape(visible(text))
 
     parts, at = [], 0
     for start, end, new in edits(original, perturbed):
         parts += [shown(original[at:start]), f"[bold red]{shown(new)}[/]" if new else ""]
         at = end
-    return "".join([*parts, shown(original[at:])])
+    return apart(perturbed, "".join([*parts, shown(original[at:])]))
 
 
 def named(original: str, perturbed: str) -> str:
@@ -79,7 +80,8 @@ def named(original: str, perturbed: str) -> str:
     said = []
     for start, end, new in edits(original, perturbed):
         old = original[start:end]
-        said.append((f"{old!r}→{new!r}" if old and new else f"+{new!r}" if new else f"-{old!r}") + f" at {start}")
+        before, after = (apart(text, repr(text)) for text in (old, new))
+        said.append((f"{before}→{after}" if old and new else f"+{after}" if new else f"-{before}") + f" at {start}")
     return ", ".join(said)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from rich.text import Text
 from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.runs import RunStore
+from leaf_diffusion.text.visible import isolated
 
 
 def totals(setup: Setup) -> dict[str, int]:
@@ -29,8 +30,8 @@ def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore |
     """What will be done, and what is there already."""
     options, plan, units = setup.options, setup.plan, totals(setup)
     console.print(
-        f"{len(plan.prompts)} prompts, encoders {', '.join(setup.encoders)}; "
-        f"attacks ({options.attack}, {options.constraint}) on {', '.join(plan.sources) or 'none'}: "
+        f"{len(plan.prompts)} prompts, encoders {_names(setup.encoders)}; "
+        f"attacks ({options.attack}, {options.constraint}) on {_names(plan.sources) or 'none'}: "
         f"{units['attacks']}; pictures: {units['pictures']}",
         soft_wrap=True,
         highlight=False,
@@ -115,7 +116,7 @@ def print_summary(console: Console, results: dict[str, Any], report: Path) -> No
             else f", {counts['unseen_tokens']:.0%} of the tokens never seen in training"
         )
         console.print(
-            f"attacks on {escape(counts['source'])}, k={counts['k']}: {counts['n']} prompts, "
+            f"attacks on {_names([counts['source']])}, k={counts['k']}: {counts['n']} prompts, "
             f"{counts['unchanged']} unchanged, {counts['truncated']} truncated{unseen}",
             soft_wrap=True,
             highlight=False,
@@ -127,14 +128,16 @@ def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
     mine = [row for row in rows if row["metric"] == metric and row["protocol"] != "floor"]
     encoders = list(dict.fromkeys(row["encoder"] for row in mine))
     digits = 1 if metric == "clip_score" else 2
-    title = f"{metric.replace('_', ' ')}, and the difference to {encoders[0]} with its 95% interval over prompts"
+    title = (
+        f"{metric.replace('_', ' ')}, and the difference to {_names(encoders[:1])} with its 95% interval over prompts"
+    )
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1), show_lines=False)
-    for column in ("prompts", *encoders):
-        table.add_column(column)
+    for column in ("prompts", *map(isolated, encoders)):
+        table.add_column(escape(column))
     cells: dict[str, dict[str, str]] = {}
     for row in mine:
         where = {"clean": "clean", "adaptive": "attacked on itself"}.get(
-            row["protocol"], f"attacked on {row['source']}"
+            row["protocol"], f"attacked on {isolated(row['source'])}"
         )
         line = cells.setdefault(where + (f", k={row['k']}" if row["k"] else ""), dict.fromkeys(encoders, ""))
         mean, low, high = (f"{row[name]:.{digits}f}" for name in ("mean", "ci_low", "ci_high"))
@@ -146,6 +149,10 @@ def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
     for where, line in cells.items():
         table.add_row(escape(where), *line.values())
     return table
+
+
+def _names(labels: Iterable[str]) -> str:
+    return escape(", ".join(map(isolated, labels)))
 
 
 def quiet() -> None:

@@ -11,6 +11,7 @@ from rapidfuzz.distance import Levenshtein
 
 from leaf_diffusion.reports.results import Results, Setting, setting_of
 from leaf_diffusion.runs import Run, load_run, png_ok
+from leaf_diffusion.text.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,10 +168,10 @@ def contact_sheet(
                     np.asarray(picture.convert("RGB")), interpolation="nearest" if picture.width < 128 else None
                 )
             mark = {True: " ✓", False: " ✗", None: ""}[cell.correct]
-            text = "\n".join(textwrap.wrap(cell.prompt, 24, max_lines=2, placeholder="…"))
+            text = "\n".join(textwrap.wrap(visible(cell.prompt), 24, max_lines=2, placeholder="…"))
             axis.set_xlabel(text, fontsize=6.5, parse_math=False)
             axis.set_title(
-                f"{label}{'' if s.protocol == 'clean' else f', k={s.k}'}{mark}", fontsize=7, parse_math=False
+                f"{visible(label)}{'' if s.protocol == 'clean' else f', k={s.k}'}{mark}", fontsize=7, parse_math=False
             )
             if cell.correct is not None:
                 for spine in axis.spines.values():

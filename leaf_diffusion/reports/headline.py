@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from leaf_diffusion.reports.results import Metric, Results, Row, Setting
+from leaf_diffusion.text.visible import isolated
 
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
@@ -36,10 +37,12 @@ def headline(results: Results) -> Headline:
     theirs = results.get(results.baseline, focus, metric.key)
     if robust is None or theirs is None:
         value = "" if theirs is None else f": {metric.title.lower()} {metric.show(theirs['mean'])} (n={theirs['n']})"
-        return Headline(f"{_where(focus)} the encoder “{results.baseline}” stands alone{value}.")
+        return Headline(f"{_where(focus)} the encoder “{isolated(results.baseline)}” stands alone{value}.")
     mine, difference = (results.get(robust, focus, metric.key, baseline) for baseline in (None, results.baseline))
     if mine is None or difference is None:
-        return Headline(f"{_where(focus)} “{robust}” and “{results.baseline}” were not measured together.")
+        return Headline(
+            f"{_where(focus)} “{isolated(robust)}” and “{isolated(results.baseline)}” were not measured together."
+        )
     claim, evidence = _sentence(results, metric, focus, robust, mine, theirs, difference)
     clean, others = _clean(results, metric), _others(results, metric, focus)
     return Headline(claim, evidence, clean, others, _verdict(difference, metric))
@@ -50,17 +53,17 @@ def _sentence(
 ) -> tuple[str, str]:
     a, b = metric.show(mine["mean"]), metric.show(theirs["mean"])
     if metric.key == "scene_accuracy":
-        body = f"the encoder “{robust}” keeps {a} of the pictures right, “{results.baseline}” {b}"
+        body = f"the encoder “{isolated(robust)}” keeps {a} of the pictures right, “{isolated(results.baseline)}” {b}"
     elif metric.higher_is_better:
-        body = f"the pictures of “{robust}” reach a {metric.title} of {a}, those of “{results.baseline}” {b}"
+        body = f"the pictures of “{isolated(robust)}” reach a {metric.title} of {a}, those of “{isolated(results.baseline)}” {b}"
     else:
-        body = f"the pictures of “{robust}” move by {a}, those of “{results.baseline}” by {b}"
+        body = f"the pictures of “{isolated(robust)}” move by {a}, those of “{isolated(results.baseline)}” by {b}"
     n = f"n={difference['n']} prompt" + ("s" if difference["n"] != 1 else "")
     size = metric.show_difference(difference["mean"]) + (" points" if metric.unit == "%" else "")
     interval = metric.show_interval(difference)
     lead, remark = {
         "better": ("", ""),
-        "worse": (f"“{robust}” does worse: ", ""),
+        "worse": (f"“{isolated(robust)}” does worse: ", ""),
         "open": ("this run shows no clear difference: ", ", which includes 0"),
         "unknown": ("this run is too small to tell: ", ""),
     }[_verdict(difference, metric)]
@@ -72,7 +75,7 @@ def _where(setting: Setting) -> str:
     count = f"{_NUMBERS.get(setting.k, setting.k)}-character"
     if setting.protocol == "adaptive":
         return f"Under {count} adaptive attacks (k={setting.k})"
-    return f"Under {count} attacks found on “{setting.source}” (k={setting.k})"
+    return f"Under {count} attacks found on “{isolated(setting.source)}” (k={setting.k})"
 
 
 def _verdict(difference: Row, metric: Metric) -> str:
@@ -96,7 +99,7 @@ def _clean(results: Results, metric: Metric) -> str:
     interval = metric.show_interval(difference)
     size = metric.show_difference(difference["mean"]) + (" points" if metric.unit == "%" else "")
     spread = f", 95% interval {interval}" if interval else ""
-    values = f"“{robust}” {metric.show(mine['mean'])}, “{results.baseline}” {metric.show(theirs['mean'])}"
+    values = f"“{isolated(robust)}” {metric.show(mine['mean'])}, “{isolated(results.baseline)}” {metric.show(theirs['mean'])}"
     return f"Without an attack: {values} (difference {size}{spread})."
 
 
@@ -104,5 +107,5 @@ def _others(results: Results, metric: Metric, focus: Setting) -> str:
     """Controls and defences under the same attack: what a robust encoder has to beat beside the original."""
     labels = [label for label in results.encoders if label not in (results.robust, results.baseline)]
     rows = [(label, results.get(label, focus, metric.key)) for label in labels]
-    said = [f"“{label}” {metric.show(row['mean'])}" for label, row in rows if row is not None]
+    said = [f"“{isolated(label)}” {metric.show(row['mean'])}" for label, row in rows if row is not None]
     return f"The other encoders under these attacks: {', '.join(said)}." if said else ""

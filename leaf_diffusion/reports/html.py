@@ -16,6 +16,7 @@ from leaf_diffusion.reports.headline import headline
 from leaf_diffusion.reports.plots import plot_over_k
 from leaf_diffusion.reports.results import METRICS, PAIRED, SETS, Results
 from leaf_diffusion.reports.uncounted import uncounted
+from leaf_diffusion.reports.untrusted import finalize, prompt
 from leaf_diffusion.runs import Run, atomic_write, load_run
 
 MAX_BYTES = 15_000_000
@@ -41,14 +42,17 @@ def render(run: Run) -> str:
 
 @cache
 def templates() -> Environment:
-    """The page templates; whatever they print is escaped."""
-    return Environment(
+    """The page templates; whatever they print is escaped, and what is not seen in it is shown."""
+    environment = Environment(
         loader=PackageLoader("leaf_diffusion.reports"),
         autoescape=True,
+        finalize=finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["prompt"] = prompt
+    return environment
 
 
 def _values(run: Run, budget: int) -> dict[str, Any]:

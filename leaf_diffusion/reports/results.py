@@ -8,6 +8,7 @@ from typing import Any
 
 from leaf_diffusion.runs import Run
 from leaf_diffusion.runs.fields import COUNT, NUMBER, PROTOCOL, TEXT, Field, Fields, misfit
+from leaf_diffusion.text.visible import isolated
 
 Row = Mapping[str, Any]
 
@@ -117,7 +118,7 @@ class Setting:
             return "clean prompts"
         if self.protocol == "floor":
             return "clean prompts, another noise"
-        return f"{'attacked on itself' if self.protocol == 'adaptive' else f'attacked on {self.source}'}, k={self.k}"
+        return f"{'attacked on itself' if self.protocol == 'adaptive' else f'attacked on {isolated(self.source)}'}, k={self.k}"
 
 
 def setting_of(row: Row) -> Setting:

@@ -10,6 +10,7 @@ from typing import Any
 from leaf_diffusion.reports.gallery import GalleryCell, GalleryRow, marks, most_telling
 from leaf_diffusion.reports.pictures import data_uri
 from leaf_diffusion.reports.results import METRICS, Metric, Results, Row, Setting
+from leaf_diffusion.text.visible import isolated
 
 _MARKUP = 900  # bytes of HTML around a picture
 
@@ -62,7 +63,7 @@ def differences(results: Results, key: str) -> Matrix:
         if any(rows):
             lines.append((setting.label, [difference_cell(row, metric) for row in rows], _n(rows)))
     unit = ", in points" if metric.unit == "%" else ""
-    return Matrix(metric.title + unit, metric.meaning, [f"{a} − {b}" for a, b in pairs], lines)
+    return Matrix(metric.title + unit, metric.meaning, [f"{isolated(a)} − {isolated(b)}" for a, b in pairs], lines)
 
 
 def mean_cell(row: Row | None, metric: Metric) -> Cell:

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from leaf_diffusion.reports.results import Results, Setting
+from leaf_diffusion.text.visible import isolated
 
 
 def results_table(results: Results) -> Table:
@@ -22,7 +23,7 @@ def results_table(results: Results) -> Table:
     )
     table.add_column("attacked on", no_wrap=True)
     for label in results.encoders:
-        table.add_column(escape(label), max_width=22)
+        table.add_column(escape(isolated(label)), max_width=22)
     table.add_column("n", justify="right")
     for setting in results.settings_of(metric.key):
         rows = [results.get(label, setting, metric.key) for label in results.encoders]
@@ -38,4 +39,4 @@ def results_table(results: Results) -> Table:
 def _short(setting: Setting) -> str:
     if setting.protocol == "clean":
         return "– (clean)"
-    return f"{setting.source or 'itself'}, k={setting.k}"
+    return f"{isolated(setting.source) or 'itself'}, k={setting.k}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from leaf_diffusion.reports.results import METRICS, PAIRED, SETS, Results
+from leaf_diffusion.text.visible import isolated
 
 Line = tuple[str, Sequence[str]]
 
@@ -40,7 +41,7 @@ def _each(
             sizes = sorted({row["n"] for row in rows if row is not None})
             lines.append((setting.label, [*cells, "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))]))
         title = metric.title + ("" if metric.higher_is_better else ", lower is better")
-        tables.append(table(title, [*results.encoders, "n"], lines))
+        tables.append(table(title, [*map(isolated, results.encoders), "n"], lines))
     return tables
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from leaf_diffusion.reports.gallery import GalleryRow
 from leaf_diffusion.reports.results import METRICS, PAIRED, Results, Row
+from leaf_diffusion.text.visible import isolated
 
 
 def uncounted(
@@ -59,7 +60,10 @@ def _count(counts: Mapping[str, Any], name: str) -> str:
 def _short(results: Results, prompts: int) -> list[str]:
     """Cells whose mean lacks prompts."""
     short = [r for r in results.rows if r["metric"] in PAIRED and r["baseline"] is None and r["n"] < prompts]
-    return [f"{METRICS[r['metric']].title} of {r['encoder']}, {r['protocol']} k={r['k']}, n={r['n']}" for r in short]
+    return [
+        f"{METRICS[r['metric']].title} of {isolated(r['encoder'])}, {r['protocol']} k={r['k']}, n={r['n']}"
+        for r in short
+    ]
 
 
 def _is_black(path: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from leaf_diffusion.runs.pace import TimeLeft, last_record, read_progress, span
 from leaf_diffusion.runs.read import load_run
+from leaf_diffusion.text.visible import isolated
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _lines(folder: Path, found: Status) -> list[str]:
     else:
         said = "nobody at work; the run's command continues it"
     since = "" if found.idle is None else f", last record {span(found.idle)} ago"
-    lines = [f"{folder}: {said}{since}"]
+    lines = [f"{isolated(str(folder))}: {said}{since}"]
     for kind, (done, total) in found.units.items():
         lines.append(f"  {kind:<9}{done:>8,} of {total:,} ({done / total if total else 1:.0%}){_left(found, kind)}")
     if found.left is not None and not found.finished:

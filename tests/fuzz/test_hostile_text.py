@@ -46,6 +46,8 @@ HOSTILE = [
     "\\input{/etc/passwd} $x$ 5% #1 ~^_",
     "[cat](javascript:alert(1)) ![x](http://example.invalid/x.png) **b**",
     "a\u2028cat\u2029on\u0085a\tmat",
+    "שלום cat 62%",
+    "\u202bقطة حمراء 12\u2069 \u2067red\u2068",
 ]
 LONG = "a red cat " * 1_000
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -171,6 +173,10 @@ def test_tables_for_a_readme_and_a_paper(label: str) -> None:
     assert len(table) == 4
     assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table} == {4}
     assert not re.search(r"(?<!\\)<\w|(?<!\\)\]\(", text)
+    for shown in (text, latex(Results(rows))):
+        rightward = re.findall(r"[\u0590-\u06ff]+", shown)
+        assert len(re.findall("\u2068[^\u2068\u2069]*\u2069", shown)) == shown.count("\u2068") == 2 * bool(rightward)
+        assert re.sub(r"[\n\u2068\u2069]", "", shown).isprintable()
     paper = latex(Results(rows))
     assert "\\input" not in paper
     body = paper[paper.index(r"\toprule") : paper.index(r"\bottomrule")]
@@ -182,4 +188,7 @@ def test_tables_for_a_readme_and_a_paper(label: str) -> None:
 def test_the_terminal_is_not_commanded(prompt: str) -> None:
     screen = io.StringIO()
     Console(file=screen, width=1000, color_system=None).print(marked(prompt, f"x{prompt}"))
-    assert screen.getvalue().rstrip("\n").isprintable()
+    text = screen.getvalue().rstrip("\n")
+    rightward = any(0x590 <= ord(character) < 0x700 for character in prompt)
+    assert (text[0] == "\u2068" and text[-1] == "\u2069") == rightward  # it does not reorder what stands beside it
+    assert text.strip("\u2068\u2069").isprintable()

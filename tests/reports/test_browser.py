@@ -116,3 +116,60 @@ def test_two_runs_are_compared(browser: Browser, make_run: Make, width: int) -> 
     assert "good" in (line.locator("td").nth(2).get_attribute("class") or "")
     assert visit.page.locator("article", has_text="leaf, attacked on itself").count() > 0
     visit.quiet()
+
+
+PLACES = """words => {
+    const found = {}, walk = document.createTreeWalker(document.querySelector(WHERE), NodeFilter.SHOW_TEXT);
+    for (let node = walk.nextNode(); node; node = walk.nextNode())
+        for (const word of words) {
+            const at = node.data.indexOf(word);
+            if (at < 0 || word in found) continue;
+            const range = document.createRange();
+            range.setStart(node, at); range.setEnd(node, at + word.length);
+            found[word] = range.getBoundingClientRect().left;
+        }
+    return found;
+}"""
+
+
+def places(page: Page, where: str, *words: str) -> list[float]:
+    """How far from the left each word of an element begins."""
+    found = page.evaluate(PLACES.replace("WHERE", repr(where)), list(words))
+    return [found[word] for word in words]
+
+
+def test_marks_of_direction_reorder_nothing_and_are_seen(browser: Browser, make_run: Make) -> None:
+    prompts = ["a \u202ecat\u202c sits", "\u2067red\u2069 on\u200b\x1b blue", "שלום 12"]
+    labels = {"אבג": 0.1, "דהו": 0.9, "x\u202ey": 0.5}
+    visit = Visit(browser, write_report(make_run(prompts=prompts, encoders=labels)))
+    page = visit.page
+    for number, (prompt, word) in enumerate(zip(prompts, ("sits", "blue"), strict=False)):
+        page.locator(".gallery .prompt", has_text=word).evaluate("(node, name) => node.id = name", f"prompt{number}")
+        title = page.locator(f"#prompt{number} h3")
+        assert title.evaluate("node => node.textContent") == prompt  # whole, to be copied
+    left = places(page, "#prompt0 h3", "a ", "c", "at", "sits")
+    assert left == sorted(left)
+    left = places(page, "#prompt1 h3", "red", "on", "blue")
+    assert left == sorted(left)
+    marks = page.locator("#prompt1 h3 .code")
+    assert [mark.get_attribute("data-code") for mark in marks.all()] == ["\\u2067", "\\u2069", "\\u200b", "\\x1b"]
+    for mark in marks.all():
+        shown = mark.evaluate("node => getComputedStyle(node, '::before').content")
+        assert mark.get_attribute("data-code", timeout=100) in shown.replace("\\\\", "\\")
+        box = mark.bounding_box()
+        assert box and box["width"] > 10
+    # a difference is read from left to right whatever the letters of its encoders
+    column = page.locator("table.differences thead th", has_text="−").first
+    column.evaluate("node => node.id = 'pair'")
+    first, minus, second = column.evaluate("node => node.textContent").partition("−")
+    left = places(page, "#pair", first.strip("\u2068\u2069 "), minus, second.strip("\u2068\u2069 "))
+    assert left == sorted(left)
+    # an encoder's label beside its figures, in the sentence that leads
+    page.locator("h1").evaluate("node => node.id = 'lead'")
+    text = page.locator("#lead").inner_text()
+    assert "דהו" in text and "\u202e" not in text
+    left = places(page, "#lead", "“", "דהו", "”", "keeps")
+    assert left == sorted(left)
+    assert "\u202e" not in str(page.locator("nav, .controls, table").all_inner_texts())
+    assert visit.overflow() <= 0
+    visit.quiet()
