@@ -53,7 +53,7 @@ class ZeroShotTextOptions(Common):
     """Number of texts, spread over the classes. Default: all."""
     exact: bool = True
     """Score every allowed single edit. About 191 queries a character: leave it out for long texts (--no-exact)."""
-    attack: str = "charmer"
+    attacks: tuple[str, ...] = ("charmer",)
     """As of `leaf-diffusion attack`: charmer, leaf, tokens, keyboard, worst-keyboard, ..."""
     k: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Numbers of edits."""
@@ -70,8 +70,10 @@ class ZeroShotTextOptions(Common):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
-        if not self.constraints or not self.n_positions:
-            raise ValueError("--constraints and --n-positions each need one value at least")
+        if not self.constraints or not self.n_positions or not self.attacks:
+            raise ValueError("--attacks, --constraints and --n-positions each need one value at least")
+        if "exhaustive" in self.attacks:
+            raise ValueError("--attacks: the exhaustive search is what --exact does")
 
 
 class ZeroShotText(Experiment[ZeroShotTextOptions]):
@@ -79,7 +81,8 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
 
     def __init__(self, options: ZeroShotTextOptions) -> None:
         super().__init__(options)
-        attack_from_name(options.attack)
+        for attack in options.attacks:
+            attack_from_name(attack)
         self.encoders = load_encoders(options.encoders, options.device)
         self.task = load_task(
             options.task,
@@ -112,26 +115,36 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
     def pairs(self, store: RunStore, labels: Sequence[str]) -> list[dict[str, Any]]:
         return [{"encoder": x, "told": sensitivity(self.encoders[x], self.anchors[x])} for x in labels]
 
-    def attack_text(self, name: str, number: int) -> dict[str, Any]:
+    def searches(self) -> list[tuple[str, int | None, tuple[int, ...]]]:
+        """(attack, positions of Charmer, numbers of edits)"""
+        ks, found = self.options.k, list[tuple[str, int | None, tuple[int, ...]]]()
+        for name in self.options.attacks:
+            if name == "charmer":
+                first, *more = self.options.n_positions
+                found += [(name, first, ks), *((name, n, (1,)) for n in more)]
+            else:
+                found.append((name, None, ks))
+        return found
+
+    def attack_text(self, encoder_label: str, number: int) -> dict[str, Any]:
         """One text against one encoder: every edit, and the searches."""
-        encoder, text, label = self.encoders[name], self.task.texts[number], self.task.labels[number]
-        scorer = Scorer(encoder, Margin(self.anchors[name], [label]))
+        encoder, anchors = self.encoders[encoder_label], self.anchors[encoder_label]
+        text, label = self.task.texts[number], self.task.labels[number]
+        scorer = Scorer(encoder, Margin(anchors, [label]))
         clean = scorer.bind([text]).clean()[0]
         with torch.inference_mode():
             features = normalize(encoder.features(encoder.tokenize(encoder.preprocess([text]))), dim=-1)
-        logits = features[0] @ self.anchors[name].to(features.device).T
-        record: dict[str, Any] = {"encoder": name, "number": number, "text": text, "right": clean <= 0}
+        logits = features[0] @ anchors.to(features.device).T
+        record: dict[str, Any] = {"encoder": encoder_label, "number": number, "text": text, "right": clean <= 0}
         record |= {"said": self.task.classes[int(logits.argmax())], "exact": [], "attacks": []}
         if self.options.exact:
             record["exact"] = self.every_edit(scorer, text)
         for rule in self.options.constraints:
-            constraint = constraint_from_name(rule)
-            charmer = self.options.attack == "charmer"
-            for n in self.options.n_positions if charmer else (None,):
-                ks = self.options.k if n == self.options.n_positions[0] or n is None else (1,)
-                attack = attack_from_name(self.options.attack, **({} if n is None else {"n_positions": n}))
+            for name, n, ks in self.searches():
+                attack = attack_from_name(name, **({} if n is None else {"n_positions": n}))
+                constraint = constraint_from_name(rule)
                 for k, (result,) in find(attack, [text], scorer, ks, constraint, self.options.seed).items():
-                    found = {"attack": self.options.attack, "n_positions": n, "k": k, "constraint": rule}
+                    found = {"attack": name, "n_positions": n, "k": k, "constraint": rule}
                     found |= {"perturbed": result.perturbed, "queries": result.queries, "held": result.score <= 0}
                     record["attacks"].append(found | {"truncated": result.truncated})
         return record

@@ -140,8 +140,34 @@ def test_datasets_name_their_classes(tmp_path: Path) -> None:
     assert (list(task.texts), list(task.classes), list(task.labels)) == (["y", "x"], ["bad", "good"], [0, 1])
 
 
+def test_other_attacks_and_noise_are_searched_too(tmp_path: Path) -> None:
+    words = [
+        "--attacks",
+        "keyboard",
+        "worst-keyboard",
+        "tokens",
+        "--no-exact",
+        "--limit",
+        "2",
+        "--pictures",
+        "1",
+        "--k",
+        "1",
+    ]
+    assert zero_shot_text.main([*words, "--encoders", "original", "--output", str(tmp_path / "run")]) == 0
+    run = load_run(tmp_path / "run")
+    for record in run.records("texts"):
+        slip, worst, tokens = record["attacks"]
+        assert slip["queries"] == 0 and slip["perturbed"] != record["text"]
+        for searched in (worst, tokens):  # what is wrong already is not searched for
+            assert (searched["queries"] > 0) == record["right"]
+        assert not worst["held"] or slip["held"]
+    accuracy = {row["attack"] for row in run.results["rows"] if row["metric"] == "accuracy"}
+    assert accuracy == {None, "keyboard", "worst-keyboard", "tokens"}
+
+
 def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, said in ((["--task", "nowhere.csv"], "nowhere.csv"), (["--attack", "charmr"], "unknown attack")):
+    for words, said in ((["--task", "nowhere.csv"], "nowhere.csv"), (["--attacks", "charmr"], "unknown attack")):
         assert zero_shot_text.main([*words, "--output", str(tmp_path / "run")]) == 2
         assert said in capsys.readouterr().out.replace("\n", "")
     assert not (tmp_path / "run").exists()
