@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from leaf_diffusion.attacks import AttackResult, attack_from_name
+from leaf_diffusion.encoders.base import Feature, Hidden
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval.prompts import from_file, marked, named, write_attacks
 from leaf_diffusion.eval.search import attack_row, find
@@ -54,6 +55,8 @@ class AttackOptions:
     constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
     objective: Literal["l2", "cosine"] = "l2"
     """What the attacker maximises: the drift of the prompt's embedding, squared L2 or 1 - cosine."""
+    feature: Literal["pooled", "states"] = "pooled"
+    """What drifts: the pooled (projected) embedding, or all 77 token states, which a denoiser is given."""
     precision: Literal["fp32", "screen"] = "fp32"
     """screen: candidates are scored in bfloat16 first, the best again in full; faster, and nearly always the same."""
     seed: int = 0
@@ -85,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 2
-    drift = Drift(options.objective, feature="projected" if encoder.has_projection else "pooled")
+    pooled: Feature = "projected" if encoder.has_projection else "pooled"
+    drift = Drift(options.objective, feature=Hidden(-1, "all") if options.feature == "states" else pooled)
     scorer = Scorer(encoder, drift, precision=options.precision)
     constraint = constraint_from_name(options.constraint)
     label = escape(isolated(name.label))

@@ -60,6 +60,9 @@ class Options:
     constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
     objective: Literal["l2", "cosine"] = "l2"
     """What the attacker maximises: the drift of the prompt's embedding, squared L2 or 1 - cosine."""
+    feature: Literal["pooled", "states"] = "pooled"
+    """What of the embedding drifts: the pooled (projected) vector, which TextFARE and the paper's attacks look at, or all
+    77 token states, padding included, which a Stable Diffusion's denoiser is given."""
     precision: Literal["fp32", "screen"] = "fp32"
     """screen: candidates are scored in bfloat16 first, the best again in full; faster, and nearly always the same."""
     attack_seed: int = 0

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from leaf_diffusion.attacks import attack_from_name
-from leaf_diffusion.encoders.base import Feature, Tower
+from leaf_diffusion.encoders.base import Feature, Hidden, Tower
 from leaf_diffusion.encoders.load import load_text_encoder, wrap
 from leaf_diffusion.encoders.swap import check_swap
 from leaf_diffusion.eval import prompts as prompt_sets
@@ -22,7 +22,7 @@ from leaf_diffusion.eval.plan import Plan, make_plan
 from leaf_diffusion.eval.prompts import Prompt
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 
-WORLD_LABELS = ("original", "leaf", "typo-augmented", "judge")
+WORLD_LABELS = ("original", "leaf", "typo-augmented", "judge", "fare")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,10 @@ def prepare(options: Options) -> Setup:
         given=sorted({(row["source"], row["k"]) for row in given}),
     )
     projected = all(one.encoder.has_projection for one in {**encoders, **neutral}.values())
-    return Setup(options, prompts, given, pipeline, encoders, neutral, "projected" if projected else "pooled", plan)
+    feature: Feature = "projected" if projected else "pooled"
+    if options.feature == "states":
+        feature = Hidden(-1, "all")
+    return Setup(options, prompts, given, pipeline, encoders, neutral, feature, plan)
 
 
 def load_prompts(options: Options, given: Sequence[dict[str, Any]]) -> list[Prompt]:

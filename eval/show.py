@@ -137,7 +137,7 @@ def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
     cells: dict[str, dict[str, str]] = {}
     for row in mine:
         where = {"clean": "clean", "adaptive": "attacked on itself"}.get(
-            row["protocol"], f"attacked on {isolated(row['source'])}"
+            row["protocol"], f"attacked on {isolated(row['source'] or '')}"
         )
         line = cells.setdefault(where + (f", k={row['k']}" if row["k"] else ""), dict.fromkeys(encoders, ""))
         mean, low, high = (f"{row[name]:.{digits}f}" for name in ("mean", "ci_low", "ci_high"))

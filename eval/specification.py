@@ -25,6 +25,7 @@ NOT_IDENTITY = (
     "device",
     "share",
     "encoders",
+    "feature",
     "prompts",
     "prompt_column",
     "prompt_split",

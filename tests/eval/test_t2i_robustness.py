@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from leaf_diffusion.encoders import Hidden
+from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import generate, search
 from leaf_diffusion.eval.t2i_robustness import main
 from leaf_diffusion.runs import files, log
@@ -151,6 +153,18 @@ def test_missing_and_torn_pictures_are_drawn_again(finished: Path, tmp_path: Pat
     for path in (gone, torn):  # in other batches, which move a colour by a step at most
         assert np.abs(np.asarray(Image.open(path)).astype(int) - wanted[path.name]).max() <= 1
     assert lines(tmp_path / "run", "pictures") == lines(finished, "pictures")
+
+
+def test_an_attack_on_what_the_denoiser_sees(finished: Path, tmp_path: Path) -> None:
+    words = ("--feature", "states", "--encoders", "original", "--protocols", "adaptive", "--k", "1")
+    assert run(tmp_path / "run", *words) == 0
+    encoder = load_text_encoder("world:original")
+    for row in lines(tmp_path / "run", "attacks"):
+        clean, moved = encoder.features(encoder.tokenize([row["prompt"], row["perturbed"]]), Hidden(-1, "all"))
+        assert clean.shape == (77 * 128,)
+        assert row["score"] == pytest.approx(float((moved - clean).square().sum()), rel=1e-3)
+    spec = json.loads((tmp_path / "run" / "spec.json").read_text())["settings"]
+    assert "feature" in spec and spec["feature"] != json.loads((finished / "spec.json").read_text())["settings"]["feature"]
 
 
 @pytest.mark.parametrize("stage", ["attack", "picture"])
