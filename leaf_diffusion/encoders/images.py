@@ -127,9 +127,12 @@ def wrap_image_encoder(module: nn.Module, processor: Any = None, *, name: str | 
     name = name or type(module).__name__
     if isinstance(processor, CLIPImageProcessor):
         return ImageEncoder(module, _by_processor(processor, module, name), name=name, processor=processor)
-    if hasattr(module, "visual"):
+    if hasattr(getattr(module, "visual", None), "preprocess_cfg"):
         return ImageEncoder(module, _by_open_clip(module.visual), name=name)
-    raise ValueError(f"{name}: pass the CLIPImageProcessor that belongs to the model")
+    raise ValueError(
+        f"{name} does not say how its pictures are preprocessed: pass the CLIPImageProcessor of a transformers model; "
+        "models of open_clip.create_model say it themselves"
+    )
 
 
 def tower_of(module: nn.Module, name: str) -> Callable[[Tensor], Tensor]:

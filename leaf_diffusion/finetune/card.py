@@ -67,7 +67,7 @@ def model_card(
         for key, label in _ROWS
     ]
     return _TEMPLATE.format(
-        name=f"`{_shown(name)}`",  # in a code span nothing of it is Markdown or HTML
+        name=f"`{shown(name)}`",  # in a code span nothing of it is Markdown or HTML
         version=__version__,
         trained_on=leaf if config.attack == "leaf" else control,
         k=config.k,
@@ -81,6 +81,6 @@ def model_card(
     )
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A source's name on one line that any file can hold."""
     return " ".join(name.encode(errors="replace").decode().split()).replace("`", "'")

@@ -2,16 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from leaf_diffusion.finetune.config import TextFAREConfig
+
+class Settings(Protocol):
+    """What of a recipe decides how an update is computed."""
+
+    @property
+    def mixed_precision(self) -> str: ...
+    @property
+    def accumulation(self) -> int: ...
 
 
 @contextmanager
-def accelerator_for(config: TextFAREConfig, device: torch.device) -> Iterator[Accelerator]:
+def accelerator_for(config: Settings, device: torch.device) -> Iterator[Accelerator]:
     """An accelerator with the precision and accumulation of `config`, on the CPU where `device` is one.
 
     accelerate keeps device and precision for the life of a process and refuses others ("restart your runtime"). What

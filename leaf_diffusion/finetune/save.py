@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection
+from transformers import PreTrainedModel
 
 from leaf_diffusion.runs.files import explained
 
@@ -30,14 +30,15 @@ def whole_files(output: Path) -> Iterator[Path]:
 
 
 def save_encoder(
-    tower: CLIPTextModelWithProjection,
+    tower: PreTrainedModel,
     tokenizer: object,
     card: str,
     output: Path,
     dtype: torch.dtype,
     spelling: Tensor | None = None,
 ) -> None:
-    """Write weights (safetensors), tokenizer and model card into `output`, each file whole. Raises RunFolderError.
+    """Write weights (safetensors), tokenizer (of an image tower: its processor) and model card into `output`, each file
+    whole. Raises RunFolderError.
 
     `spelling`: the vectors that are in the token table already, kept beside it in float32: with them the difference to
     the original takes a few MB instead of a whole table.

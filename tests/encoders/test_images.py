@@ -87,6 +87,8 @@ def test_open_clip_is_preprocessed_and_embedded_as_it_does_itself() -> None:
     vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}
     text = {"width": 16, "layers": 1, "heads": 2, "context_length": 77, "vocab_size": 100}
     model = open_clip.CLIP(embed_dim=12, vision_cfg=vision, text_cfg=text).eval()
+    with pytest.raises(ValueError, match="preprocessed"):
+        wrap_image_encoder(model)
     open_clip.model.set_model_preprocess_cfg(model, {"size": (16, 16), "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)})
     encoder = wrap_image_encoder(model)
     transform = open_clip.image_transform(16, is_train=False, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))

@@ -1,0 +1,102 @@
+"""Pictures to train on: a folder's, or the embedded world's, drawn when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, cast
+
+from PIL import Image
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+WORLD = "leaf_diffusion.world.pictures"
+
+
+class Pictures(Protocol):
+    """Pictures by number; `names` tell them apart, for the identity of a training."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def load(self, i: int) -> Image.Image | None:
+        """Picture `i` in RGB, None where it cannot be read."""
+        ...
+
+
+class PictureFolder:
+    """The pictures of a folder and its sub-folders, in the order of their names. ValueError for a folder without any."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"no such folder of pictures: {folder}")
+        self.names = sorted(_found(self.folder))
+        if not self.names:
+            raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+
+    def load(self, i: int) -> Image.Image | None:
+        return read_picture(self.folder / self.names[i])
+
+
+class Chosen:
+    """Some of other pictures."""
+
+    def __init__(self, pictures: Pictures, numbers: Sequence[int]) -> None:
+        self.pictures, self.numbers = pictures, numbers
+        self.names = [pictures.names[i] for i in numbers]
+
+    def load(self, i: int) -> Image.Image | None:
+        return self.pictures.load(self.numbers[i])
+
+
+def read_pictures(source: str | Path) -> Pictures:
+    """A folder's pictures; "world" or "world:N" (20,000) gives as many drawn scenes. ValueError or FileNotFoundError for
+    others."""
+    prefix, _, number = str(source).partition(":")
+    if prefix != "world":
+        return PictureFolder(source)
+    if number and not (number.isdecimal() and int(number)):
+        raise ValueError(f'"{source}" should read world:N, N pictures')
+    return cast(Pictures, importlib.import_module(WORLD).WorldPictures(int(number or 20_000)))
+
+
+def read_picture(path: Path) -> Image.Image | None:
+    """A file in RGB, None where it holds no whole picture of a size that Pillow takes for harmless."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as picture:
+                return picture.convert("RGB")
+    except Exception:  # Pillow's plugins let struct's, zlib's and a dozen others through
+        return None
+
+
+def load_some(pictures: Pictures, numbers: Sequence[int], threads: ThreadPoolExecutor) -> list[Image.Image]:
+    """The readable ones of these pictures, decoded side by side. ValueError where none is."""
+    found = [picture for picture in threads.map(pictures.load, numbers) if picture is not None]
+    if not found:
+        raise ValueError(f"none of {len(numbers)} pictures can be read, such as {pictures.names[numbers[0]]}")
+    return found
+
+
+def split_pictures(pictures: Pictures, share: float = 0.1, at_most: int = 256) -> tuple[Pictures, Pictures]:
+    """(to train on, held out): those whose names have the lowest hash, at least one. ValueError for fewer than two."""
+    n = len(pictures.names)
+    if n < 2:
+        raise ValueError("one picture cannot be split: give at least 2, or held-out ones")
+    ranked = sorted(range(n), key=lambda i: hashlib.sha256(os.fsencode(pictures.names[i])).digest())
+    out = set(ranked[: min(max(1, int(share * n)), at_most)])
+    return Chosen(pictures, [i for i in range(n) if i not in out]), Chosen(pictures, sorted(out))
+
+
+def _found(folder: Path) -> Iterator[str]:
+    for place, _, files in os.walk(folder):
+        for name in files:
+            if name.lower().endswith(SUFFIXES):
+                yield str((Path(place) / name).relative_to(folder))
