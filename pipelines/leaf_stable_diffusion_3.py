@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 
-from leaf_diffusion.pipelines.two_towers import TwoTowers
+from leaf_diffusion.pipelines.towers import LeafPipeline
 
 
-class LeafStableDiffusion3Pipeline(TwoTowers, StableDiffusion3Pipeline):
+class LeafStableDiffusion3Pipeline(LeafPipeline, StableDiffusion3Pipeline):
     """`StableDiffusion3Pipeline` that takes robust CLIP text encoders by name and can attack its own prompts.
 
     T5 (`text_encoder_3`) is neither exchanged nor attacked, and may hide what an attack does to the CLIPs: load the

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-from leaf_diffusion.pipelines.two_towers import TwoTowers
+from leaf_diffusion.pipelines.towers import LeafPipeline
 
 
-class LeafStableDiffusionXLPipeline(TwoTowers, StableDiffusionXLPipeline):
+class LeafStableDiffusionXLPipeline(LeafPipeline, StableDiffusionXLPipeline):
     """`StableDiffusionXLPipeline` that takes robust text encoders by name and can attack its own prompts.
 
     Pictures are those of the stock pipeline with the same components; saved, it *is* a stock pipeline. A defence is not

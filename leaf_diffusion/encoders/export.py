@@ -21,6 +21,7 @@ from leaf_diffusion.encoders.base import Tower
 from leaf_diffusion.encoders.convert import State, to_open_clip, to_transformers
 from leaf_diffusion.encoders.huggingface import HFTextEncoder
 from leaf_diffusion.encoders.single_file import HEADS, Entry, Header, Place, blocks, choose, loader_act, read_header
+from leaf_diffusion.encoders.swap import is_identity
 from leaf_diffusion.encoders.tokenizer import is_clip_vocabulary
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -125,8 +126,7 @@ def _misfit(state: State, stored: Mapping[str, Entry], place: Place) -> str | No
 
 def _is_identity(file: Path, key: str) -> bool:
     with safe_open(file, framework="pt") as opened:
-        value = opened.get_tensor(key)
-    return value.shape[0] == value.shape[1] and torch.equal(value, torch.eye(len(value), dtype=value.dtype))
+        return is_identity(opened.get_tensor(key))
 
 
 def _check_reading(encoder: Tower, act: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import is_offline_mode
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils.hub import cached_file
@@ -17,7 +18,7 @@ from leaf_diffusion.encoders import sources
 from leaf_diffusion.encoders.base import Defence, Tower
 from leaf_diffusion.encoders.defences import DEFENCES
 from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_config_of
-from leaf_diffusion.encoders.pickles import SUFFIXES, conversion
+from leaf_diffusion.encoders.pickles import refuse_pickled_folder
 from leaf_diffusion.encoders.single_file import load_single_file
 from leaf_diffusion.encoders.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 
@@ -48,7 +49,7 @@ def load_text_encoder(
     Raises FileNotFoundError where nothing is found, ValueError for pickles, damaged files, misfitting tokenizers or
     adapters.
     """
-    dtype = _dtype(dtype)
+    dtype = dtype_from_name(dtype) if isinstance(dtype, str) else dtype
     if isinstance(tokenizer, (str, Path)):
         tokenizer = _tokenizer_from(str(tokenizer), None, None)
     named = None if isinstance(source, nn.Module) else sources.split(str(source))
@@ -132,7 +133,9 @@ def _from_transformers(
         if subfolder is None and cached_file(source, "model_index.json", **where):
             subfolder, tokenizer_folder = "text_encoder", "tokenizer"
         if cached_file(source, "config.json", subfolder=subfolder or "", **where) is None:
-            raise FileNotFoundError(_not_found(source, f"there is no {_at(subfolder)}config.json"))
+            offline = "HF_HUB_OFFLINE is set, and it was not downloaded before"
+            absent = f"there is no {_at(subfolder)}config.json"
+            raise FileNotFoundError(_not_found(source, absent if folder.is_dir() or not is_offline_mode() else offline))
         options: dict[str, Any] = {"revision": revision, "subfolder": subfolder or ""}
         if folder.is_dir():
             _refuse_pickles(folder / (subfolder or ""))
@@ -202,13 +205,7 @@ def _clip_tokenizer_for(source: str, subfolder: str | None, vocabulary: int | No
 def _refuse_pickles(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return
-    pickles = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if pickles:
-        weights = max(pickles, key=lambda path: path.stat().st_size)
-        raise ValueError(
-            f"{folder} holds only pickled weights ({', '.join(path.name for path in pickles)}), which can run code when "
-            f"opened. Convert them: {conversion(weights, folder / 'model.safetensors')}"
-        )
+    refuse_pickled_folder(folder)
     raise FileNotFoundError(f"{folder} has a config.json but no weights: there is no *.safetensors file")
 
 
@@ -242,13 +239,12 @@ def _at(subfolder: str | None) -> str:
     return f"{subfolder}/" if subfolder else ""
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if isinstance(dtype, str):
-        found = getattr(torch, dtype.removeprefix("torch."), None)
-        if not isinstance(found, torch.dtype):
-            raise ValueError(f"unknown dtype {dtype!r}; use float32, float16 or bfloat16")
-        return found
-    return dtype
+def dtype_from_name(name: str) -> torch.dtype:
+    """torch.float16 from "float16" or "torch.float16". Raises ValueError."""
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"unknown dtype {name!r}; use float32, float16 or bfloat16")
+    return found
 
 
 def load_defence(defence: str | Defence | None) -> Defence | None:

@@ -9,9 +9,9 @@ SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # torch.save since 1.6, and before
 _CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
-    "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); s = s.get('state_dict', s); "
-    "save_file({k: v.clone().contiguous() for k, v in s.items() if isinstance(v, torch.Tensor)}, sys.argv[2], "
-    "{'format': 'pt'})"
+    "[save_file({k: v.clone().contiguous() for k, v in s.get('state_dict', s).items() if isinstance(v, torch.Tensor)}, "
+    "new, {'format': 'pt'}) for old, new in zip(sys.argv[1::2], sys.argv[2::2]) "
+    "for s in [torch.load(old, map_location='cpu', weights_only=True)]]"
 )
 
 
@@ -30,10 +30,35 @@ def refuse_pickle(file: Path) -> None:
     if is_pickle(file):
         raise ValueError(
             f"{file} is a pickle, which can run code when opened: only safetensors are loaded. Convert it: "
-            f"{conversion(file, file.with_suffix('.safetensors'))}"
+            f"{conversion((file, file.with_suffix('.safetensors')))}"
         )
 
 
-def conversion(source: Path, target: Path) -> str:
-    """The shell command that writes the tensors of a pickle as safetensors; nothing else of the pickle is run."""
-    return f'python -c "{_CONVERT}" {shlex.quote(str(source))} {shlex.quote(str(target))}'
+def refuse_pickled_folder(*folders: Path, variant: str | None = None) -> None:
+    """ValueError with the command that converts them, where folders of models hold pickled weights alone.
+
+    `variant`: only weights of that name count ("fp16": model.fp16.safetensors), as in diffusers, or those without.
+    """
+    pairs, named = [], f".{variant}" if variant else ""
+    for folder in folders:
+        if any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json")):
+            continue
+        pickles = [path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and named in path.name]
+        if pickles:
+            weights = max(pickles, key=lambda path: path.stat().st_size)  # beside a training's arguments, say
+            name = weights.with_suffix(".safetensors").name
+            pairs.append(
+                (weights, folder / name.replace("pytorch_model", "model", 1 if name.startswith("pytorch_model") else 0))
+            )
+    if pairs:
+        raise ValueError(
+            f"{', '.join(str(weights.parent) for weights, _ in pairs)}: only pickled weights "
+            f"({', '.join(weights.name for weights, _ in pairs)}), which can run code when opened. Convert them: "
+            f"{conversion(*pairs)}"
+        )
+
+
+def conversion(*pairs: tuple[Path, Path]) -> str:
+    """The shell command that writes the tensors of pickles as safetensors, (pickle, new file) each; nothing else in them
+    is run."""
+    return f'python -c "{_CONVERT}" ' + " ".join(shlex.quote(str(path)) for pair in pairs for path in pair)

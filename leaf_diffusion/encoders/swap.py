@@ -6,7 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from leaf_diffusion.encoders.base import TextEncoder, Tower
 from leaf_diffusion.encoders.huggingface import LEGACY_EOS, text_config_of, text_model_of, token_table
@@ -47,7 +48,7 @@ def check_swap(old: nn.Module, new: nn.Module, tokenizer_old: Any, tokenizer_new
         ("context length (max_position_embeddings)", before.max_position_embeddings, after.max_position_embeddings),
     ]
     projected, other = getattr(old, "text_projection", None), getattr(new, "text_projection", None)
-    if projected is not None and other is not None:
+    if projected is not None and other is not None and not unprojected(old):
         sizes.append(("projection width", projected.weight.shape[0], other.weight.shape[0]))
     misfits = [f"{what}: the pipeline has {a}, the new encoder {b}" for what, a, b in sizes if a != b]
     eos = tokenizer_old.eos_token_id
@@ -82,17 +83,19 @@ def _tokenizer_misfits(vocabulary: dict[str, int], eos: int, new: Any) -> list[s
 def text_model_for_pipeline(encoder: TextEncoder | nn.Module, like: nn.Module) -> nn.Module:
     """The encoder's weights as a module of `like`'s class, dtype and device; the encoder itself stays untouched.
 
-    A module that already is all that is returned as it is. A projection that the encoder lacks is `like`'s. Raises
+    A module that already is all that is returned as it is. A projection that the encoder lacks is `like`'s, and so is
+    one that is the identity: SD3 holds CLIP-L's pooled state that way, which it was trained on unprojected. Raises
     ValueError for towers that are no CLIP text model of transformers.
     """
     module = cast(nn.Module, encoder.module if isinstance(encoder, Tower) else encoder)
     source, table = text_model_of(module), token_table(text_model_of(like)).weight
     own = token_table(source).weight
-    if type(module) is type(like) and (own.dtype, own.device) == (table.dtype, table.device):
+    same = (own.dtype, own.device) == (table.dtype, table.device) and unprojected(like) == unprojected(module)
+    if type(module) is type(like) and same:
         return module
     weights = {key.removeprefix("text_model."): value for key, value in source.state_dict().items()}
     config = copy.deepcopy(text_config_of(module))
-    for each in (module, like):
+    for each in (like, module) if unprojected(like) else (module, like):
         if "text_projection.weight" not in weights and getattr(each, "text_projection", None) is not None:
             weights["text_projection.weight"] = cast(Any, each).text_projection.weight
             config.projection_dim = len(weights["text_projection.weight"])
@@ -105,3 +108,15 @@ def text_model_for_pipeline(encoder: TextEncoder | nn.Module, like: nn.Module) -
         )
     built.load_state_dict({name: weights[name.removeprefix("text_model.")] for name in names})
     return cast(nn.Module, built.to(table.device, table.dtype).eval().requires_grad_(False))
+
+
+def unprojected(module: nn.Module) -> bool:
+    """Whether the module has a text projection that leaves the pooled state as it is."""
+    projection = getattr(module, "text_projection", None)
+    return projection is not None and is_identity(projection.weight)
+
+
+def is_identity(weight: Tensor) -> bool:
+    """Whether a matrix is the identity, exactly."""
+    rows, columns = weight.shape
+    return rows == columns and torch.equal(weight, torch.eye(rows, dtype=weight.dtype, device=weight.device))

@@ -231,7 +231,7 @@ def test_pickles_are_refused_with_a_command_that_works(checkpoint, tmp_path, cap
     output = tmp_path / "new.safetensors"
     assert cli(["export", "world:original", str(output), "--checkpoint", str(pickle)]) == 2
     told = capsys.readouterr().err
-    command = conversion(pickle, pickle.with_suffix(".safetensors"))
+    command = conversion((pickle, pickle.with_suffix(".safetensors")))
     assert command in told
     with pytest.raises(ValueError, match="is a pickle"):
         load_text_encoder(pickle)
