@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
+from safetensors import SafetensorError
 
 PROBE_BYTES = 1 << 20
 MAX_PIXELS = 64_000_000
@@ -32,17 +34,22 @@ class RunFolderError(OSError):
 
 @contextmanager
 def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn an OSError into a RunFolderError that names the path and the remedy (errno is kept)."""
+    """Turn an OSError, and safetensors' words for one, into a RunFolderError that names the path and the remedy (errno
+    is kept)."""
     try:
         yield
     except RunFolderError:
         raise
-    except OSError as error:
-        hint = _HINTS.get(error.errno or 0, error.strerror or str(error))
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    except (OSError, SafetensorError) as error:
+        told = re.search(r"os error (\d+)", str(error))
+        if not isinstance(error, OSError) and not told:
+            raise
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        hint = _HINTS.get(number or 0, os.strerror(number) if number else str(error))
+        full = number in (errno.ENOSPC, errno.EDQUOT)
         after = ", then run the same command again: what was recorded so far is safe" if full else ""
         raised = RunFolderError(f"{doing} {path} failed: {hint}{after}")
-        raised.errno = error.errno
+        raised.errno = number
         raise raised from error
 
 

@@ -29,13 +29,10 @@ class Log:
         self.records: dict[str, dict[str, Any]] = {}
         for record in records:
             self.records.setdefault(record["id"], record)
-        with explained(path, "opening"):
-            new = not path.exists()
-            self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            if self.torn:
-                os.ftruncate(self.fd, self.size)
-            if new:
-                sync_folder(path.parent)
+        self.fd: int | None = None
+        if self.torn:
+            with explained(path, "opening"):
+                os.ftruncate(self._open(), self.size)
         self.synced = time.monotonic()
         self.dirty = bool(self.torn)
         self.unsettled = False
@@ -54,14 +51,15 @@ class Log:
         except ValueError as error:
             raise ValueError(f"record {unit!r} does not fit into JSON: {error}") from error
         with explained(self.path, "writing"):
+            fd = self._open()
             if self.unsettled:  # a torn line may stand there still: this one must not be glued to it
-                os.ftruncate(self.fd, self.size)
+                os.ftruncate(fd, self.size)
             self.unsettled = True
             try:
-                write_all(self.fd, line + b"\n")
+                write_all(fd, line + b"\n")
             except OSError:
                 with suppress(OSError):
-                    os.ftruncate(self.fd, self.size)
+                    os.ftruncate(fd, self.size)
                     self.unsettled = False
                 raise
         self.size += len(line) + 1
@@ -74,11 +72,26 @@ class Log:
 
     def sync(self) -> None:
         """Force the file onto the disk."""
-        if self.dirty:
+        if self.dirty and self.fd is not None:
             with explained(self.path, "writing"):
                 os.fsync(self.fd)
             self.dirty = False
         self.synced = time.monotonic()
+
+    def close(self) -> None:
+        """Without a sync."""
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+    def _open(self) -> int:
+        """The descriptor; a file that only was asked for records is not made."""
+        if self.fd is None:
+            new = not self.path.exists()
+            self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            if new:
+                sync_folder(self.path.parent)
+        return self.fd
 
 
 def cut_torn_end(path: Path) -> int:

@@ -271,7 +271,7 @@ def _record_environment(path: Path, command: str | None, done: Mapping[str, int]
 
 def _release(held: list[int], logs: dict[str, Log]) -> None:
     for log in logs.values():
-        os.close(log.fd)
+        log.close()
     logs.clear()
     for fd in reversed(held):
         os.close(fd)
