@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import resource
 import tempfile
 from collections.abc import Callable
@@ -89,7 +90,11 @@ def _memory(device: str) -> str:
             f"({whole / MIB:,.0f} MiB, {free / MIB:,.0f} free now), at one prompt's pictures a batch"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return f"{peak:,.0f} MiB at most were used by this process, at one prompt's pictures a batch"
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MIB
+    return (
+        f"{peak:,.0f} MiB at most were used by this process, at one prompt's pictures a batch, "
+        f"of {whole:,.0f} MiB that this machine has"
+    )
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
