@@ -12,7 +12,7 @@ from leaf_diffusion.runs.fields import RECORDS
 from leaf_diffusion.runs.lines import decode, encode, read_jsonl
 
 SPEC = RunSpec({"attack": "charmer"})
-RIGHT = [
+RIGHT: list[dict[str, Any]] = [
     {"id": "a", "text": "zwei „Katzen“\u2028", "score": 0.1, "right": True},
     {"id": "b", "k": [1, 2], "none": None},
     {"id": "c", "nested": {"x": 1e-9}},
@@ -76,7 +76,7 @@ def test_lines_from_before_the_checksums_are_read_and_gone_on_with(tmp_path: Pat
         write(tmp_path, [{"id": "d", "sum": "mine"}])
 
 
-WRONG = [None, True, -1, 0, 1, 0.5, 10**30, "", "x", "../x", [], [[]], [["a"]], [1], {}, {"x": 1}]
+WRONG: list[Any] = [None, True, -1, 0, 1, 0.5, 10**30, "", "x", "../x", [], [[]], [["a"]], [1], {}, {"x": 1}]
 FULL: dict[str, dict[str, Any]] = {
     "attacks": {"id": "a", "prompt_id": "p", "prompt": "a cat", "perturbed": "a czt", "source": "original", "k": 1,
                 "truncated": False, "attack": "charmer", "constraint": None, "distance": 1, "score": 0.5, "queries": 9,
