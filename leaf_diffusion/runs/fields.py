@@ -39,9 +39,9 @@ WORDS = Field(
         and all(isinstance(word, list) and all(isinstance(piece, str) for piece in word) for word in value)
     ),
 )
+IMAGE = re.compile(r"images/[0-9a-f]{8,64}\.png")
 PICTURE = Field(
-    "images/<hexadecimal digits>.png",
-    lambda value: isinstance(value, str) and re.fullmatch(r"images/[0-9a-f]{8,64}\.png", value) is not None,
+    "images/<hexadecimal digits>.png", lambda value: isinstance(value, str) and IMAGE.fullmatch(value) is not None
 )
 PROTOCOLS = ("clean", "adaptive", "transfer", "floor")
 PROTOCOL = Field(" or ".join(PROTOCOLS), lambda value: value in PROTOCOLS)

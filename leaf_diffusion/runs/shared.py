@@ -36,9 +36,13 @@ def record_files(folder: Path) -> list[tuple[str, int, Path]]:
 
 
 def take_slot(folder: Path, *, alone: bool) -> tuple[int, int]:
-    """(slot, descriptor of its lock): the first number that no other writer has; 0 for a writer that is alone."""
+    """(slot, descriptor of its lock): the first number that no other writer has; 0 for a writer that is alone.
+
+    The first writer notes the run's progress, so slot 0 must not be passed by because `status` holds it for a moment.
+    """
     slot, waited = 0, 0.0
     while True:
+        patience = 2.0 if alone else 0.0 if slot else 0.2
         path = folder / "records" / f".writer-{slot}"
         with explained(path, "locking"):
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -47,7 +51,7 @@ def take_slot(folder: Path, *, alone: bool) -> tuple[int, int]:
                 return slot, fd
             except BlockingIOError:
                 os.close(fd)
-                if alone and waited < 2:  # `status` holds it for a moment
+                if waited < patience:
                     time.sleep(0.05)
                     waited += 0.05
                     continue

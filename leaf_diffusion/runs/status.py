@@ -47,9 +47,9 @@ def _writers(folder: Path) -> int:
     """How many writers' locks are held."""
     held = 0
     for path in (folder / "records").glob(".writer-*"):
-        fd = os.open(path, os.O_RDWR)
+        fd = os.open(path, os.O_RDONLY)  # a run that nobody may write to has a status, too
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             held += 1
         finally:

@@ -16,7 +16,7 @@ from typing import Any, Self
 from PIL import Image
 
 from leaf_diffusion.runs.export import write_results
-from leaf_diffusion.runs.fields import record_fields
+from leaf_diffusion.runs.fields import IMAGE, record_fields
 from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe, sync_folder
 from leaf_diffusion.runs.log import Log, cut_torn_end, take_lock
 from leaf_diffusion.runs.pace import Progress, TimeLeft, begin_stage, read_progress
@@ -25,8 +25,8 @@ from leaf_diffusion.runs.shared import Claims, Tail, record_file, record_files, 
 from leaf_diffusion.runs.spec import RunSpec, environment
 
 _KIND = re.compile(r"[a-z0-9_-]+")
-_IMAGE = re.compile(r"images/[0-9a-f]{8,64}\.png")
 PATIENCE = 60.0
+"""Seconds for which another writer's line may look damaged: a network file system can show its end first."""
 
 
 def image_name(unit_id: str) -> str:
@@ -98,8 +98,9 @@ class RunStore:
                     if slot and (torn := cut_torn_end(path)):
                         store.torn[kind] = store.torn.get(kind, 0) + torn
                 with explained(folder, "tidying"):
-                    for left in (folder / "images").glob(".*.tmp"):  # what a killed writer had not yet renamed
-                        left.unlink(missing_ok=True)
+                    for where in (folder, folder / "images"):
+                        for left in where.glob(".*.tmp"):  # what a killed writer had not yet renamed
+                            left.unlink(missing_ok=True)
             for kind, slot, _ in record_files(folder):
                 if slot == store.slot:
                     store._log(kind)
@@ -180,7 +181,7 @@ class RunStore:
 
     def save_image(self, path: str, image: Image.Image) -> str:
         """Write a picture, whole or not at all, at "images/<hex digits>.png" (see `image_name`); returns that path."""
-        if not _IMAGE.fullmatch(path):
+        if not IMAGE.fullmatch(path):
             raise ValueError(f"a picture is kept as images/<hexadecimal digits>.png, not {path!r}")
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
@@ -189,7 +190,7 @@ class RunStore:
 
     def load_image(self, path: str) -> Image.Image:
         """A picture of this run. Raises RunFolderError when it is missing or truncated."""
-        if not _IMAGE.fullmatch(path):
+        if not IMAGE.fullmatch(path):
             raise ValueError(f"a picture is kept as images/<hexadecimal digits>.png, not {path!r}")
         if not png_ok(self.folder / path):
             raise RunFolderError(
@@ -201,7 +202,7 @@ class RunStore:
     def damaged_images(self, kind: str = "pictures") -> set[str]:
         """Paths of recorded pictures that are missing or truncated: draw them again and `save_image` them."""
         paths = {str(record["image"]) for record in self.records(kind) if "image" in record}
-        return {path for path in paths if not _IMAGE.fullmatch(path) or not png_ok(self.folder / path)}
+        return {path for path in paths if not IMAGE.fullmatch(path) or not png_ok(self.folder / path)}
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json and results.csv; see `leaf_diffusion.runs.write_results`."""

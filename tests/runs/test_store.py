@@ -200,8 +200,11 @@ def interrupted(fd: int, data: bytes) -> None:
 def test_what_a_killed_writer_left_is_swept_on_reopening(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
         kept = store.save_image(image_name("a"), Image.new("RGB", (4, 4)))
-    (tmp_path / "images" / ".abc.png.x1.tmp").write_bytes(b"half")
+    left = [tmp_path / "images" / ".abc.png.x1.tmp", tmp_path / ".probe-9.tmp", tmp_path / ".results.json.x1.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
     RunStore.open(tmp_path, SPEC).close()
+    assert not any(path.exists() for path in left)
     assert [path.name for path in (tmp_path / "images").iterdir()] == [Path(kept).name]
 
 
@@ -261,6 +264,18 @@ def test_png_ok_sees_every_kind_of_damage(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(path, format="JPEG")
     assert not png_ok(path)
     assert not png_ok(tmp_path / "absent.png")
+
+
+def test_no_bit_of_a_picture_changes_unseen(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    picture = Image.effect_noise((9, 9), 50)
+    picture.save(path)
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        spoiled = bytearray(data)
+        spoiled[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(spoiled)
+        assert not png_ok(path), bit
 
 
 def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
