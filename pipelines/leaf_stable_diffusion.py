@@ -28,4 +28,12 @@ class LeafStableDiffusionPipeline(LeafPipeline, StableDiffusionPipeline):
 
     def encode_prompt(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         """As the stock method, after the defence. It sees prompts only: negative prompts are the user's own words."""
-        return super().encode_prompt(self._defended(prompt), *args, **kwargs)
+        prompt, text_encoder = self._defended(prompt), self.text_encoder
+        if kwargs.get("clip_skip") is None or hasattr(text_encoder, "text_model"):
+            return super().encode_prompt(prompt, *args, **kwargs)
+        # CLIPTextModel is flat since transformers 5.6; for clip_skip the stock method still asks for its text_model
+        text_encoder.__dict__["text_model"] = text_encoder
+        try:
+            return super().encode_prompt(prompt, *args, **kwargs)
+        finally:
+            del text_encoder.__dict__["text_model"]

@@ -1,14 +1,10 @@
-"""The XL pipeline, with tiny seeded components: stock pictures, each tower swapped alone, attacks on both together."""
-
-import json
+"""What is XL's own, with tiny seeded components: each tower swapped alone, attacks on both together."""
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
-    AutoPipelineForText2Image,
-    DiffusionPipeline,
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -61,19 +57,6 @@ def picture(pipe, prompt=PROMPT, **options):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipe(prompt, num_inference_steps=2, generator=generator, output_type="np", **options).images
-
-
-def test_the_same_picture_as_stock_and_round_trips(folder, tmp_path):
-    stock = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-    leaf = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-    for options in ({}, {"negative_prompt": "blue"}, {"num_images_per_prompt": 2}, {"prompt_2": "a cat"}):
-        assert np.array_equal(picture(leaf, **options), picture(stock, **options))
-    leaf.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusionXLPipeline"
-    for cls in (StableDiffusionXLPipeline, DiffusionPipeline, AutoPipelineForText2Image, LeafStableDiffusionXLPipeline):
-        again = cls.from_pretrained(tmp_path, add_watermarker=False)
-        assert np.array_equal(picture(again), picture(stock))
-    assert np.array_equal(picture(LeafStableDiffusionXLPipeline.from_pipe(stock)), picture(stock))
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])

@@ -1,0 +1,315 @@
+"""What diffusers asks of every pipeline in its own fast tests, for each Leaf pipeline: and bit by bit as the stock twin."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoPipelineForImage2Image, StableDiffusionImg2ImgPipeline
+from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.embeddings import ImageProjection, IPAdapterTimeImageProjection
+from PIL import Image
+
+from leaf_diffusion.encoders import clip_tokenizer
+
+PROMPTS = ["a red umbrella", "a blue cat on a very old and quiet bench", ""]
+
+
+@pytest.fixture(scope="module")
+def pair(kind):
+    """The Leaf pipeline and its stock twin around the same components, which no test changes."""
+    parts = kind.parts()
+    return SimpleNamespace(leaf=kind.leaf(**parts), stock=kind.stock(**parts), parts=parts, denoiser=denoiser(parts))
+
+
+def denoiser(parts):
+    return parts.get("unet") or parts["transformer"]
+
+
+def generators(count):
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"negative_prompt": "a dog"},
+        {"guidance_scale": 1.0},
+        {"num_images_per_prompt": 2},
+        {"prompt_2": "a cat", "negative_prompt_2": "a dog"},
+        {"output_type": "latent"},
+        {"clip_skip": 1},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_bitwise_the_stock_picture(kind, pair, options):
+    if kind.name == "sd" and options.keys() & {"prompt_2", "clip_skip"}:
+        pytest.skip("SD has one prompt; the stock SD's clip_skip fails, see below")
+    ours, theirs = kind.picture(pair.leaf, **options), kind.picture(pair.stock, **options)
+    assert np.array_equal(ours, theirs)
+    assert len(ours) == options.get("num_images_per_prompt", 1)
+    if options and "num_images_per_prompt" not in options:  # each of them matters
+        plain = kind.picture(pair.leaf)
+        assert ours.shape != plain.shape or not np.array_equal(ours, plain)
+
+
+def test_clip_skip_of_stable_diffusion(kinds):
+    kind = kinds["sd"]
+    parts = kind.parts()
+    leaf, stock = kind.leaf(**parts), kind.stock(**parts)
+    encoder = parts["text_encoder"]
+    shared = {"device": torch.device("cpu"), "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    found, _ = leaf.encode_prompt(PROMPTS[0], **shared, clip_skip=1)
+    rows = clip_tokenizer()(PROMPTS[0], padding="max_length", return_tensors="pt").input_ids
+    states = encoder(rows, output_hidden_states=True).hidden_states
+    assert torch.equal(found, getattr(encoder, "text_model", encoder).final_layer_norm(states[-2]))
+    if not hasattr(encoder, "text_model"):  # flat since transformers 5.6, which the stock class does not know
+        with pytest.raises(AttributeError, match="text_model"):
+            kind.picture(stock, clip_skip=1)
+    assert not np.array_equal(kind.picture(leaf, clip_skip=1), kind.picture(leaf))
+
+
+def test_a_batch_is_its_single_pictures(kind, pair):
+    together = kind.picture(pair.leaf, PROMPTS, generator=generators(3), negative_prompt=["x", "", "y"])
+    assert np.array_equal(
+        together, kind.picture(pair.stock, PROMPTS, generator=generators(3), negative_prompt=["x", "", "y"])
+    )
+    for index, (prompt, negative) in enumerate(zip(PROMPTS, ["x", "", "y"], strict=True)):
+        alone = kind.picture(pair.leaf, prompt, generator=generators(3)[index], negative_prompt=negative)
+        np.testing.assert_allclose(alone[0], together[index], atol=1e-4)
+
+
+@pytest.mark.parametrize(("batch", "per_prompt"), [(1, 2), (2, 1), (2, 2)])
+def test_pictures_per_prompt(kind, pair, batch, per_prompt):
+    options = {"num_images_per_prompt": per_prompt, "generator": generators(batch * per_prompt)}
+    ours = kind.picture(pair.leaf, PROMPTS[:batch], **options)
+    assert len(ours) == batch * per_prompt
+    options["generator"] = generators(batch * per_prompt)
+    assert np.array_equal(ours, kind.picture(pair.stock, PROMPTS[:batch], **options))
+
+
+def test_prompt_embeddings(kind, pair):
+    names = {
+        "sd": ("prompt_embeds", "negative_prompt_embeds"),
+        "xl": (
+            "prompt_embeds",
+            "negative_prompt_embeds",
+            "pooled_prompt_embeds",
+            "negative_pooled_prompt_embeds",
+        ),
+    }
+    names["sd3"] = names["xl"]
+    asked = {"prompt_2": None} if kind.name != "sd" else {}
+    asked |= {"prompt_3": None} if kind.name == "sd3" else {}
+    shared = {"device": torch.device("cpu"), "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    ours, theirs = (
+        pipe.encode_prompt(PROMPTS[0], negative_prompt="a dog", **shared, **asked) for pipe in (pair.leaf, pair.stock)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    embeds = dict(zip(names[kind.name], ours, strict=True))
+    assert np.array_equal(
+        kind.picture(pair.leaf, None, **embeds), kind.picture(pair.leaf, PROMPTS[0], negative_prompt="a dog")
+    )
+
+
+def test_guidance(kind, pair):
+    seen = []
+
+    def look(pipe, step, timestep, tensors):
+        seen.append(pipe.do_classifier_free_guidance)
+        return {}
+
+    pictures = [
+        kind.picture(pair.leaf, guidance_scale=scale, callback_on_step_end=look, callback_on_step_end_tensor_inputs=[])
+        for scale in (1.0, 6.0)
+    ]
+    assert seen == [False, False, True, True]
+    assert not np.array_equal(*pictures)
+
+
+def test_callbacks_see_and_change_what_they_ask_for(kind, pair):
+    inputs = pair.stock._callback_tensor_inputs
+    assert pair.leaf._callback_tensor_inputs == inputs
+    steps = []
+
+    def look(pipe, step, timestep, tensors):
+        assert set(tensors) == set(inputs)
+        steps.append((step, {name: value.clone() for name, value in tensors.items()}))
+        return tensors
+
+    def blank(pipe, step, timestep, tensors):
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    for pipe in (pair.leaf, pair.stock):
+        kind.picture(pipe, callback_on_step_end=look, callback_on_step_end_tensor_inputs=inputs)
+    assert [step for step, _ in steps] == [0, 1, 0, 1]
+    for (_, ours), (_, theirs) in zip(steps[:2], steps[2:], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in inputs)
+    asked = {"callback_on_step_end": blank, "callback_on_step_end_tensor_inputs": ["latents"]}
+    assert np.array_equal(kind.picture(pair.leaf, **asked), kind.picture(pair.stock, **asked))
+    with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs"):
+        kind.picture(pair.leaf, callback_on_step_end=look, callback_on_step_end_tensor_inputs=["no_such_tensor"])
+
+
+def test_optional_components(kind, pair, tmp_path):
+    optional = [name for name in pair.stock._optional_components if not name.startswith(("text_", "tokenizer"))]
+    assert pair.leaf._optional_components == pair.stock._optional_components
+    pipe = kind.leaf(**pair.parts | dict.fromkeys(optional))
+    before = kind.picture(pipe)
+    pipe.save_pretrained(tmp_path)
+    again = kind.leaf.from_pretrained(tmp_path, **kind.load)
+    assert all(getattr(again, name) is None for name in optional)
+    assert np.array_equal(kind.picture(again), before)
+
+
+def test_float16_is_saved_and_loaded(kind, tmp_path):
+    pipe = kind.leaf(**kind.parts()).to(dtype=torch.float16)
+    pipe.save_pretrained(tmp_path)
+    again = kind.leaf.from_pretrained(tmp_path, dtype=torch.float16, **kind.load)
+    parts = [part for part in again.components.values() if isinstance(part, torch.nn.Module)]
+    assert {part.dtype for part in parts} == {torch.float16}
+    assert np.array_equal(kind.picture(again), kind.picture(pipe))
+
+
+def test_from_pipe_both_ways(kind, pair):
+    expected = kind.picture(pair.stock)
+    leaf = kind.leaf.from_pipe(pair.stock)
+    stock = kind.stock.from_pipe(pair.leaf)
+    assert (type(leaf), type(stock)) == (kind.leaf, kind.stock)
+    for pipe in (leaf, stock, kind.leaf(**pair.leaf.components)):
+        assert all(pipe.components[name] is part for name, part in pair.leaf.components.items())
+        assert np.array_equal(kind.picture(pipe), expected)
+    assert pair.leaf.components.keys() == pair.stock.components.keys()
+
+
+def test_on_to_image_to_image(kinds):
+    kind = kinds["sd"]
+    leaf = kind.leaf(**kind.parts())
+    kind.picture(leaf)
+    ask = {"image": Image.new("RGB", (8, 8), "red"), "num_inference_steps": 2, "output_type": "np"}
+    pictures = []
+    for pipe in (
+        StableDiffusionImg2ImgPipeline.from_pipe(leaf),
+        AutoPipelineForImage2Image.from_pipe(kind.stock.from_pipe(leaf)),
+    ):
+        pipe.set_progress_bar_config(disable=True)
+        pictures.append(pipe("a cat", generator=torch.Generator().manual_seed(0), **ask).images)
+    assert np.array_equal(*pictures)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
+def test_lora_weights(kind, tmp_path):
+    peft = pytest.importorskip("peft")
+    parts = kind.parts()
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["to_q", "q_proj"], init_lora_weights=False)
+    layers, plain = {}, kind.picture(kind.stock(**parts))
+    for name in ("unet", "transformer", *kind.towers):
+        if name in parts:
+            wrapped = peft.get_peft_model(copy.deepcopy(parts[name]), config)
+            layers[f"{name}_lora_layers"] = {
+                key.removeprefix("base_model.model."): value
+                for key, value in peft.get_peft_model_state_dict(wrapped).items()
+            }
+    kind.leaf.save_lora_weights(tmp_path, **layers)
+    pictures = []
+    for maker in (kind.leaf, kind.stock):
+        pipe = maker(**copy.deepcopy(parts))
+        pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+        pictures.append(kind.picture(pipe))
+        pipe.unload_lora_weights()
+        np.testing.assert_allclose(kind.picture(pipe), plain, atol=1e-6)
+    assert np.array_equal(*pictures)
+    assert not np.allclose(pictures[0], plain, atol=1e-4)
+
+
+def test_textual_inversion(kind, new_tower):
+    if kind.name == "sd3":
+        assert not hasattr(kind.stock, "load_textual_inversion")
+        return
+    pictures = []
+    for maker in (kind.leaf, kind.stock):
+        parts = kind.parts() | {"tokenizer": clip_tokenizer()}
+        parts |= {"tokenizer_2": clip_tokenizer()} if kind.name == "xl" else {}
+        pipe = maker(**parts)
+        for part, reader in zip(kind.towers, ("tokenizer", "tokenizer_2"), strict=False):
+            torch.manual_seed(1)
+            learnt = {"<leaf>": torch.randn(2, parts[part].config.hidden_size)}  # a token of two vectors
+            asked = {"text_encoder": getattr(pipe, part), "tokenizer": getattr(pipe, reader)}
+            pipe.load_textual_inversion(learnt, token="<leaf>", **asked)
+        pictures.append(kind.picture(pipe, "a photo of <leaf>"))
+        if maker is kind.leaf:
+            rows = pipe.encoders[0].tokenize(["<leaf>"])
+            assert pipe.encoders[0].features(rows, "pooled").shape == (1, 64)
+            with pytest.raises(ValueError, match="largest token id"):
+                pipe._exchange((new_tower(seed=9), None), (None, None), None)
+    assert np.array_equal(*pictures)
+    assert not np.array_equal(pictures[0], kind.picture(kind.stock(**kind.parts()), "a photo of <leaf>"))
+
+
+def test_ip_adapter(kind):
+    pictures, plain = [], kind.picture(kind.stock(**kind.parts()))
+    for maker in (kind.leaf, kind.stock):
+        pipe = maker(**kind.parts())
+        torch.manual_seed(0)
+        if kind.name == "sd3":
+            pipe.transformer._load_ip_adapter_weights(sd3_adapter(pipe.transformer))
+            embeds = torch.randn(2, 5, 32)
+        else:
+            pipe.unet._load_ip_adapter_weights([unet_adapter(pipe.unet)])
+            embeds = [torch.randn(2, 1, 32)]
+        pictures.append(kind.picture(pipe, ip_adapter_image_embeds=embeds))
+    assert np.array_equal(*pictures)
+    assert not np.allclose(pictures[0], plain, atol=1e-4)
+
+
+def unet_adapter(unet):
+    width, attention = unet.config.cross_attention_dim, {}
+    places = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for number, name in enumerate(places):
+        inner = unet.get_submodule(name.removesuffix(".processor")).to_k.weight.shape[0]
+        for letter in "kv":
+            attention[f"{2 * number + 1}.to_{letter}_ip.weight"] = torch.randn(inner, width)
+    image = ImageProjection(cross_attention_dim=width, image_embed_dim=32, num_image_text_embeds=4).state_dict()
+    return {
+        "image_proj": {key.replace("image_embeds", "proj"): value for key, value in image.items()},
+        "ip_adapter": attention,
+    }
+
+
+def sd3_adapter(transformer):
+    sizes = {"hidden_size": 32, "ip_hidden_states_dim": 32, "head_dim": 8, "timesteps_emb_dim": 32}
+    attention = {}
+    for index in range(len(transformer.attn_processors)):
+        for key, value in SD3IPAdapterJointAttnProcessor2_0(**sizes).state_dict().items():
+            attention[f"{index}.{key}"] = torch.randn_like(value)
+    image = IPAdapterTimeImageProjection(
+        embed_dim=32, output_dim=32, hidden_dim=32, heads=1, num_queries=2, timestep_in_dim=8
+    )
+    return {"image_proj": image.state_dict(), "ip_adapter": attention}
+
+
+@pytest.mark.parametrize("switch", ["enable_attention_slicing", "enable_vae_slicing", "enable_vae_tiling"])
+def test_savers_of_memory(kind, switch):
+    pictures = []
+    for maker in (kind.leaf, kind.stock):
+        pipe = maker(**kind.parts())
+        if not hasattr(pipe, switch):  # SD3 has the VAE's alone, on the VAE
+            getattr(pipe.vae, switch.replace("vae_", ""))()
+        else:
+            getattr(pipe, switch)()
+        pictures.append(kind.picture(pipe, PROMPTS[:2]))
+    assert np.array_equal(*pictures)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading to the CPU needs a GPU to come from")
+@pytest.mark.parametrize("switch", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading(kind, switch):
+    pictures = []
+    for maker in (kind.leaf, kind.stock):
+        pipe = maker(**kind.parts())
+        getattr(pipe, switch)()
+        pictures.append(kind.picture(pipe))
+    assert np.array_equal(*pictures)
