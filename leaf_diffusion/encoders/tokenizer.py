@@ -97,6 +97,11 @@ class RowTokenizer:
             return str(self._backend.id_to_token(token))
         return str(self.tokenizer.decoder[token])
 
+    def text(self, row: Sequence[int]) -> str:
+        """What a token row says, without begin and end of text."""
+        content = [token for token in row if token not in (self.bos_id, self.eos_id)]
+        return str(self.tokenizer.decode(content)).strip()
+
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, got one string: put it in a list")

@@ -115,6 +115,25 @@ def world_prompts(n: int, seed: int = 0, *, two: float = 0.0) -> list[WorldPromp
     return list(prompts.values())
 
 
+def full_prompts(n: int, seed: int = 0, *, two: float = 0.5) -> list[WorldPrompt]:
+    """Prompts that name all there is in their scene (colours, nouns, relation, background), by held-out templates.
+
+    Distinct scenes have distinct prompts then, so among the n pictures each prompt describes one alone.
+    """
+    rng = random.Random(f"full prompts {seed}")
+    prompts: dict[str, WorldPrompt] = {}
+    for _ in range(40 * n + 4000):
+        if len(prompts) == n:
+            break
+        scene = sample_scene(rng, two=two, split="test" if rng.random() < 0.5 else "train", small=0.0)
+        text, asked = describe(scene, rng, "test")
+        if text.endswith(f" on a {scene.background} background"):
+            prompts.setdefault(text, WorldPrompt(f"full-{seed}-{len(prompts):04d}", text, asked))
+    if len(prompts) < n:
+        raise ValueError(f"the world has only about {len(prompts)} distinct prompts of this kind; {n} were asked for")
+    return list(prompts.values())
+
+
 def zero_shot_prompts() -> list[tuple[str, str, str]]:
     """(text, noun, colour) of the zero-shot task: one caption for each of the 24 x 8 classes."""
     return [(with_article(f"a photo of a {c} {n}"), n, c) for n in NOUNS for c in COLOURS]

@@ -1,0 +1,234 @@
+"""Retrieval against rankings computed apart, its files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.eval import retrieval
+from leaf_diffusion.eval.retrieval_data import file_gallery, world_gallery
+from leaf_diffusion.runs import load_run
+from leaf_diffusion.text import distance
+from leaf_diffusion.world.captions import full_prompts
+from leaf_diffusion.world.scenes import pixels
+from leaf_diffusion.world.sources import load_clip
+
+SMALL = ["--gallery", "20", "--limit", "3", "--targets", "2", "--n-positions", "2", "--encoders", "original", "leaf"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("retrieval") / "run"
+    assert retrieval.main([*SMALL, "--output", str(folder)]) == 0
+    return folder
+
+
+@cache
+def picture_features() -> torch.Tensor:
+    gallery, clip = world_gallery(20, 0), load_clip()
+    with torch.inference_mode():
+        return clip.visual_projection(clip.vision_model(pixels([gallery.load(i) for i in range(20)])).pooler_output)
+
+
+def order_of(encoder: TextEncoder, text: str) -> list[int]:
+    """Pictures from the most to the least similar, by the models alone."""
+    with torch.inference_mode():
+        similarity = torch.cosine_similarity(encoder.features(encoder.tokenize([text])), picture_features(), dim=-1)
+    return [int(i) for i in similarity.argsort(descending=True)]
+
+
+def test_ranks_and_targets_are_those_of_the_models(finished: Path) -> None:
+    run = load_run(finished)
+    targets = run.spec.settings["target_numbers"]
+    captions = [text for text, _ in run.spec.settings["texts"]]
+    encoders = {label: load_text_encoder(f"world:{label}") for label in ("original", "leaf")}
+    assert len(run.records("ranks")) == 6
+    for record in run.records("ranks"):
+        assert record["caption"] == captions[record["number"]]
+        assert record["number"] not in targets
+        for row in record["searches"]:
+            order = order_of(encoders[record["encoder"]], row["perturbed"])
+            assert row["rank"] == order.index(record["number"]) + 1
+            assert row["target_ranks"] == [order.index(target) + 1 for target in targets]
+            assert row["target_above"] == [order.index(t) < order.index(record["number"]) for t in targets]
+            assert row["top"] == order[:5]
+
+
+def test_every_attack_is_there_and_within_its_edits(finished: Path) -> None:
+    run = load_run(finished)
+    targets = run.spec.settings["target_numbers"]
+    expected = {
+        (g, t, k) for g, t in [("drift", None), ("margin", None), *(("toward", t) for t in targets)] for k in (1, 2)
+    }
+    for record in run.records("attacks"):
+        assert {(row["goal"], row["target"], row["k"]) for row in record["attacked"]} == expected
+        for row in record["attacked"]:
+            assert distance(row["prompt"], row["perturbed"]) <= row["k"]
+    by_encoder = {(r["encoder"], r["number"]): r["attacked"] for r in run.records("attacks")}
+    for record in run.records("ranks"):  # transferred attacks are the first encoder's
+        transferred = [row["perturbed"] for row in record["searches"] if row["protocol"] == "transfer"]
+        assert transferred == [row["perturbed"] for row in by_encoder["original", record["number"]]]
+
+
+def test_a_margin_is_solved_when_another_picture_stands_first(finished: Path) -> None:
+    run = load_run(finished)
+    found = {(r["encoder"], r["number"]): r["searches"] for r in run.records("ranks")}
+    for record in run.records("attacks"):
+        for row in (row for row in record["attacked"] if row["goal"] == "margin"):
+            (rank,) = (s["rank"] for s in found[record["encoder"], record["number"]]
+                       if s["protocol"] == "adaptive" and s["goal"] == "margin" and s["k"] == row["k"])  # fmt: skip
+            assert row["success"] == (rank > 1)
+
+
+def test_rows_are_means_over_captions(finished: Path) -> None:
+    run = load_run(finished)
+    place = ("encoder", "baseline", "protocol", "attack", "k", "metric")
+    rows = {tuple(row[name] for name in place): row for row in run.results["rows"]}
+    for label in ("original", "leaf"):
+        mine = [r["searches"] for r in run.records("ranks") if r["encoder"] == label]
+        clean = [s["rank"] for searches in mine for s in searches if s["protocol"] == "clean"]
+        assert rows[label, None, "clean", None, 0, "recall_at_5"]["mean"] == pytest.approx(
+            np.mean([r <= 5 for r in clean])
+        )
+        aimed = [
+            s for searches in mine for s in searches
+            if s["protocol"] == "adaptive" and s["goal"] == "toward" and s["k"] == 2
+        ]  # fmt: skip
+        targets = run.spec.settings["target_numbers"]
+        above = [s["target_above"][targets.index(s["target"])] for s in aimed]
+        row = rows[label, None, "adaptive", "charmer, toward", 2, "target_above"]
+        assert (row["mean"], row["n"]) == (pytest.approx(np.mean(above)), 3)
+    difference = rows["leaf", "original", "transfer", "charmer, drift", 2, "recall_at_10"]
+    means = [
+        rows[label, None, "transfer", "charmer, drift", 2, "recall_at_10"]["mean"] for label in ("leaf", "original")
+    ]
+    assert difference["mean"] == pytest.approx(means[0] - means[1])
+
+
+def test_a_second_call_computes_nothing_and_redraws_a_damaged_picture(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*.jsonl")}
+    picture = finished / load_run(finished).records("shown")[-1]["image"]
+    drawn = picture.read_bytes()
+    picture.write_bytes(drawn[:40])
+    assert retrieval.main([*SMALL, "--output", str(finished)]) == 0
+    assert {path: path.read_bytes() for path in finished.rglob("*.jsonl")} == before
+    assert picture.read_bytes() == drawn
+    page = (finished / "report.html").read_text()
+    assert "<script" not in page and "data:image/png" in page and "<ins>" in page and "Recall@10" in page
+
+
+def test_world_captions_tell_every_scene_apart() -> None:
+    prompts = full_prompts(200, 1)
+
+    def meaning(scene: Any) -> tuple[Any, ...]:
+        return tuple((thing.noun, thing.colour) for thing in scene.things), scene.relation, scene.background
+
+    assert len({meaning(prompt.scene) for prompt in prompts}) == len({prompt.text for prompt in prompts}) == 200
+    for prompt in prompts:
+        said = [
+            prompt.scene.background,
+            *(word for thing in prompt.scene.things for word in (thing.noun, thing.colour)),
+        ]
+        assert all(word in prompt.text.split() for word in said)
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """A Karpathy split of 16 pictures in a folder of their own, two of which have one caption."""
+    (tmp_path / "pictures" / "val2014").mkdir(parents=True)
+    rng, images = np.random.default_rng(0), []
+    for i in range(16):
+        name = f"COCO_{i}.png"
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "pictures/val2014" / name)
+        first = f"caption number {i}" if i > 1 else ("A  cat" if i else "a cat")
+        sentences = [{"raw": first}, {"raw": f"another {i}"}]
+        images.append({"filename": name, "split": "test" if i < 15 else "val", "sentences": sentences})
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images}))
+    return tmp_path
+
+
+def test_files_give_the_first_caption_of_each_picture(coco: Path) -> None:
+    gallery = file_gallery(coco / "coco.json", coco / "pictures", column=None, split="test", n=100)
+    assert list(gallery.captions) == [f"caption number {i}" for i in range(2, 15)]
+    assert gallery.shared == 2
+    picture = gallery.load(0)
+    assert np.array_equal(np.asarray(picture), np.asarray(Image.open(coco / "pictures/val2014/COCO_2.png")))
+
+
+def test_a_run_on_files(coco: Path, tmp_path: Path) -> None:
+    words = ["--captions", str(coco / "coco.json"), "--pictures", str(coco / "pictures"), "--targets", "1", "--limit", "2",
+             "--encoders", "leaf", "--k", "1", "--n-positions", "1", "--goals", "toward", "--toward", "pictures"]  # fmt: skip
+    assert retrieval.main([*words, "--output", str(tmp_path / "run")]) == 0
+    run = load_run(tmp_path / "run")
+    assert len(run.records("gallery")) == 14
+    clean = {(r["encoder"], r["number"]): r["searches"][0] for r in run.records("ranks")}
+    assert len(clean) == 2
+    for record in run.records("attacks"):  # the attacker climbs on the similarity to the target's picture
+        (row,) = record["attacked"]
+        assert row["score"] >= row["clean_score"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("gone", "COCO_3.png"),
+        ("broken", "COCO_3.png is no picture"),
+        ("twice", "2 times"),
+        ("twins", "are one picture"),
+        ("outside", "is not in"),
+        ("nameless", "no picture is named"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(
+    coco: Path, damage: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, source = coco / "pictures" / "val2014", coco / "coco.json"
+    if damage == "gone":
+        (folder / "COCO_3.png").unlink()
+    elif damage == "broken":
+        (folder / "COCO_3.png").write_bytes((folder / "COCO_3.png").read_bytes()[:100])
+    elif damage == "twice":
+        (coco / "pictures" / "again").mkdir()
+        (coco / "pictures" / "again" / "COCO_3.png").write_bytes((folder / "COCO_3.png").read_bytes())
+    elif damage == "twins":
+        (folder / "COCO_3.png").write_bytes((folder / "COCO_4.png").read_bytes())
+    else:
+        record = {"caption": "a dog"} | ({"image": "../../coco.json"} if damage == "outside" else {})
+        source = coco / "captions.jsonl"
+        source.write_text(json.dumps(record) + "\n")
+    words = ["--captions", str(source), "--pictures", str(coco / "pictures"), "--output", str(coco / "run")]
+    assert retrieval.main(words) == 2
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert not (coco / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--k", "0"], "--k"),
+        (["--gallery", "12"], "too few"),
+        (["--goals", "drift", "drift"], "--goals"),
+        (["--captions", "x.json"], "belong together"),
+        (["--encoders", "original", "world:judge", "--gallery", "20"], "different CLIPs"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_made(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status: Any = retrieval.main([*words, "--output", str(tmp_path / "run")])
+    except SystemExit as ended:
+        status = ended.code
+    shown = capsys.readouterr()
+    assert status == 2
+    assert said in " ".join((shown.out + shown.err).split())
+    assert not (tmp_path / "run").exists()
