@@ -18,6 +18,8 @@ COMMANDS = {
         "leaf_diffusion.eval.zero_shot_text:main",
         "zero-shot text classification with the exact worst single edit, over k and over queries",
     ),
+    "retrieve": ("leaf_diffusion.eval.retrieval:main", "text-to-image retrieval, clean, attacked and targeted"),
+    "invert": ("leaf_diffusion.eval.inversion:main", "read captions back from their embeddings"),
     "ablate": ("leaf_diffusion.eval.ablation:main", "what rho, the constraint and the attack buy in the finetuning"),
     "status": ("leaf_diffusion.runs.status:main", "how far a run is, who works on it, how long its stage takes"),
     "swap-cost": ("leaf_diffusion.eval.swap_cost:main", "what a robust encoder costs on clean prompts"),
