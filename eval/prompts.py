@@ -13,6 +13,7 @@ from rapidfuzz.distance import Levenshtein
 from rich.markup import escape
 
 from leaf_diffusion.runs.fields import RECORDS, misfit
+from leaf_diffusion.runs.files import atomic_write, explained
 from leaf_diffusion.text.decoding import parse_json, text_lines, whole_text
 from leaf_diffusion.text.files import first_of_each_image, read_texts
 from leaf_diffusion.text.visible import apart, visible
@@ -124,8 +125,7 @@ def read_attacks(path: Path) -> list[dict[str, Any]]:
 
 
 def write_attacks(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write attack sets whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
+    """Write attack sets whole or not at all. Raises RunFolderError."""
+    with explained(path.parent, "creating"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())

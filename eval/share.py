@@ -53,6 +53,7 @@ def work_through(store: RunStore, kind: str, batches: Sequence[Batch], advance: 
                 store.refresh()
                 if is_open(batch):
                     batch.work()
+                    store.flush()  # the next batch may take an hour
             finally:
                 store.unclaim(name)
             advance(store.count(kind) - shown)

@@ -20,6 +20,7 @@ def summarise(setup: Setup, judges: Judges, store: RunStore) -> dict[str, Any]:
     options = setup.options
     plan = setup.plan
     pictures = in_order(store.records("pictures"), [unit.id for unit in plan.pictures()])
+    scores = in_order(store.records("scores"), [picture["id"] for picture in pictures])
     attacks = in_order(
         store.records("attacks"), [plan.attack_id(s, k, p) for s, k in plan.sets() for p in plan.prompts]
     )
@@ -29,7 +30,7 @@ def summarise(setup: Setup, judges: Judges, store: RunStore) -> dict[str, Any]:
         attack = "+".join(sorted({str(row["attack"] or "given") for row in attacks}))
         constraint = "+".join(sorted({str(row["constraint"] or "unknown") for row in attacks}))
     results = {
-        "rows": result_rows(plan, pictures, store.records("scores"), attack, constraint)
+        "rows": result_rows(plan, pictures, scores, attack, constraint)
         + distribution_rows(plan, store, pictures, judges, attack, constraint)
         + (sensitivity_rows(setup) if options.world else []),
         "attacks": attack_counts(attacks),
