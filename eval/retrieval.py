@@ -27,8 +27,9 @@ from leaf_diffusion.eval.experiment import Common, Experiment, Setting, Stage, l
 from leaf_diffusion.eval.plan import content_id
 from leaf_diffusion.eval.retrieval_data import file_gallery, world_gallery
 from leaf_diffusion.eval.retrieval_page import SHOWN, page, shown_search
-from leaf_diffusion.eval.retrieval_ranks import CUTS, TOP, Goal, ranked, values
+from leaf_diffusion.eval.retrieval_ranks import CUTS, TOP, Goal, clean_values, ranked, similarities, values
 from leaf_diffusion.eval.search import attack_row
+from leaf_diffusion.metrics.retrieval import ranks
 from leaf_diffusion.reports.experiment import Page
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.store import image_name
@@ -125,6 +126,7 @@ class Retrieval(Experiment[RetrievalOptions]):
             return content_id(unit=f"retrieval {kind}", place=place)
 
         pairs = [(label, query) for label in self.encoders for query in self.queries]
+        everything = [(label, number) for label in self.encoders for number in range(len(self.gallery.captions))]
         steps = {unit("step", *pair): pair for pair in pairs}
         shown = [
             (label, query, goal, place)
@@ -136,6 +138,7 @@ class Retrieval(Experiment[RetrievalOptions]):
         alone = [("", number, "", 0) for number in (*self.queries[:SHOWN], *self.targets)]
         return [
             Stage("gallery", {unit("picture", name): i for i, name in enumerate(self.gallery.names)}, self.embed, 64),
+            Stage("clean", {unit("clean", *pair): pair for pair in everything}, self.rank_clean, 128),
             Stage("attacks", steps, self.attack),
             Stage("ranks", steps, self.rank, 32),
             Stage("shown", {unit("shown", *each): each for each in (*alone, *shown)}, self.show, 64),
@@ -187,6 +190,17 @@ class Retrieval(Experiment[RetrievalOptions]):
             return Toward(pictures[target].expand(n, -1))
         return Toward([self.gallery.captions[target]] * n)
 
+    def rank_clean(self, store: RunStore, units: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        """Where the right picture stands for every caption of the gallery: costs little, and its intervals are narrow."""
+        found: dict[tuple[str, int], int] = {}
+        for label in dict.fromkeys(label for label, _ in units):
+            numbers = [number for other, number in units if other == label]
+            texts = [self.gallery.captions[number] for number in numbers]
+            similarity = similarities(self.encoders[label], self.embedded(store), texts)
+            for number, rank in zip(numbers, ranks(similarity, numbers).tolist(), strict=True):
+                found[label, number] = rank
+        return [{"encoder": label, "number": number, "rank": found[label, number]} for label, number in units]
+
     def rank(self, store: RunStore, units: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
         """Where the right picture and the targets stand: for the clean caption, for each attack on the encoder itself,
         and for those found on the first encoder."""
@@ -222,7 +236,7 @@ class Retrieval(Experiment[RetrievalOptions]):
         return records
 
     def values(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> Mapping[Setting, Mapping[str, float]]:
-        return values(records["ranks"], self.targets)
+        return clean_values(records["clean"]) | values(records["ranks"], self.targets)
 
     def extra(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
         rows = [row for record in records["attacks"] for row in record["attacked"]]

@@ -35,7 +35,14 @@ def page(
         + " ".join(f"“{goal}” {GOALS[goal]}." for goal in goals)
     )
     untargeted = [row for row in rows if row["metric"] in {metric.key for metric in recalls}]
-    sections = [Section("Recall", about, matrices(untargeted, recalls), _over_k(rows, recalls[0], encoders))]
+    sections = [
+        Section(
+            "Recall",
+            about,
+            matrices(untargeted, recalls, label=_label, more=["captions"]),
+            _over_k(rows, recalls[0], encoders),
+        )
+    ]
     if "toward" in goals:
         metrics = [TARGET_ABOVE, target_recall(max(CUTS))]
         aimed = [row for row in rows if row["metric"] in {metric.key for metric in metrics}]
@@ -46,9 +53,10 @@ def page(
     examples = _examples(records, encoders, goals, ks, folder)
     about = f"The first pictures found, the most similar first; attacks with k={max(ks)}, each encoder's own."
     sections.append(Section("Pictures before and after", about, examples=examples))
-    facts = {"pictures": str(counts["pictures"]), "captions": str(counts["queries"])}
+    facts = {"pictures": str(counts["pictures"]), "attacked captions": str(counts["queries"])}
     notes = [
-        f"{counts['unchanged']} of {counts['attacked']} attacks found nothing better than the clean caption, "
+        f"{counts['unchanged']} of {counts['attacked']} attacks left the caption as it is: they found nothing better, or its "
+        f"picture did not stand first anyway; "
         f"{counts['truncated']} results are cut at the context length.",
         f"{counts['captions_of_several_pictures']} pictures were left out because several have the same caption. A caption "
         "has one right picture, its own: where another one fits as well, finding it counts as wrong.",
@@ -65,8 +73,13 @@ def shown_search(searches: Sequence[dict[str, Any]], goal: str, ks: Sequence[int
     )
 
 
+def _label(row: Row) -> str:
+    return "clean, all captions" if row["captions"] == "all" else line_label(row)
+
+
 def _over_k(rows: Sequence[Row], metric: Metric, encoders: Sequence[str]) -> list[tuple[str, str]]:
     plots: list[tuple[str, str]] = []
+    rows = [row for row in rows if row["captions"] == "attacked"]
     for attack in dict.fromkeys(row["attack"] for row in rows if row["attack"]):
         mine = [row for row in rows if row["protocol"] == "clean" or row["attack"] == attack]
         mine = [row for row in mine if row["protocol"] != "transfer"]
@@ -108,6 +121,7 @@ def _examples(
 
 def _headline(rows: Sequence[Row], metric: Metric, ks: Sequence[int]) -> str:
     mine = [row for row in rows if row["metric"] == metric.key and row["baseline"] is None]
+    mine = [row for row in mine if row["captions"] == "attacked"]
     attacked = [row for row in mine if row["protocol"] == "adaptive" and row["k"] == min(ks)]
     attacked = [row for row in attacked if row["attack"] == attacked[0]["attack"]]
     clean = {row["encoder"]: row["mean"] for row in mine if row["protocol"] == "clean"}

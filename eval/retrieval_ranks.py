@@ -42,27 +42,42 @@ TARGET_ABOVE = Metric(
 
 
 @torch.inference_mode()
+def similarities(encoder: TextEncoder, pictures: Float[Tensor, "n d"], texts: Sequence[str]) -> Float[Tensor, "q n"]:
+    """Cosines of texts and pictures, whose features have length 1, on the CPU."""
+    features = encoder.features(encoder.tokenize(encoder.preprocess(texts)))
+    return normalize(features, dim=-1).cpu() @ pictures.T
+
+
 def ranked(
     encoder: TextEncoder, pictures: Float[Tensor, "n d"], query: int, targets: Sequence[int], texts: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Of each text: the rank of picture `query` (from 1) and of the targets, whether each target is more similar, and
-    the first pictures found. `pictures` are features of length 1, on the CPU."""
+    the first pictures found. `pictures` as in `similarities`."""
     distinct = list(dict.fromkeys(texts))
-    features = normalize(encoder.features(encoder.tokenize(encoder.preprocess(distinct))), dim=-1).cpu()
-    similarities = features @ pictures.T
-    own = ranks(similarities, [query] * len(distinct)).tolist()
-    others = [ranks(similarities, [target] * len(distinct)).tolist() for target in targets]
-    order = similarities.sort(dim=1, descending=True, stable=True).indices[:, :TOP].tolist()
+    similar = similarities(encoder, pictures, distinct)
+    own = ranks(similar, [query] * len(distinct)).tolist()
+    others = [ranks(similar, [target] * len(distinct)).tolist() for target in targets]
+    order = similar.sort(dim=1, descending=True, stable=True).indices[:, :TOP].tolist()
     found = {
         text: {
             "rank": own[i],
             "target_ranks": [each[i] for each in others],
-            "target_above": [bool(similarities[i, target] > similarities[i, query]) for target in targets],
+            "target_above": [bool(similar[i, target] > similar[i, query]) for target in targets],
             "top": order[i],
         }
         for i, text in enumerate(distinct)
     }
     return [found[text] for text in texts]
+
+
+def clean_values(records: Sequence[Mapping[str, Any]]) -> dict[Setting, dict[str, float]]:
+    """Recall of every caption of the gallery, also of those that are not attacked."""
+    found: dict[Setting, dict[str, float]] = {}
+    for record in records:
+        for cut in CUTS:
+            setting = Setting(record["encoder"], recall(cut).key, more=(("captions", "all"),))
+            found.setdefault(setting, {})[f"{record['number']:06d}"] = float(record["rank"] <= cut)
+    return found
 
 
 def values(records: Sequence[Mapping[str, Any]], targets: Sequence[int]) -> dict[Setting, dict[str, float]]:
@@ -71,6 +86,7 @@ def values(records: Sequence[Mapping[str, Any]], targets: Sequence[int]) -> dict
     What becomes of the targets is measured for clean captions, too: it is what chance gives.
     """
     gathered: dict[Setting, dict[str, list[float]]] = {}
+    attacked_ones = (("captions", "attacked"),)
     for record in records:
         for row in record["searches"]:
             attacked = row["protocol"] != "clean"
@@ -83,6 +99,6 @@ def values(records: Sequence[Mapping[str, Any]], targets: Sequence[int]) -> dict
                 for cut in CUTS:
                     found[target_recall(cut).key] = [float(row["target_ranks"][i] <= cut) for i in aimed]
             for metric, each in found.items():
-                units = gathered.setdefault(Setting(record["encoder"], metric, *place), {})
+                units = gathered.setdefault(Setting(record["encoder"], metric, *place, more=attacked_ones), {})
                 units.setdefault(f"{record['number']:06d}", []).extend(each)
     return {setting: {unit: sum(v) / len(v) for unit, v in units.items()} for setting, units in gathered.items()}

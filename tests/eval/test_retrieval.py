@@ -92,13 +92,20 @@ def test_a_margin_is_solved_when_another_picture_stands_first(finished: Path) ->
 def test_rows_are_means_over_captions(finished: Path) -> None:
     run = load_run(finished)
     place = ("encoder", "baseline", "protocol", "attack", "k", "metric")
-    rows = {tuple(row[name] for name in place): row for row in run.results["rows"]}
+    every = {
+        (r["encoder"], r["metric"]): r for r in run.results["rows"] if r["captions"] == "all" and not r["baseline"]
+    }
+    rows = {tuple(row[name] for name in place): row for row in run.results["rows"] if row["captions"] == "attacked"}
     for label in ("original", "leaf"):
         mine = [r["searches"] for r in run.records("ranks") if r["encoder"] == label]
         clean = [s["rank"] for searches in mine for s in searches if s["protocol"] == "clean"]
         assert rows[label, None, "clean", None, 0, "recall_at_5"]["mean"] == pytest.approx(
             np.mean([r <= 5 for r in clean])
         )
+        everywhere = {r["number"]: r["rank"] for r in run.records("clean") if r["encoder"] == label}
+        assert [everywhere[r["number"]] for r in run.records("ranks") if r["encoder"] == label] == clean
+        assert every[label, "recall_at_1"]["mean"] == pytest.approx(np.mean([r == 1 for r in everywhere.values()]))
+        assert every[label, "recall_at_1"]["n"] == 20
         aimed = [
             s for searches in mine for s in searches
             if s["protocol"] == "adaptive" and s["goal"] == "toward" and s["k"] == 2
