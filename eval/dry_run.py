@@ -69,7 +69,9 @@ def _parts(setup: Setup) -> Table:
         table.add_column(column, justify="right" if column in ("parameters", "MiB") else "left")
     pipeline = setup.pipeline
     parts = {name: each for name, each in pipeline.components.items() if isinstance(each, nn.Module)}
-    parts |= {f"encoder {label}": one.base.module for label, one in {**setup.encoders, **setup.neutral}.items()}
+    for label, one in {**setup.encoders, **setup.neutral}.items():
+        numbers = [""] if len(one.bases) == 1 else [f" {i + 1}" for i in range(len(one.bases))]
+        parts |= {f"encoder {label}{i}": base.module for i, base in zip(numbers, one.bases, strict=True)}
     for name, module in parts.items():
         tensors = list(module.parameters())
         table.add_row(

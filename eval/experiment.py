@@ -25,9 +25,10 @@ from rich.table import Table
 
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.eval.setup import EncoderName, check_writable
+from leaf_diffusion.eval.setup import check_writable
 from leaf_diffusion.eval.share import Batch, chunks, work_through
 from leaf_diffusion.eval.show import quiet
+from leaf_diffusion.eval.towers import EncoderName
 from leaf_diffusion.metrics import paired_bootstrap
 from leaf_diffusion.reports.experiment import Page, write_page
 from leaf_diffusion.reports.sections import Matrix

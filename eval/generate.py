@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from leaf_diffusion.encoders.base import Tower
 from leaf_diffusion.eval.plan import PictureUnit, content_id
 from leaf_diffusion.eval.search import Attacked
 from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.eval.share import Advance, Batch, chunks, work_through
-from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
+from leaf_diffusion.eval.towers import with_encoder
 from leaf_diffusion.runs import RunStore, png_ok
 from leaf_diffusion.world.figures import noise_seed
 
@@ -25,13 +24,13 @@ def draw_all(setup: Setup, store: RunStore, attacked: Attacked, advance: Advance
     A picture that was recorded but is missing or damaged on the disk is drawn again.
     """
     damaged = store.damaged_images()
-    weights_of = {label: one.base.fingerprint for label, one in setup.encoders.items()}
+    weights_of = {label: one.base_fingerprint for label, one in setup.encoders.items()}
     by_weights: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for unit in setup.plan.pictures():
         weights = weights_of[unit.cell.encoder]
         row = _picture_row(setup, unit, attacked, weights)
         by_weights.setdefault(weights, {}).setdefault(row["image"], []).append(row)
-    bases = {weights_of[label]: one.base for label, one in setup.encoders.items()}
+    bases = {weights_of[label]: one for label, one in setup.encoders.items()}
     pipelines: dict[str, Any] = {}
 
     def batch(weights: str, wanted: Sequence[list[dict[str, Any]]]) -> Batch:
@@ -57,13 +56,6 @@ def draw_all(setup: Setup, store: RunStore, attacked: Attacked, advance: Advance
         for wanted in chunks(list(images.values()), setup.options.at_once(setup.options.batch_size))
     ]
     work_through(store, "pictures", batches, advance)
-
-
-def with_encoder(pipeline: Any, encoder: Tower) -> Any:
-    """The pipeline around another text encoder; the rest is shared."""
-    swapped = LeafStableDiffusionPipeline.from_pipe(pipeline, text_encoder=encoder, dtype=pipeline.dtype)
-    swapped.set_progress_bar_config(disable=True)
-    return swapped
 
 
 def draw(pipeline: Any, texts: Sequence[str], seeds: Sequence[int], setup: Setup) -> list[Image.Image]:

@@ -25,11 +25,14 @@ class Options:
     """
 
     pipeline: str = "world"
-    """A diffusers Stable Diffusion: "world", a folder or a Hub id."""
+    """A diffusers Stable Diffusion, SDXL or SD3: "world", a folder or a Hub id."""
     encoders: tuple[str, ...] = ()
     """Labels, sources ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" adds spelling correction;
     "original" is the pipeline's own. The first is the baseline. Default in the world: original leaf typo-augmented
-    original+speller, elsewhere: original original+speller."""
+    original+speller, elsewhere: original original+speller. Where there are two text encoders a source is
+    "FIRST,SECOND", and what is not named, or named "original", stays."""
+    t5: bool = True
+    """Whether a Stable Diffusion 3 keeps its T5, which may hide what is done to its CLIPs (--no-t5)."""
     prompts: Path | None = None
     """Text (one prompt a line), JSONL, CSV, TSV (PartiPrompts), Parquet, COCO captions, the Karpathy split, Flickr30k's
     token file, a pattern of such files, or dataset:NAME of Hugging Face datasets. Default: the world's own prompts,

@@ -11,7 +11,7 @@ from leaf_diffusion.encoders.base import Tower
 from leaf_diffusion.eval.prompts import Prompt, edits
 from leaf_diffusion.eval.share import Advance, Batch, chunks, work_through
 from leaf_diffusion.scoring.objectives import Drift
-from leaf_diffusion.scoring.scorer import Scorer
+from leaf_diffusion.scoring.scorer import AnyScorer
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
 from leaf_diffusion.text.edits import distance
 from leaf_diffusion.world import seen_tokens
@@ -50,7 +50,7 @@ def attack_all(setup: Setup, store: RunStore, advance: Advance) -> Attacked:
 
 
 def find(
-    attack: Attack, texts: Sequence[str], scorer: Scorer, ks: Sequence[int], constraint: Constraint | None, seed: int
+    attack: Attack, texts: Sequence[str], scorer: AnyScorer, ks: Sequence[int], constraint: Constraint | None, seed: int
 ) -> dict[int, list[AttackResult]]:
     """Results at every k; one search gives them all where the attack (Charmer) goes edit by edit."""
     if isinstance(attack, Charmer):
@@ -60,12 +60,13 @@ def find(
 
 def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Attack `prompts` on one source at every k; Charmer's rounds give all k from one search."""
-    options, encoder = setup.options, setup.source(source)
-    scorer = Scorer(encoder, Drift(options.objective, feature=setup.feature), precision=options.precision)
+    options, loaded = setup.options, setup.source(source)
+    encoder = loaded.encoder
+    scorer = loaded.scorer(Drift(options.objective, feature=setup.feature), options.precision)
     constraint = constraint_from_name(options.constraint)
     params = {"n_positions": options.n_positions} if options.attack == "charmer" else {}
     attack, texts = attack_from_name(options.attack, **params), [prompt.text for prompt in prompts]
-    results, fingerprint = find(attack, texts, scorer, ks, constraint, options.attack_seed), encoder.fingerprint
+    results, fingerprint = find(attack, texts, scorer, ks, constraint, options.attack_seed), loaded.fingerprint
     rows = []
     for i, prompt in enumerate(prompts):
         for k in ks:

@@ -15,6 +15,7 @@ import torch
 
 from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.setup import Setup
+from leaf_diffusion.eval.towers import frozen_parts
 from leaf_diffusion.runs import RunSpec, RunStore
 
 NOT_IDENTITY = (
@@ -26,6 +27,7 @@ NOT_IDENTITY = (
     "share",
     "encoders",
     "feature",
+    "t5",
     "prompts",
     "prompt_column",
     "prompt_split",
@@ -59,9 +61,9 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
     return {
         "experiment": "t2i-robustness",
         **{name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
-        "encoders": {label: one.encoder.fingerprint for label, one in setup.encoders.items()},
-        "neutral": {label: one.encoder.fingerprint for label, one in setup.neutral.items()},
-        "pipeline_weights": weights_fingerprint(pipeline.unet, pipeline.vae),
+        "encoders": {label: one.fingerprint for label, one in setup.encoders.items()},
+        "neutral": {label: one.fingerprint for label, one in setup.neutral.items()},
+        "pipeline_weights": weights_fingerprint(*frozen_parts(pipeline)),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
         "feature": str(setup.feature),
         "feature_space": judges.space,

@@ -29,6 +29,7 @@ from leaf_diffusion.eval.swap_cost_measure import draw_condition, measure, resul
 from leaf_diffusion.eval.swap_cost_page import Figures, page, table
 from leaf_diffusion.eval.swap_cost_setup import NOTHING, SwapCostOptions, load, pipeline_with
 from leaf_diffusion.eval.swap_cost_training import train_style, train_token
+from leaf_diffusion.eval.towers import frozen_parts
 from leaf_diffusion.runs import RunSpec, atomic_write, environment
 
 ELSEWHERE = ("output", "device", "batch_size", "encoders", "prompts", "textual_inversion", "lora")
@@ -44,8 +45,8 @@ def specification(setup: Setup, judges: Judges, options: SwapCostOptions) -> Run
             "experiment": "swap-cost",
             **{name: value for name, value in asdict(options).items() if name not in ELSEWHERE},
             **{name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
-            "encoders": {label: one.encoder.fingerprint for label, one in setup.encoders.items()},
-            "pipeline_weights": weights_fingerprint(setup.pipeline.unet, setup.pipeline.vae),
+            "encoders": {label: one.fingerprint for label, one in setup.encoders.items()},
+            "pipeline_weights": weights_fingerprint(*frozen_parts(setup.pipeline)),
             "steps": setup.options.steps,
             "guidance": setup.options.guidance,
             "feature_space": judges.space,

@@ -12,9 +12,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from leaf_diffusion.eval.generate import with_encoder
 from leaf_diffusion.eval.options import Options
 from leaf_diffusion.eval.setup import Setup, prepare
+from leaf_diffusion.eval.towers import with_encoder
+from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 
 WORLD_ENCODERS = ("original", "leaf", "typo-augmented")
 
@@ -135,6 +136,10 @@ def has_peft() -> bool:
 def load(options: SwapCostOptions) -> Setup:
     """Load pipeline and encoders and try the user's files; ValueError or OSError says what is wrong and what to do."""
     setup = prepare(options.evaluation())
+    if not isinstance(setup.pipeline, LeafStableDiffusionPipeline):
+        raise ValueError(
+            f"--pipeline {options.pipeline}: the cost of a swap is measured on a Stable Diffusion 1.x or 2.x"
+        )
     first = next(iter(setup.encoders))  # what fits it fits all: the swap was checked
     alone = (Files(options.textual_inversion, options.token), Files(lora=options.lora))
     for files in alone:
@@ -149,7 +154,7 @@ def pipeline_with(setup: Setup, label: str, files: Files) -> Iterator[Any]:
 
     Raises ValueError for a file that does not fit.
     """
-    pipeline = with_encoder(setup.pipeline, setup.encoders[label].base)
+    pipeline = with_encoder(setup.pipeline, setup.encoders[label])
     if files.embedding is not None or files.lora is not None:
         # both are loaded in place, and several labels may share these parts
         pipeline.register_modules(text_encoder=copy.deepcopy(pipeline.text_encoder))

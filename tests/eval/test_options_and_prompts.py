@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from leaf_diffusion.eval.options import parse
 from leaf_diffusion.eval.plan import make_plan
 from leaf_diffusion.eval.prompts import Prompt, edits, from_file, from_world, marked, named, read_attacks, write_attacks
-from leaf_diffusion.eval.setup import EncoderName
+from leaf_diffusion.eval.towers import EncoderName
 from leaf_diffusion.world.figures import noise_seed
 
 PROMPTS = ["a red hat", "a café near a black cat", "two dogs 🐕 on a boat"]

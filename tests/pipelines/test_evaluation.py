@@ -1,0 +1,114 @@
+"""The text-to-image evaluation over every kind of pipeline: towers by name, attacked together, pictures of their own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.eval.t2i_robustness import main
+from leaf_diffusion.runs import load_run
+
+SIZES = {"sd": "8", "xl": "8", "sd3": "16"}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("a red cat\na blue boat\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def other(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Another encoder for each place, saved as transformers does."""
+    found = {}
+    for part in kind.towers:
+        found[part] = tmp_path_factory.mktemp(f"{kind.name}-{part}") / "encoder"
+        kind.new_tower(part).save_pretrained(found[part])
+        load_text_encoder(kind.new_tower(part), tokenizer=kind.parts()["tokenizer"])  # it is a tower
+        kind.parts()["tokenizer"].save_pretrained(found[part])
+    return found
+
+
+def run(kind: Any, folder: Path, prompts: Path, encoders: list[str], output: Path, *more: str) -> int:
+    size = SIZES[kind.name]
+    words = ["--pipeline", str(folder), "--prompts", str(prompts), "--encoders", *encoders, "--output", str(output)]
+    words += ["--steps", "2", "--attack", "leaf", "--k", "1", "--height", size, "--width", size]
+    return main([*words, *more])
+
+
+def test_every_kind_runs_and_each_label_draws_its_own(
+    kind: Any, folders: Callable[[Any], Path], prompts: Path, other: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = "all=" + ",".join(str(path) for path in other.values())
+    encoders = ["original", whole]
+    if len(other) == 2:  # each tower swappable alone
+        encoders += [f"first={other['text_encoder']}", f"second=original,{other['text_encoder_2']}"]
+    assert run(kind, folders(kind), prompts, encoders, tmp_path / "run") == 0
+    found = load_run(tmp_path / "run")
+    labels = [text.partition("=")[0] for text in encoders]
+    clean = {r["encoder"]: r["image"] for r in found.records("pictures")
+             if r["protocol"] == "clean" and r["original"] == "a red cat"}  # fmt: skip
+    assert list(clean) == labels
+    assert len({(tmp_path / "run" / image).read_bytes() for image in clean.values()}) == len(labels)
+    assert len(set(found.spec.settings["encoders"].values())) == len(labels)
+    for row in found.records("attacks"):
+        assert row["score"] > row["clean_score"] and row["distance"] == 1
+    assert {row["encoder"] for row in found.results["rows"]} == set(labels)
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_attack_is_on_the_mean_of_the_towers(
+    kind: Any, folders: Callable[[Any], Path], prompts: Path, tmp_path: Path
+) -> None:
+    assert run(kind, folders(kind), prompts, ["original"], tmp_path / "run", "--protocols", "adaptive") == 0
+    parts, record = kind.parts(), load_run(tmp_path / "run").records("attacks")[0]
+    drifts = []
+    for part in kind.towers:
+        encoder = load_text_encoder(parts[part], tokenizer=parts["tokenizer"])
+        feature: Any = "projected" if kind.name == "sd3" else "pooled"
+        clean, moved = (encoder.features(encoder.tokenize([record[name]]), feature) for name in ("prompt", "perturbed"))
+        drifts.append(
+            float((moved - clean).square().sum()) / (float(clean.square().sum()) if len(kind.towers) > 1 else 1)
+        )
+    assert record["score"] == pytest.approx(sum(drifts) / len(drifts), rel=1e-3)
+
+
+def test_states_are_those_that_the_denoiser_sees(
+    kind: Any, folders: Callable[[Any], Path], prompts: Path, tmp_path: Path
+) -> None:
+    words = ("--protocols", "adaptive", "--feature", "states", "--limit", "1")
+    assert run(kind, folders(kind), prompts, ["original"], tmp_path / "run", *words) == 0
+    spec = json.loads((tmp_path / "run" / "spec.json").read_text())["settings"]
+    assert spec["feature"] == f"Hidden(layer={-1 if kind.name == 'sd' else -2}, positions='all')"
+
+
+@pytest.mark.parametrize(
+    ("encoders", "more", "said"),
+    [
+        (["original", "x=original,original,original"], [], "3 sources|names no|nothing|original,original"),
+        (["original", "x=world:original"], [], "does not fit the text_encoder"),
+        (["original"], ["--no-t5"], "--no-t5"),
+    ],
+)
+def test_misfits_are_told_before_any_work(
+    kinds: dict[str, Any], folders: Callable[[Any], Path], prompts: Path, tmp_path: Path, encoders: list[str],
+    more: list[str], said: str, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    kind = kinds["xl"]
+    assert run(kind, folders(kind), prompts, encoders, tmp_path / "run", *more) == 2
+    told = capsys.readouterr().out.replace("\n", "")
+    assert any(one in told for one in said.split("|"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pipeline_of_another_kind_is_named(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    assert (
+        main(["--pipeline", str(tmp_path / "flux"), "--prompts", str(prompts), "--output", str(tmp_path / "run")]) == 2
+    )
+    assert "is a FluxPipeline" in capsys.readouterr().out.replace("\n", "")
