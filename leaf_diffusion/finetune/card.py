@@ -1,15 +1,17 @@
 """The model card of a finetuned encoder."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from leaf_diffusion import __version__
 from leaf_diffusion.finetune.config import TextFAREConfig
 
 _ROWS = (("clean", "clean caption"), ("typos", "random typos"), ("leaf", "LEAF attack"))
 _TEMPLATE = """---
-library_name: transformers
-tags: [clip, text-encoder, adversarial-robustness, leaf_diffusion]
+{metadata}
 ---
 
 # Text encoder finetuned with TextFARE
@@ -67,6 +69,7 @@ def model_card(
         for key, label in _ROWS
     ]
     return _TEMPLATE.format(
+        metadata=_metadata(config, after, counts["held_out"]),
         name=f"`{shown(name)}`",  # in a code span nothing of it is Markdown or HTML
         version=__version__,
         trained_on=leaf if config.attack == "leaf" else control,
@@ -79,6 +82,36 @@ def model_card(
         settings="\n".join(f"- {key}: {value}" for key, value in asdict(config).items()),
         **counts,
     )
+
+
+def _metadata(config: TextFAREConfig, after: Mapping[str, float], held_out: int) -> str:
+    """The card's YAML: what the Hub reads, with the measured figures in its evaluation-results format ("model-index")."""
+    meanings = {
+        "cosine": "Cosine to the original's embedding of the clean caption",
+        "drift": "Drift from the original's embedding of the clean caption",
+    }
+    measured = {f"{figure}_{key}": f"{what}, {label}" for figure, what in meanings.items() for key, label in _ROWS}
+    measured["accuracy_clean"] = "Top-1 retrieval among the original's embeddings, clean caption"
+    results = [
+        EvalResult(
+            task_type="feature-extraction",
+            dataset_type="held-out-captions",
+            dataset_name=f"{held_out} held-out captions",
+            metric_type=figure,
+            metric_name=meaning,
+            metric_value=after[figure],
+            metric_args={"k": 0 if figure.endswith("_clean") else config.k, "n": held_out},
+        )
+        for figure, meaning in measured.items()
+        if math.isfinite(after[figure])
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        tags=["clip", "text-encoder", "adversarial-robustness", "leaf_diffusion"],
+        model_name=f"TextFARE text encoder ({config.attack}, k={config.k})",
+        eval_results=results,
+    )
+    return str(data.to_yaml())
 
 
 def shown(name: str) -> str:

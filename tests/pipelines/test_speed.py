@@ -1,0 +1,114 @@
+"""Attention kernels, layout and compilation: which are in use is said, and the pictures stay the same."""
+
+import importlib.util
+import sys
+import types
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_processor import XFormersAttnProcessor
+
+from leaf_diffusion.pipelines.speed import attention_of, denoiser_of, set_attention, set_layout
+
+
+@pytest.fixture
+def pipe(kind):
+    return kind.leaf(**kind.parts())
+
+
+def test_sdpa_is_the_default_and_changes_nothing(kind, pipe):
+    before = kind.picture(pipe)
+    processors = dict(denoiser_of(pipe).attn_processors)
+    assert set_attention(pipe) == attention_of(pipe) == "sdpa"
+    assert denoiser_of(pipe).attn_processors == processors
+    assert np.array_equal(kind.picture(pipe), before)
+    with pytest.raises(ValueError, match="unknown attention 'flash'"):
+        set_attention(pipe, "flash")
+
+
+def stand_in(monkeypatch):
+    """A module of the name, as where xformers is installed."""
+    module = types.ModuleType("xformers")
+    module.__spec__ = importlib.util.spec_from_loader("xformers", None)
+    monkeypatch.setitem(sys.modules, "xformers", module)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_where_xformers_cannot_run(kind, pipe, monkeypatch, installed):
+    if installed:
+        stand_in(monkeypatch)
+        reason = "its kernels need a CUDA device, and the pipeline is on cpu"
+    else:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        reason = r"the package is not installed \(pip install xformers\)"
+    before = kind.picture(pipe)
+    with pytest.raises(ValueError, match=f"attention xformers cannot run here: {reason}"):
+        set_attention(pipe, "xformers")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert set_attention(pipe, "auto") == "sdpa"
+    (warning,) = told
+    assert "attention auto uses sdpa" in str(warning.message)
+    assert warning.filename == __file__
+    assert np.array_equal(kind.picture(pipe), before)
+
+
+def test_a_build_that_fails_is_named_and_undone(kind, pipe, monkeypatch):
+    stand_in(monkeypatch)
+    monkeypatch.setattr(type(denoiser_of(pipe)), "device", torch.device("cuda:0"))  # as where there is a GPU
+
+    def fail(*_):
+        raise RuntimeError("xFormers was built for PyTorch 1.13")
+
+    monkeypatch.setattr(type(pipe), "enable_xformers_memory_efficient_attention", fail)
+    with pytest.raises(ValueError, match=r"built for PyTorch 1\.13"):
+        set_attention(pipe, "xformers")
+    monkeypatch.setattr(type(pipe), "enable_xformers_memory_efficient_attention", lambda *_: None)
+    with pytest.raises(ValueError, match="diffusers has no xformers kernels for"):
+        set_attention(pipe, "xformers")
+
+
+def test_back_from_xformers_to_sdpa(kinds):
+    kind = kinds["sd"]
+    pipe = kind.leaf(**kind.parts())
+    before = kind.picture(pipe)
+    pipe.unet.set_attn_processor(XFormersAttnProcessor())
+    assert attention_of(pipe) == "xformers"
+    assert set_attention(pipe, "sdpa") == attention_of(pipe) == "sdpa"
+    assert np.array_equal(kind.picture(pipe), before)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("xformers") is None or not torch.cuda.is_available(),
+    reason="needs xformers and a CUDA device",
+)
+def test_xformers_and_sdpa_draw_the_same(kinds):
+    kind = kinds["sd"]
+    pipe = kind.leaf(**kind.parts()).to("cuda")
+    before = kind.picture(pipe)
+    assert set_attention(pipe, "xformers") == "xformers"
+    np.testing.assert_allclose(kind.picture(pipe), before, atol=1e-3)
+
+
+def test_channels_last(kind, pipe):
+    before = kind.picture(pipe)
+    if kind.name == "sd3":
+        pipe.transformer.pos_embed.proj = torch.nn.Conv2d(4, 32, 1)
+        with pytest.raises(ValueError, match="channels_last is for convolutions, and SD3Transformer2DModel has none"):
+            set_layout(pipe, channels_last=True)
+        return
+    set_layout(pipe, channels_last=True)
+    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(kind.picture(pipe), before, atol=1e-4)
+
+
+def test_compiled(kinds, monkeypatch):
+    kind = kinds["sd"]
+    pipe = kind.leaf(**kind.parts())
+    before, compiled = kind.picture(pipe), []
+    monkeypatch.setattr(torch, "compile", lambda call, *_, **__: compiled.append(call) or call)
+    set_layout(pipe, compiled=True)
+    assert len(compiled) == 1
+    assert np.array_equal(kind.picture(pipe), before)
