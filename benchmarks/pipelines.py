@@ -43,7 +43,7 @@ def tower(kind: Any, width: int, **changes: Any) -> Any:
 
 def unet(cross: int, **changes: Any) -> UNet2DConditionModel:
     blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "sample_size": 16}
-    blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "block_out_channels": (64, 128)}
+    blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "block_out_channels": (32, 64)}
     return UNet2DConditionModel(**blocks | {"cross_attention_dim": cross, "attention_head_dim": 8} | changes).eval()
 
 
@@ -123,10 +123,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--models", nargs="+", default=["world", "random SD", "random XL"])
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which needs a C++ compiler")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name, (leaf, stock) in pairs().items():
+    for name, (leaf, stock) in ((name, pair) for name, pair in pairs().items() if name in options.models):
         measure(name, leaf, stock, options)
         if options.compile and name == "world":
             compiled(name, leaf, options)

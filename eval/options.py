@@ -100,6 +100,13 @@ class Options:
     `torchrun` need no flag."""
     device: str = "cpu"
     dtype: str = "float32"
+    attention: Literal["sdpa", "xformers", "auto"] = "sdpa"
+    """Kernels of the denoiser's attention. xformers needs its package and a CUDA device; auto takes it where it runs and
+    warns where it does not. The run keeps which of them drew its pictures."""
+    channels_last: bool = False
+    """Channels-last memory for the convolutions; what it gains depends on the model and the machine."""
+    compile: bool = False
+    """torch.compile for the denoiser: minutes at the first picture (and at every other batch size), faster ones after."""
     dry_run: bool = False
     """Load, check, run one prompt through everything, and say what the run would do and how long it would take."""
     config: Path | None = None

@@ -16,6 +16,7 @@ import torch
 from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.eval.towers import frozen_parts
+from leaf_diffusion.pipelines.speed import attention_of
 from leaf_diffusion.runs import RunSpec, RunStore
 
 NOT_IDENTITY = (
@@ -24,6 +25,9 @@ NOT_IDENTITY = (
     "save_attacked_prompts",
     "batch_size",
     "device",
+    "attention",
+    "channels_last",
+    "compile",
     "share",
     "encoders",
     "feature",
@@ -58,6 +62,10 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
         for name, value in pipeline.scheduler.config.items()
         if not name.startswith("_")
     }
+    # only what differs from the default kernels, so that runs from before these options stay the runs they are
+    kernels: dict[str, Any] = {name: True for name in ("channels_last", "compile") if getattr(options, name)}
+    if (attention := attention_of(pipeline)) != "sdpa":
+        kernels["attention"] = attention
     return {
         "experiment": "t2i-robustness",
         **{name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
@@ -68,6 +76,7 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
         "feature": str(setup.feature),
         "feature_space": judges.space,
         "prompts": [prompt.text for prompt in setup.prompts],
+        **kernels,
         "given_attacks": [[row["source"], row["k"], row["prompt"], row["perturbed"]] for row in setup.given_attacks],
     }
 

@@ -21,6 +21,7 @@ from leaf_diffusion.pipelines import (
     LeafStableDiffusionPipeline,
     LeafStableDiffusionXLPipeline,
 )
+from leaf_diffusion.pipelines.speed import set_attention, set_layout
 from leaf_diffusion.pipelines.towers import PARTS
 from leaf_diffusion.scoring.mean import MeanScorer
 from leaf_diffusion.scoring.objectives import Objective
@@ -119,6 +120,8 @@ def load_pipeline(options: Options) -> Any:
         extra = {"text_encoder_3": None, "tokenizer_3": None}
     pipeline: Any = kind.from_pretrained(options.pipeline, dtype=dtype, **extra)
     pipeline = pipeline.to(options.device)
+    set_attention(pipeline, options.attention)
+    set_layout(pipeline, channels_last=options.channels_last, compiled=options.compile)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

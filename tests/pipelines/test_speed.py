@@ -10,6 +10,9 @@ import pytest
 import torch
 from diffusers.models.attention_processor import XFormersAttnProcessor
 
+from leaf_diffusion.eval.options import parse
+from leaf_diffusion.eval.setup import prepare
+from leaf_diffusion.eval.specification import identity
 from leaf_diffusion.pipelines.speed import attention_of, denoiser_of, set_attention, set_layout
 
 
@@ -78,6 +81,27 @@ def test_back_from_xformers_to_sdpa(kinds):
     assert attention_of(pipe) == "xformers"
     assert set_attention(pipe, "sdpa") == attention_of(pipe) == "sdpa"
     assert np.array_equal(kind.picture(pipe), before)
+
+
+def test_the_evaluation_keeps_what_drew_its_pictures(monkeypatch):
+    few = ["--encoders", "original", "--limit", "1", "--protocols", "adaptive"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    judges, found = types.SimpleNamespace(space="none"), {}
+    for name, arguments in {"default": [], "auto": ["--attention", "auto"], "layout": ["--channels-last"]}.items():
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            setup = prepare(parse([*few, *arguments]))
+        assert len([each for each in told if "attention auto uses sdpa" in str(each.message)]) == (name == "auto")
+        found[name] = identity(setup, judges)
+        if name == "auto":  # as if it had been there
+            setup.pipeline.unet.set_attn_processor(XFormersAttnProcessor())
+            found["xformers"] = identity(setup, judges)
+    assert found["auto"] == found["default"]
+    assert not {"attention", "channels_last", "compile"} & found["default"].keys()
+    assert found["layout"] == found["default"] | {"channels_last": True}
+    assert found["xformers"] == found["default"] | {"attention": "xformers"}
+    with pytest.raises(ValueError, match="attention xformers cannot run here: the package is not installed"):
+        prepare(parse([*few, "--attention", "xformers"]))
 
 
 @pytest.mark.skipif(
