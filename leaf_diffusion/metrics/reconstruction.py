@@ -43,10 +43,10 @@ def bleu(found: str, text: str) -> float:
     order (Post 2018). Raises ModuleNotFoundError without sacrebleu.
     """
     try:
-        from sacrebleu import sentence_bleu
+        from sacrebleu.metrics import BLEU
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("BLEU needs the package sacrebleu: pip install sacrebleu") from error
-    return float(sentence_bleu(found, [text], lowercase=True, use_effective_order=True).score) / 100
+    return float(BLEU(lowercase=True, effective_order=True).sentence_score(found, [text]).score) / 100
 
 
 def _given_back(found: Sequence[Hashable], wanted: Sequence[Hashable]) -> float:
