@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,12 +11,15 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from leaf_diffusion.attacks import Exhaustive
+from leaf_diffusion.attacks.images import APGD, Misclassify
+from leaf_diffusion.encoders.images import load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.scoring import Margin, Scorer
 from leaf_diffusion.text.constraints import NoNewWords
 from leaf_diffusion.world.captions import is_held_out, world_prompts, zero_shot_prompts
 from leaf_diffusion.world.clip import clip_features
 from leaf_diffusion.world.judge import SceneJudge
+from leaf_diffusion.world.pictures import class_pictures
 from leaf_diffusion.world.scenes import BACKGROUNDS, MINIMAL_PAIRS, Scene, Thing, pixels, render, sample_scene
 from leaf_diffusion.world.sources import load_clip
 
@@ -66,8 +70,11 @@ def generation_figures(
 
 
 @torch.inference_mode()
-def zero_shot_anchors(*, per_class: int = 4, seed: int = 78) -> torch.Tensor:
-    """Class features of the zero-shot text task: normalised mean picture features, [192, 128], from the original's image tower."""
+def zero_shot_anchors(
+    *, per_class: int = 4, seed: int = 78, embed: Callable[[list[Image.Image]], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Class features of the zero-shot text task: normalised mean picture features, [192, 128], by `embed`, the original's
+    image tower unless given."""
     rng = random.Random(f"zero-shot anchors {seed}")
     images, _ = clip_features(load_clip())
     classes = zero_shot_prompts()
@@ -79,9 +86,9 @@ def zero_shot_anchors(*, per_class: int = 4, seed: int = 78) -> torch.Tensor:
         for _, noun, colour in classes
         for _ in range(per_class)
     ]
-    features = F.normalize(
-        torch.cat([images(pixels(map(render, scenes[i : i + 256]))) for i in range(0, len(scenes), 256)]), dim=-1
-    )
+    pictures = [Image.fromarray(render(scene)) for scene in scenes]
+    parts = [pictures[i : i + 256] for i in range(0, len(pictures), 256)]
+    features = F.normalize(torch.cat([embed(part) if embed else images(pixels(part)) for part in parts]), dim=-1)
     return F.normalize(features.unflatten(0, (-1, per_class)).mean(1), dim=-1)
 
 
@@ -108,6 +115,27 @@ def text_figures(source: str, *, seed: int = 0) -> dict[str, float]:
         "zero_shot_robust_k1": 1 - float(np.mean([bool(result.success) for result in attacked])),
         "minimal_pairs": float(np.mean(told)),
     }
+
+
+def image_figures(source: str, eps: float, *, steps: int = 30, seed: int = 0) -> dict[str, float]:
+    """An image tower in the zero-shot image task (192 pictures, the original's captions): clean, and under APGD on the
+    cross-entropy and on the DLR loss within `eps`/255."""
+    encoder, text = load_image_encoder(source), load_text_encoder("world:original")
+    pictures, labels = class_pictures()
+    with torch.inference_mode():
+        features = text.features(text.tokenize([prompt for prompt, _, _ in zero_shot_prompts()]))
+    classes = F.normalize(features, dim=-1).T.clone()
+    pixels, targets = encoder.prepare(pictures), torch.tensor(labels)
+
+    def classify(x: torch.Tensor) -> torch.Tensor:
+        return 100 * F.normalize(encoder.features(x), dim=-1) @ classes
+
+    with torch.no_grad():
+        held = clean = classify(pixels).argmax(1) == targets
+    for loss in ("ce", "dlr"):
+        found = APGD(eps=eps / 255, steps=steps)(pixels, Misclassify(classify, targets, loss), seed=seed)
+        held = held & (found.score <= 0)
+    return {"zero_shot_clean": clean.float().mean().item(), "zero_shot_apgd": held.float().mean().item()}
 
 
 def real_pictures(n: int, seed: int = 0, *, two: float = 0.0) -> list[Image.Image]:
