@@ -13,10 +13,20 @@ COMMANDS = {
     ),
     "attack": ("leaf_diffusion.eval.attack:main", "attack the prompts of a file and write the attack set"),
     "finetune": ("leaf_diffusion.finetune.cli:main", "make a text encoder robust (TextFARE with the LEAF attack)"),
+    "finetune-image": ("leaf_diffusion.finetune.image_cli:main", "make an image tower robust (FARE)"),
+    "finetune-both": ("leaf_diffusion.finetune.joint_cli:main", "make both towers of a CLIP robust, together"),
     "textfare": ("leaf_diffusion.eval.textfare:main", "the TextFARE loss of text encoders, clean and attacked"),
     "zero-shot-text": (
         "leaf_diffusion.eval.zero_shot_text:main",
         "zero-shot text classification with the exact worst single edit, over k and over queries",
+    ),
+    "zero-shot-image": (
+        "leaf_diffusion.eval.zero_shot_image:main",
+        "zero-shot image classification under PGD and APGD",
+    ),
+    "both-domains": (
+        "leaf_diffusion.eval.both_domains:main",
+        "the paper's table: pictures and texts, clean and attacked, with robust towers and without",
     ),
     "retrieve": ("leaf_diffusion.eval.retrieval:main", "text-to-image retrieval, clean, attacked and targeted"),
     "invert": ("leaf_diffusion.eval.inversion:main", "read captions back from their embeddings"),

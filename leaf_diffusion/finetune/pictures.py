@@ -13,6 +13,8 @@ from typing import Protocol, cast
 
 from PIL import Image
 
+from leaf_diffusion.text.files import first_of_each_image, read_texts
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 WORLD = "leaf_diffusion.world.pictures"
@@ -27,6 +29,12 @@ class Pictures(Protocol):
     def load(self, i: int) -> Image.Image | None:
         """Picture `i` in RGB, None where it cannot be read."""
         ...
+
+
+class Pairs(Pictures, Protocol):
+    """Pictures with a caption each."""
+
+    def caption(self, i: int) -> str: ...
 
 
 class PictureFolder:
@@ -53,6 +61,76 @@ class Chosen:
 
     def load(self, i: int) -> Image.Image | None:
         return self.pictures.load(self.numbers[i])
+
+
+class ChosenPairs(Chosen):
+    """Some of other pairs."""
+
+    def __init__(self, pairs: Pairs, numbers: Sequence[int]) -> None:
+        super().__init__(pairs, numbers)
+        self.pairs = pairs
+
+    def caption(self, i: int) -> str:
+        return self.pairs.caption(self.numbers[i])
+
+
+class CaptionedFolder:
+    """The pictures that a file of captions names, in a folder, with the first caption of each."""
+
+    def __init__(self, captions: str | Path, folder: Path) -> None:
+        self.folder = folder
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no such folder of pictures: {folder}")
+        self._captions: dict[str, str] = {}
+        for row in first_of_each_image(read_texts(captions)):
+            if row.image is None:
+                raise ValueError(
+                    f"{row.where}: it does not say which picture the caption belongs to (image, file_name)"
+                )
+            path = (folder / row.image).resolve()
+            if not path.is_relative_to(folder.resolve()):
+                raise ValueError(f"{row.where}: the picture {row.image!r} lies outside of {folder}")
+            if not path.is_file():
+                raise FileNotFoundError(f"{row.where}: no picture {path}")
+            self._captions[row.image] = row.text
+        self.names: Sequence[str] = list(self._captions)
+        if not self.names:
+            raise ValueError(f"{captions} holds no captions")
+
+    def load(self, i: int) -> Image.Image | None:
+        return read_picture(self.folder / self.names[i])
+
+    def caption(self, i: int) -> str:
+        return self._captions[self.names[i]]
+
+
+def read_pairs(source: str | Path, pictures: Path | None) -> Pairs:
+    """Captions with their pictures: of a file and the folder `pictures`, or "world:N", as many drawn scenes.
+
+    ValueError or FileNotFoundError says what is missing.
+    """
+    if str(source).partition(":")[0] == "world":
+        return cast(Pairs, read_pictures(source))
+    if pictures is None:
+        raise ValueError(f"{source}: name the folder of the pictures, too (--pictures)")
+    return CaptionedFolder(source, pictures)
+
+
+def split_pairs(pairs: Pairs) -> tuple[Pairs, Pairs]:
+    """As `split_pictures`."""
+    some, rest = (cast(Chosen, part) for part in split_pictures(pairs))
+    return ChosenPairs(pairs, some.numbers), ChosenPairs(pairs, rest.numbers)
+
+
+def load_pairs(
+    pairs: Pairs, numbers: Sequence[int], threads: ThreadPoolExecutor
+) -> tuple[list[str], list[Image.Image]]:
+    """Captions and pictures of those whose picture can be read. ValueError where none can."""
+    found = list(zip(numbers, threads.map(pairs.load, numbers), strict=True))
+    readable = [(pairs.caption(i), picture) for i, picture in found if picture is not None]
+    if not readable:
+        raise ValueError(f"none of {len(numbers)} pictures can be read, such as {pairs.names[numbers[0]]}")
+    return [caption for caption, _ in readable], [picture for _, picture in readable]
 
 
 def read_pictures(source: str | Path) -> Pictures:

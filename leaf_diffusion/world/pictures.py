@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from leaf_diffusion.world.captions import zero_shot_prompts
+from leaf_diffusion.world.captions import describe, zero_shot_prompts
 from leaf_diffusion.world.scenes import BACKGROUNDS, Scene, Thing, render, sample_scene
 
 
@@ -17,6 +17,11 @@ class WorldPictures:
 
     def load(self, i: int) -> Image.Image:
         return Image.fromarray(render(sample_scene(random.Random(self.names[i]))))
+
+    def caption(self, i: int) -> str:
+        """A training caption of picture `i`."""
+        rng = random.Random(self.names[i])
+        return describe(sample_scene(rng), rng)[0]
 
 
 def class_pictures(per_class: int = 1, seed: int = 79) -> tuple[list[Image.Image], list[int]]:

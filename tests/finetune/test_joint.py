@@ -1,0 +1,148 @@
+"""Both towers together: the pair loss by hand, robustness gained on both sides, resumed bit by bit, pairs from files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from leaf_diffusion.cli import main
+from leaf_diffusion.encoders.images import ImageEncoder, load_image_encoder
+from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.finetune.joint import JointConfig, finetune_both, pair_loss
+from leaf_diffusion.finetune.pictures import Pairs, read_pairs, split_pairs
+
+SETTINGS: dict[str, Any] = {"rho": 4, "eps": 8.0, "attack_steps": 2, "batch_size": 12, "lr": 1e-3, "warmup_steps": 2,
+                            "checkpoint_every": 2, "eval_every": 100}  # fmt: skip
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[Pairs, Pairs]:
+    return split_pairs(read_pairs("world:120", None))
+
+
+@pytest.fixture(scope="module")
+def towers() -> tuple[Any, ImageEncoder]:
+    return load_text_encoder("world:original"), load_image_encoder("world:original")
+
+
+def train(towers: tuple[Any, ImageEncoder], pairs: tuple[Pairs, Pairs], folder: Path, steps: int, **more: Any) -> Path:
+    on_log = more.pop("on_log", None)
+    config = JointConfig(**SETTINGS | {"max_steps": steps} | more)
+    return finetune_both(*towers, pairs[0], folder, config, held_out=pairs[1], on_log=on_log)
+
+
+def test_the_pair_loss_is_zero_for_the_originals_and_a_divergence_otherwise() -> None:
+    torch.manual_seed(0)
+    texts, pictures, others = (torch.randn(5, 8) for _ in range(3))
+    assert float(pair_loss(texts, pictures, texts, pictures, 0.07)) == pytest.approx(0, abs=1e-5)
+    assert float(pair_loss(3 * texts, pictures, texts, 2 * pictures, 0.07)) == pytest.approx(0, abs=1e-5)
+    cosines = torch.nn.functional.cosine_similarity(texts[:, None], pictures[None], dim=-1) / 0.5
+    moved = torch.nn.functional.cosine_similarity(others[:, None], pictures[None], dim=-1) / 0.5
+    divergences = []
+    for wanted, found in ((cosines, moved), (cosines.T, moved.T)):
+        p, q = wanted.softmax(-1), found.softmax(-1)
+        divergences.append(float((p * (p.log() - q.log())).sum(-1).mean()))
+    assert float(pair_loss(others, pictures, texts, pictures, 0.5)) == pytest.approx(sum(divergences) / 2, rel=1e-4)
+
+
+def test_a_training_that_was_broken_off_ends_where_the_other_did(
+    towers: tuple[Any, ImageEncoder], pairs: tuple[Pairs, Pairs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(towers, pairs, tmp_path / "whole", 5)
+    from leaf_diffusion.finetune import joint
+
+    calls, attack = [0], joint.attack_captions
+
+    def broken(*args: Any, **kwargs: Any) -> list[str]:
+        calls[0] += 1
+        if calls[0] == 5:  # the first is the measurement before
+            raise Interrupt
+        return attack(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(joint, "attack_captions", broken)
+        with pytest.raises(Interrupt):
+            train(towers, pairs, tmp_path / "cut", 5)
+    assert (tmp_path / "cut" / "checkpoint" / "state.safetensors").exists()
+    again = train(towers, pairs, tmp_path / "cut", 5)
+    for part in ("text", "image"):
+        expected, found = (load_file(folder / part / "model.safetensors") for folder in (whole, again))
+        assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    assert not (tmp_path / "cut" / "checkpoint").exists()
+    with pytest.raises(ValueError, match="other settings"):
+        train(towers, pairs, tmp_path / "cut", 6)
+
+
+def test_the_folders_load_and_the_card_has_the_figures(
+    towers: tuple[Any, ImageEncoder], pairs: tuple[Pairs, Pairs], tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = []
+    folder = train(towers, pairs, tmp_path / "run", 2, on_log=rows.append)
+    state = json.loads((folder / "finetune.json").read_text())
+    assert state["finished"] and state["after"] == {k: v for k, v in rows[-1].items() if k in state["after"]}
+    assert {"recall_clean", "recall_text", "recall_image", "recall_both"} < state["before"].keys()
+    text, image = load_text_encoder(folder / "text"), load_image_encoder(str(folder / "image"))
+    assert text.fingerprint != towers[0].fingerprint and image.fingerprint != towers[1].fingerprint
+    for part in ("text", "image"):
+        card = (folder / part / "README.md").read_text()
+        assert f"| both attacked | {state['before']['recall_both']:.3f} | {state['after']['recall_both']:.3f} |" in card
+
+
+def test_pairs_of_a_file(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    lines = [{"image": "a.png", "caption": "a red thing"}, {"image": "a.png", "caption": "again"},
+             {"image": "b.png", "caption": "another"}]  # fmt: skip
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = read_pairs(tmp_path / "c.jsonl", tmp_path)
+    assert [(name, found.caption(i)) for i, name in enumerate(found.names)] == [
+        ("a.png", "a red thing"), ("b.png", "another")
+    ]  # fmt: skip
+    some, rest = split_pairs(found)
+    assert len(some.names) == len(rest.names) == 1
+    assert found.caption(list(found.names).index(rest.names[0])) == rest.caption(0)
+    for line, said in (
+        ({"image": "../x.png", "caption": "x"}, "lies outside"),
+        ({"image": "none.png", "caption": "x"}, "no picture"),
+        ({"caption": "x"}, "which picture"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(json.dumps(line))
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            read_pairs(tmp_path / "bad.jsonl", tmp_path)
+    with pytest.raises(ValueError, match="--pictures"):
+        read_pairs(tmp_path / "c.jsonl", None)
+
+
+def test_the_worlds_captions_describe_its_pictures() -> None:
+    pairs = read_pairs("world:5", None)
+    assert len({pairs.caption(i) for i in range(5)}) == 5
+    assert pairs.caption(2) == read_pairs("world:9", None).caption(2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"eps": 0.0}, {"pair_weight": -1.0}, {"warmup_steps": 5, "max_steps": 1}, {"rho": 0}]
+)
+def test_settings_that_cannot_serve(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        JointConfig(**settings)
+
+
+def test_the_command_and_its_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "finetune-both --source world:original --pairs world:40 --max-steps 1 --warmup-steps 0 --batch-size 4 --rho 2"
+    )
+    assert main([*words.split(), "--attack-steps", "1", "--output", str(tmp_path / "out")]) == 0
+    assert "36 pairs, 4 held out" in capsys.readouterr().out
+    assert (tmp_path / "out" / "image" / "preprocessor_config.json").exists()
+    assert (
+        main(["finetune-both", "--source", "world:judge", "--pairs", "world:40", "--output", str(tmp_path / "no")]) == 2
+    )
+    assert not (tmp_path / "no").exists()
