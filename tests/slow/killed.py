@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def evaluate(folder: Path, arguments: list[str], processes: int) -> None:
 def finetune(folder: Path) -> None:
     captions = [f"a {colour} {noun}" for colour in ("red", "blue", "green") for noun in ("cat", "boat", "key", "star")]
     config = TextFAREConfig(
-        rho=4, batch_size=4, max_steps=12, warmup_steps=2, lr=1e-3, checkpoint_every=2, eval_every=6, seed=1
+        rho=4, batch_size=4, max_steps=24, warmup_steps=2, lr=1e-3, checkpoint_every=2, eval_every=6, seed=1
     )
     finetune_text_encoder(load_text_encoder("world:original"), captions, folder, config, held_out=captions[:4])
 
@@ -59,6 +60,23 @@ def child(job: Callable[[], None]) -> int:
 def written(folder: Path) -> int:
     """Records in the folder."""
     return sum(path.read_bytes().count(b"\n") for path in folder.glob("records/*.jsonl"))
+
+
+def moved_within(folder: Path, seconds: float) -> bool:
+    """Wait so long, or until something more is recorded or stored."""
+
+    def stored() -> tuple[int, int]:
+        checkpoint = folder / "checkpoint" / "state.safetensors"
+        with suppress(FileNotFoundError):
+            return written(folder), checkpoint.stat().st_mtime_ns
+        return written(folder), 0
+
+    before, until = stored(), time.monotonic() + seconds
+    while time.monotonic() < until:
+        if stored() != before:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def ended(pid: int) -> bool:
@@ -96,7 +114,9 @@ def main() -> None:
         children = [child(job) for _ in range(options.processes)]
         slice_ = 3 * max(options.seconds - options.start, 0.0) / options.kills
         if options.records is None:
-            time.sleep(options.start * rng.uniform(0.8, 1.0) + rng.uniform(0, slice_))
+            moment = options.start * rng.uniform(0.8, 1.0) + rng.uniform(0, slice_)
+            if moved_within(options.folder, moment):  # however fast the machine is, no child does all of it
+                time.sleep(rng.uniform(0, 0.1))
         while options.records is not None and written(options.folder) < options.records:
             time.sleep(0.02)
         # one of several is killed first, and the others work on for a moment
