@@ -56,6 +56,11 @@ def untrained_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             save_file(
                 sources.overlay(original, moved, spelling), build.target(f"encoders/{name}") / "overlay.safetensors"
             )
+        fare = {
+            key: value + 0.02 * torch.randn(value.shape)
+            for key, value in sources.image_tower(clip).state_dict().items()
+        }
+        save_file(build.halves(fare), build.target("fare") / "model.safetensors")
     _forget()
     return root
 

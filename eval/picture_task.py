@@ -1,0 +1,197 @@
+"""Zero-shot image classification tasks: pictures with classes, what the classes are called, and attacks on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from leaf_diffusion.attacks.images import APGD, PGD, AttackedPictures, Misclassify, pick
+from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.encoders.images import ImageEncoder, load_image_encoder
+from leaf_diffusion.eval.towers import EncoderName
+from leaf_diffusion.finetune.pictures import PictureFolder, read_picture
+from leaf_diffusion.text.files import parse_json
+from leaf_diffusion.world.captions import zero_shot_prompts
+from leaf_diffusion.world.pictures import class_pictures
+
+TEMPLATES = ("a photo of a {}",)
+AT_ONCE = 256
+SCALE = 100.0
+"""Of the cosines in the cross-entropy: that of CLIP's own logits."""
+
+
+@dataclass(frozen=True)
+class PictureTask:
+    """Pictures by number, class by class; `texts` are what each class is called, one or several captions."""
+
+    names: Sequence[str]
+    labels: Sequence[int]
+    classes: Sequence[str]
+    texts: Sequence[Sequence[str]]
+    load: Callable[[int], Image.Image]
+    digest: str
+    """Of pictures, labels and texts, for the identity of a run."""
+
+    def spread(self, limit: int | None) -> list[int]:
+        """Numbers of `limit` pictures, spread over all of them, and so over the classes."""
+        n = len(self.names) if limit is None else min(limit, len(self.names))
+        return [i * len(self.names) // n for i in range(n)]
+
+    @torch.inference_mode()
+    def class_features(self, encoder: TextEncoder) -> Tensor:
+        """The classes as a text tower sees them: normalised mean of their captions' features, [classes, d]."""
+        rows = encoder.tokenize(encoder.preprocess([text for texts in self.texts for text in texts]))
+        parts = [normalize(encoder.features(rows[i : i + AT_ONCE]), dim=-1) for i in range(0, len(rows), AT_ONCE)]
+        classes = torch.cat(parts).split([len(texts) for texts in self.texts])
+        return normalize(torch.stack([features.mean(0) for features in classes]), dim=-1)
+
+
+def world_pictures() -> PictureTask:
+    """192 drawn pictures, one a colour and noun."""
+    pictures, labels = class_pictures()
+    prompts = zero_shot_prompts()
+    names = [f"{colour} {noun}" for _, noun, colour in prompts]
+    texts = [[text] for text, _, _ in prompts]
+    digest = hashlib.sha256(b"".join(picture.tobytes() for picture in pictures)).hexdigest()
+    return PictureTask([names[i] for i in labels], labels, names, texts, pictures.__getitem__, digest)
+
+
+def folder_pictures(folder: Path, class_names: Path | None, templates: Sequence[str]) -> PictureTask:
+    """A folder with a sub-folder of pictures a class (ImageNet's layout); a class is called what its sub-folder is, with
+    spaces for underscores, or what the JSON of `class_names` says: {sub-folder: name}, or a list in the sub-folders' order.
+
+    ValueError or FileNotFoundError for a folder, names or templates that cannot serve.
+    """
+    found = PictureFolder(folder)
+    parts = [Path(name).parts for name in found.names]
+    if loose := next((path for path in parts if len(path) < 2), None):
+        raise ValueError(f"{folder}: {loose[0]} lies in no sub-folder; a task needs a sub-folder for each class")
+    folders = sorted({path[0] for path in parts})
+    if len(folders) < 2:
+        raise ValueError(f"{folder}: a classification needs two classes (sub-folders) at least, got {folders}")
+    names = [name.replace("_", " ") for name in folders] if class_names is None else _names(class_names, folders)
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"--templates {template!r} has no {{}} where the class name goes")
+    if not templates:
+        raise ValueError("--templates needs one template at least")
+    texts = [[template.replace("{}", name) for template in templates] for name in names]
+    number = {name: i for i, name in enumerate(folders)}
+    order = sorted(range(len(parts)), key=lambda i: (parts[i][0], parts[i]))
+
+    def load(i: int) -> Image.Image:
+        path = found.folder / found.names[order[i]]
+        picture = read_picture(path)
+        if picture is None:
+            raise OSError(f"{path} holds no whole picture; remove it and start again")
+        return picture
+
+    sizes = [(found.names[i], (found.folder / found.names[i]).stat().st_size) for i in order]
+    return PictureTask(
+        [found.names[i] for i in order],
+        [number[parts[i][0]] for i in order],
+        names,
+        texts,
+        load,
+        hashlib.sha256(json.dumps([sizes, texts]).encode()).hexdigest(),
+    )
+
+
+def _names(path: Path, folders: Sequence[str]) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"--class-names: no such file: {path}")
+    content = parse_json(path.read_text(encoding="utf-8"), str(path))
+    if isinstance(content, list):
+        if len(content) != len(folders):
+            raise ValueError(f"{path}: {len(content)} names for {len(folders)} sub-folders")
+        content = dict(zip(folders, content, strict=True))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected {{sub-folder: name}} or a list of names")
+    for folder in folders:
+        if not isinstance(content.get(folder), str) or not content[folder].strip():
+            raise ValueError(f"{path}: no name for the sub-folder {folder!r}")
+    return [content[folder] for folder in folders]
+
+
+def load_pictures(source: Path | None, class_names: Path | None, templates: Sequence[str]) -> PictureTask:
+    """The world's task, or a folder's."""
+    if source is None:
+        if class_names is not None:
+            raise ValueError("--class-names belongs to --pictures FOLDER")
+        return world_pictures()
+    return folder_pictures(source, class_names, templates)
+
+
+def load_image_encoders(names: Sequence[str], device: str) -> dict[str, ImageEncoder]:
+    """Label -> image tower; ValueError for labels given twice or a defence, which is for texts."""
+    parsed = [EncoderName.parse(text, world=True) for text in names]
+    if len({name.label for name in parsed}) < len(parsed) or not parsed:
+        raise ValueError(f"image towers need different labels, got {[n.label for n in parsed]}; write LABEL=SOURCE")
+    if defended := [name.label for name in parsed if name.defence]:
+        raise ValueError(f"{defended[0]}: a defence corrects texts, an image tower takes none")
+    return {name.label: load_image_encoder(name.source, device=device) for name in parsed}
+
+
+def default_eps(pictures: Path | None) -> float:
+    """Of 255: the world's pictures of 32 pixels need more than the paper's 2 until nothing of the original holds."""
+    return 4.0 if pictures is None else 2.0
+
+
+def check_space(encoder: ImageEncoder, features: Tensor, what: str) -> None:
+    """ValueError where pictures and class features do not live in one space."""
+    pixels = torch.zeros(1, 3, *encoder.preprocessing.size)
+    if (width := encoder.embed(pixels).shape[1]) != features.shape[1]:
+        raise ValueError(
+            f"{encoder.name} has features of {width}, {what} of {features.shape[1]}: name the image and the text tower of "
+            "one CLIP"
+        )
+
+
+def cosines(encoder: ImageEncoder, features: Tensor) -> Callable[[Tensor], Tensor]:
+    """Pixels 0 to 1 to scaled cosines with the class features [classes, d]: a classifier."""
+    among = features.to(encoder.device).T.clone()
+    return lambda pixels: SCALE * normalize(encoder.features(pixels), dim=-1) @ among
+
+
+def attack_pictures(
+    classify: Callable[[Tensor], Tensor],
+    name: str,
+    pixels: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    seed: int,
+) -> AttackedPictures:
+    """PGD on the cross-entropy; or APGD on the cross-entropy, then, for pictures that are still right, on the DLR loss
+    (where there are three classes). `eps` of pixels 0 to 1."""
+    objective = Misclassify(classify, labels)
+    if name == "pgd":
+        return PGD(eps=eps, steps=steps)(pixels, objective, seed=seed)
+    attack = APGD(eps=eps, steps=steps)
+    found = attack(pixels, objective, seed=seed)
+    left = torch.nonzero(found.score <= 0).flatten()
+    with torch.no_grad():
+        classes = classify(pixels[:1]).shape[1]
+    if not len(left) or classes < 3:
+        return found
+    more = attack(pixels[left], Misclassify(classify, labels[left], "dlr"), seed=seed)
+    better = torch.zeros_like(found.score, dtype=torch.bool)
+    better[left] = more.score > found.score[left]
+    there = [found.pixels.clone(), found.score.clone(), found.distance.clone()]
+    for whole, part in zip(there, (more.pixels, more.score, more.distance), strict=True):
+        whole[left] = part
+    return AttackedPictures(
+        pick(better, there[0], found.pixels),
+        torch.where(better, there[1], found.score),
+        found.clean_score,
+        torch.where(better, there[2], found.distance),
+    )
