@@ -176,7 +176,7 @@ def verify(
             tokens, truncated = encoder.tokenize(given)[0], encoder.is_truncated(given)[0]
         else:
             text, tokens, truncated = (
-                cast(Any, encoder.tokenizer).decode(outcome, skip_special_tokens=True),
+                cast(Any, encoder).rows.text(outcome),
                 outcome,
                 False,
             )

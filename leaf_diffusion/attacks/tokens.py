@@ -151,7 +151,7 @@ def _encoder(score: BoundScore) -> TextEncoder:
 
 
 def _decoded(encoder: TextEncoder, row: Sequence[int]) -> str:
-    return str(cast(Any, encoder.tokenizer).decode(list(row), skip_special_tokens=True))
+    return str(cast(Any, encoder).rows.text(row))
 
 
 def _comes_back(encoder: TextEncoder, row: list[int]) -> bool:

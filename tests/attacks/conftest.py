@@ -25,14 +25,14 @@ def drift(prompt: str, text: str) -> float:
 
 
 class FakeTokenizer:
-    def decode(self, row: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def text(self, row: Sequence[int]) -> str:
         return "".join(map(chr, row))
 
 
 class FakeEncoder:
     """One token a code point."""
 
-    tokenizer = FakeTokenizer()
+    rows = FakeTokenizer()
     context_length = 77
 
     def preprocess(self, texts: Sequence[str]) -> list[str]:
@@ -67,7 +67,7 @@ class FakeBound:
         scores = []
         for i, (prompt, some) in enumerate(zip(self.prompts, candidates, strict=True)):
             rows = some.token_rows
-            texts = some.texts() if rows is None else [self.scorer.encoder.tokenizer.decode(row) for row in rows]
+            texts = some.texts() if rows is None else [self.scorer.encoder.rows.text(row) for row in rows]
             self.queries[i] += len(texts)
             self.seen[i] += texts
             scores.append(torch.tensor([self.scorer.rule(prompt, text) for text in texts], dtype=torch.float32))

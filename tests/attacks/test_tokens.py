@@ -8,6 +8,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import TokenSubstitution
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
+from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.scoring import Drift, Margin, MeanScorer, Scorer
 from leaf_diffusion.text import NoNewWords
 
@@ -93,6 +94,12 @@ def test_it_stops_once_a_label_flips(encoder: HFTextEncoder) -> None:
     classes = encoder.features(encoder.tokenize(["a red umbrella", "a blue cat"]))
     (result,) = TokenSubstitution(top_n=256)(["a red umbrella"], Scorer(encoder, Margin(classes, [0])), k=3)
     assert result.success and result.distance < 3
+
+
+def test_a_tower_of_open_clip_is_attacked_too() -> None:
+    judge = load_text_encoder("world:judge")
+    (result,) = TokenSubstitution(top_n=20)(["a red cat"], Scorer(judge))
+    assert result.distance == 1 and judge.tokenize([result.perturbed])[0] == result.token_ids
 
 
 def test_what_it_cannot_do_is_said(encoder: HFTextEncoder) -> None:
