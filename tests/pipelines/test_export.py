@@ -16,6 +16,7 @@ from leaf_diffusion.encoders import load_text_encoder
 from leaf_diffusion.encoders.convert import to_open_clip
 from leaf_diffusion.encoders.export import export_checkpoint, export_text_encoder
 from leaf_diffusion.encoders.pickles import conversion
+from leaf_diffusion.encoders.single_file import load_single_file
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 
 
@@ -239,3 +240,21 @@ def test_pickles_are_refused_with_a_command_that_works(checkpoint, tmp_path, cap
     assert words[0] == "python"
     subprocess.run([sys.executable, *words[1:]], check=True)
     assert load_file(pickle.with_suffix(".safetensors")).keys() == tensors.keys() | {"again"}
+
+
+def test_damaged_headers_are_named(tmp_path, new_tower):
+    """A byte of the header changed anywhere: the file is read, or refused by its name."""
+    whole, file = tmp_path / "whole.safetensors", tmp_path / "spoilt.safetensors"
+    export_text_encoder(wrapped(new_tower(seed=5, num_hidden_layers=1)), whole)
+    data = bytearray(whole.read_bytes())
+    end, random, refused = 8 + int.from_bytes(data[:8], "little"), np.random.default_rng(0), []
+    for place in [0, 3, 7, *random.integers(8, end, 40)]:
+        was, data[place] = data[place], int(random.integers(32, 127))
+        file.write_bytes(data)
+        data[place] = was
+        try:
+            load_single_file(file, None, torch.float32)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert all("spoilt.safetensors" in message for message in refused)
