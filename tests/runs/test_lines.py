@@ -90,7 +90,10 @@ FULL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", FULL)
-def test_each_field_is_checked_where_it_is_read_and_where_it_is_written(kind: str, tmp_path: Path) -> None:
+def test_each_field_is_checked_where_it_is_read_and_where_it_is_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsync", lambda fd: None)
     fields, right = RECORDS[kind], FULL[kind]
     assert {"id", *fields} == set(right)
     with RunStore.open(tmp_path, SPEC) as store:
