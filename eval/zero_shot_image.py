@@ -160,8 +160,9 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         found: dict[Setting, dict[str, float]] = {}
         for record in records["pictures"]:
             unit, right = f"{record['number']:07d}", record["label"]
-            for name, said in record["said"].items():
-                found.setdefault(Setting(name, ACCURACY.key, more=(("eps", 0.0),)), {})[unit] = float(said == right)
+            for name in self.encoders:
+                setting = Setting(name, ACCURACY.key, more=(("eps", 0.0),))
+                found.setdefault(setting, {})[unit] = float(record["said"][name] == right)
             for row in record["attacked"]:
                 name, source = row["encoder"], row["source"]
                 place = ("adaptive" if name == source else "transfer", source, row["attack"])

@@ -164,7 +164,9 @@ def test_an_attack_on_what_the_denoiser_sees(finished: Path, tmp_path: Path) -> 
         assert clean.shape == (77 * 128,)
         assert row["score"] == pytest.approx(float((moved - clean).square().sum()), rel=1e-3)
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())["settings"]
-    assert "feature" in spec and spec["feature"] != json.loads((finished / "spec.json").read_text())["settings"]["feature"]
+    assert (
+        "feature" in spec and spec["feature"] != json.loads((finished / "spec.json").read_text())["settings"]["feature"]
+    )
 
 
 @pytest.mark.parametrize("stage", ["attack", "picture"])

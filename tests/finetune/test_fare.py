@@ -1,6 +1,8 @@
 """FARE: it makes a tower robust, continues where it was broken off, and its folder is a plain Hugging Face one."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -204,3 +206,30 @@ def test_a_tower_of_open_clip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="transformers"):
         finetune_image_encoder(tower, Drawn(8, 0), tmp_path / "out", CONFIG)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_end_where_one_does(encoder: ImageEncoder, tmp_path: Path) -> None:
+    encoder.module.save_pretrained(tmp_path / "tiny")  # type: ignore[operator]
+    assert encoder.processor is not None
+    encoder.processor.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "pictures").mkdir()
+    for i in range(12):
+        Drawn(12, 7).load(i).save(tmp_path / "pictures" / f"{i:02}.png")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "leaf_diffusion.finetune.image_cli", "--source", str(tmp_path / "tiny"), "--device", "cpu"]
+    command += ["--pictures", str(tmp_path / "pictures"), "--output", str(tmp_path / "two"), "--batch-size", "3"]
+    command += ["--max-steps", "2", "--warmup-steps", "1", "--attack-steps", "2", "--lr", "1e-3"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    config = FAREConfig(batch_size=6, max_steps=2, warmup_steps=1, attack_steps=2, lr=1e-3)
+    start = load_image_encoder(tmp_path / "tiny")
+    one = finetune_image_encoder(start, PictureFolder(tmp_path / "pictures"), tmp_path / "one", config)
+    first, second = load_file(one / "model.safetensors"), load_file(tmp_path / "two" / "model.safetensors")
+    # keys' biases move nothing, so their direction is rounding
+    before = {key: value for key, value in start.module.state_dict().items() if "k_proj.bias" not in key}
+    moved = sum(float((first[key] - value).square().sum()) for key, value in before.items())
+    assert sum(float((first[key] - second[key]).square().sum()) for key in before) < 1e-3 * moved
+    assert (
+        finetune_image_encoder(start, PictureFolder(tmp_path / "pictures"), tmp_path / "two", config)
+        == tmp_path / "two"
+    )
