@@ -142,8 +142,9 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
                         record["attacked"].append({"encoder": name, "source": source, "attack": attack, "eps": eps, "said": said})  # fmt: skip
                 for i, number in enumerate(numbers):
                     if number in shown and attack == options.attacks[-1] and eps == options.radii[0]:
-                        path = image_name(f"{source} {attack} {eps} {number}")
-                        records[i]["images"].append(store.save_image(path, strip(x[i], found.pixels[i], eps / 255)))
+                        for j, part in enumerate(side_by_side(x[i], found.pixels[i], eps / 255)):
+                            path = image_name(f"{source} {attack} {eps} {number} {j}")
+                            records[i]["images"].append(store.save_image(path, part))
         return records
 
     def said(self, name: str, pixels: Tensor) -> list[int]:
@@ -185,7 +186,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         about = "Attacks on a tower itself, and pictures found on one tower shown to the other."
         sections = [
             Section("Accuracy", about, matrices(rows, [ACCURACY], label=image_line, more=("eps",)), plots),
-            Section("Pictures", f"{STRIP} {options.attacks[-1]}, eps {options.radii[0]:g}/255.",
+            Section("Pictures", f"{SHOWS} {options.attacks[-1]}, eps {options.radii[0]:g}/255.",
                     examples=self.examples(records["pictures"])),
         ]  # fmt: skip
         facts = {
@@ -203,25 +204,29 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         found = []
         for record in records:
             cells = []
-            for name, path in zip(self.encoders, record["images"], strict=False):
+            for place, name in enumerate(self.encoders):
+                paths = record["images"][3 * place : 3 * place + 3]
                 said = next(row["said"] for row in record["attacked"] if row["encoder"] == row["source"] == name
                             and row["attack"] == self.options.attacks[-1] and row["eps"] == self.options.radii[0])  # fmt: skip
                 classes = self.task.classes
                 note = f"clean: {classes[record['said'][name]]}; attacked: {classes[said]}"
                 verdict = "right" if said == record["label"] else "wrong"
-                cells.append(ExampleCell(name, pictures=[self.folder / path], verdict=verdict, note=note))
-            if cells:
+                cells.append(
+                    ExampleCell(name, pictures=[self.folder / path for path in paths], verdict=verdict, note=note)
+                )
+            if record["images"]:
                 found.append(Example(self.task.classes[record["label"]], cells))
         return found
 
 
-STRIP = "Left the picture, then attacked, then what was added (gray: nothing; black and white: eps). Attack:"
+SHOWS = "The picture, then attacked, then what was added (gray: nothing; black and white: eps). Attack:"
 
 
-def strip(clean: Tensor, attacked: Tensor, eps: float) -> Image.Image:
-    """Picture, attacked picture and their difference (eps as black and white), side by side."""
-    parts = torch.cat([clean, attacked, (attacked - clean) / (2 * eps) + 0.5], dim=2)
-    return Image.fromarray(parts.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
+def side_by_side(clean: Tensor, attacked: Tensor, eps: float) -> list[Image.Image]:
+    """Picture, attacked picture and their difference (eps as black and white)."""
+    parts = [clean, attacked, (attacked - clean) / (2 * eps) + 0.5]
+    eight_bits = [part.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy() for part in parts]
+    return [Image.fromarray(part) for part in eight_bits]
 
 
 def image_line(row: Row) -> str:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -51,10 +52,11 @@ def test_every_attack_is_shown_to_every_tower(finished: Path) -> None:
             for attack in ("pgd", "apgd")
             for eps in (2, 8)
         )
-        assert len(record["images"]) == 2
-        for path in record["images"]:
-            with Image.open(finished / path) as picture:
-                assert picture.size == (96, 32)
+        assert len(record["images"]) == 6
+        clean, attacked, added = (np.asarray(Image.open(finished / path), dtype=float) for path in record["images"][:3])
+        assert np.array_equal(clean, np.asarray(world_pictures().load(record["number"])))
+        assert 0 < np.abs(attacked - clean).max() <= 2  # eps 2, the first of the two, rounded to 8 bits
+        np.testing.assert_allclose((added / 255 - 0.5) * 4, attacked - clean, atol=0.52)
 
 
 def test_rows_count_pictures_that_are_right_clean_and_attacked(finished: Path) -> None:
@@ -80,7 +82,7 @@ def test_a_second_call_computes_nothing_and_a_lost_picture_is_drawn_again(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results, records = (finished / "results.json").read_bytes(), (finished / "records/pictures.jsonl").read_bytes()
-    lost = finished / load_run(finished).records("pictures")[0]["images"][1]
+    lost = finished / load_run(finished).records("pictures")[0]["images"][4]
     before = lost.read_bytes()
     lost.unlink()
     assert zero_shot_image.main([*OPTIONS, "--eps", "2", "8", "--output", str(finished)]) == 0
