@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.encoders.images import ImageEncoder
@@ -27,9 +26,9 @@ from leaf_diffusion.eval.picture_task import (
     check_space,
     cosines,
     default_eps,
-    folder_pictures,
     load_image_encoders,
     load_pictures,
+    picture_anchors,
 )
 from leaf_diffusion.eval.plan import content_id
 from leaf_diffusion.eval.search import attack_row
@@ -135,17 +134,7 @@ class BothDomains(Experiment[BothDomainsOptions]):
             return zero_shot_anchors(per_class=options.per_class, embed=lambda some: tower.embed(tower.prepare(some)))
         if options.anchors is None:
             return None
-        shown = folder_pictures(options.anchors, None, TEMPLATES)
-        if missing := sorted(set(self.texts.classes) - set(shown.classes)):
-            raise ValueError(
-                f"--anchors {options.anchors} has no sub-folder {missing[0]!r}, which texts are labelled with"
-            )
-        found = []
-        for name in self.texts.classes:
-            mine = [i for i, label in enumerate(shown.labels) if shown.classes[label] == name][: options.per_class]
-            features = tower.embed(tower.prepare([shown.load(i) for i in mine]), options.batch_size)
-            found.append(normalize(normalize(features, dim=-1).mean(0), dim=0))
-        return torch.stack(found)
+        return picture_anchors(options.anchors, self.texts.classes, tower, options.per_class)
 
     def labels(self) -> Sequence[str]:
         return list(self.rows)

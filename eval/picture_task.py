@@ -105,6 +105,22 @@ def folder_pictures(folder: Path, class_names: Path | None, templates: Sequence[
     )
 
 
+def picture_anchors(folder: Path, classes: Sequence[str], tower: ImageEncoder, per_class: int) -> Tensor:
+    """Classes as an image tower sees them, normalised mean features [classes, d] of up to `per_class` pictures of each.
+
+    `folder` has a sub-folder of pictures for each class, called like it; ValueError names one that is missing.
+    """
+    shown = folder_pictures(folder, None, TEMPLATES)
+    if missing := sorted(set(classes) - set(shown.classes)):
+        raise ValueError(f"--anchors {folder} has no sub-folder {missing[0]!r}, which texts are labelled with")
+    found = []
+    for name in classes:
+        mine = [i for i, label in enumerate(shown.labels) if shown.classes[label] == name][:per_class]
+        features = tower.embed(tower.prepare([shown.load(i) for i in mine]), 64)
+        found.append(normalize(normalize(features, dim=-1).mean(0), dim=0))
+    return torch.stack(found)
+
+
 def _names(path: Path, folders: Sequence[str]) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"--class-names: no such file: {path}")

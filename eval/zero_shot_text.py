@@ -7,9 +7,11 @@ context of 77 tokens: no attack within them finds more. Runs as `leaf-diffusion 
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,7 +19,9 @@ from torch.nn.functional import normalize
 
 from leaf_diffusion.attacks import attack_from_name
 from leaf_diffusion.attacks.base import bind_constraint
+from leaf_diffusion.encoders.images import load_image_encoder
 from leaf_diffusion.eval.experiment import Common, Experiment, Setting, Stage, load_encoders, run
+from leaf_diffusion.eval.picture_task import picture_anchors
 from leaf_diffusion.eval.plan import content_id
 from leaf_diffusion.eval.query_curve import against_random, query_numbers
 from leaf_diffusion.eval.search import find
@@ -47,8 +51,12 @@ class ZeroShotTextOptions(Common):
     """Names of the classes, in the order of their numbers. Default: the labels as they are written."""
     templates: tuple[str, ...] = TEMPLATES
     """Texts around a class name, whose mean feature is the class; the world's task takes pictures instead."""
+    anchors: Path | None = None
+    """Pictures of the classes, a sub-folder a class: the classes as the image tower of --image-encoder sees them."""
+    image_encoder: str | None = None
+    """The image tower of the CLIP that the text encoders belong to: a folder, a Hub id, openclip:..."""
     pictures: int = 8
-    """Pictures a class behind each class feature of the world's task."""
+    """Pictures a class behind each class feature, of the world's task and of --anchors."""
     limit: int | None = None
     """Number of texts, spread over the classes. Default: all."""
     exact: bool = True
@@ -70,6 +78,10 @@ class ZeroShotTextOptions(Common):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
+        if (self.anchors is None) != (self.image_encoder is None):
+            raise ValueError("--anchors needs --image-encoder, which sees the pictures, and the other way round")
+        if self.anchors is not None and self.task == "world":
+            raise ValueError("--anchors belongs to a --task of your own; the world draws its own pictures")
         if not self.constraints or not self.n_positions or not self.attacks:
             raise ValueError("--attacks, --constraints and --n-positions each need one value at least")
         if "exhaustive" in self.attacks:
@@ -92,13 +104,25 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
             classes=options.classes,
             templates=options.templates,
         )
-        self.anchors = {label: self.task.anchors(encoder) for label, encoder in self.encoders.items()}
+        if options.anchors is not None and options.image_encoder is not None:
+            tower = load_image_encoder(options.image_encoder, device=options.device)
+            seen = picture_anchors(options.anchors, self.task.classes, tower, options.pictures)
+            for label, encoder in self.encoders.items():
+                if (width := encoder.features(encoder.tokenize(["a"])).shape[1]) != seen.shape[1]:
+                    raise ValueError(f"--encoders {label} has features of {width}, --image-encoder of {seen.shape[1]}")
+            self.anchors = dict.fromkeys(self.encoders, seen)
+        else:
+            self.anchors = {label: self.task.anchors(encoder) for label, encoder in self.encoders.items()}
         self.numbers = self.task.spread(options.limit)
 
     def settings(self) -> dict[str, Any]:
         prints = {label: encoder.fingerprint for label, encoder in self.encoders.items()}
         texts = [[self.task.texts[i], self.task.labels[i]] for i in self.numbers]
-        return {"fingerprints": prints, "texts": texts, "class_names": list(self.task.classes)}
+        named: dict[str, Any] = {"fingerprints": prints, "texts": texts, "class_names": list(self.task.classes)}
+        if self.options.anchors is not None:  # what the pictures are to the classifier
+            shown = next(iter(self.anchors.values())).float().cpu().numpy().tobytes()
+            named["anchor_features"] = hashlib.sha256(shown).hexdigest()
+        return named
 
     def stages(self) -> Sequence[Stage]:
         units = {

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import normalize
 
 from leaf_diffusion.attacks import Exhaustive
+from leaf_diffusion.encoders.images import load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import zero_shot_text
 from leaf_diffusion.eval.query_curve import against_random, query_numbers
@@ -110,6 +112,34 @@ def test_numbers_count_the_classes(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,label\nx,1\ny,0\n")
     again = file_task(str(tmp_path / "t.csv"), column=None, split=None, classes=("world", "sports"), templates=("{}",))
     assert (again.texts, list(again.labels)) == (task.texts, [0, 1])
+
+
+def test_classes_may_be_pictures_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, colour in (("animal", "red"), ("thing", "blue")):
+        (tmp_path / "shown" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (32 + i, 32), colour).save(tmp_path / "shown" / name / f"{i}.png")
+    rows: list[dict[str, object]] = [{"text": "a cat", "label": "animal"}, {"text": "a car", "label": "thing"}]
+    source = labelled(tmp_path / "t.jsonl", rows)
+    words = ["--task", source, "--encoders", "leaf", "--no-exact", "--k", "1", "--n-positions", "1"]
+    shown = ["--anchors", str(tmp_path / "shown"), "--image-encoder", "world:original"]
+    assert zero_shot_text.main([*words, *shown, "--output", str(tmp_path / "run")]) == 0
+    tower, encoder = load_image_encoder("world:original"), load_text_encoder("world:leaf")
+    anchors = []
+    for name in ("animal", "thing"):
+        pictures = [Image.open(tmp_path / "shown" / name / f"{i}.png") for i in range(2)]
+        anchors.append(normalize(tower.embed(tower.prepare(pictures)), dim=-1).mean(0))
+    logits = (
+        normalize(encoder.features(encoder.tokenize(["a cat", "a car"])), dim=-1)
+        @ normalize(torch.stack(anchors), dim=-1).T
+    )
+    said = [record["said"] for record in load_run(tmp_path / "run").records("texts")]
+    assert said == [("animal", "thing")[i] for i in logits.argmax(1).tolist()]
+    (tmp_path / "shown" / "thing").rename(tmp_path / "shown" / "other")
+    assert zero_shot_text.main([*words, *shown, "--output", str(tmp_path / "no")]) == 2
+    assert "no sub-folder 'thing'" in capsys.readouterr().out.replace("\n", "")
+    with pytest.raises(SystemExit):
+        zero_shot_text.main([*words, *shown[:2], "--output", str(tmp_path / "no")])
 
 
 @pytest.mark.parametrize(
