@@ -20,19 +20,19 @@ import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval.setup import check_writable
 from leaf_diffusion.eval.share import Batch, chunks, work_through
-from leaf_diffusion.eval.show import quiet
+from leaf_diffusion.eval.show import Bars, quiet
 from leaf_diffusion.eval.towers import EncoderName
 from leaf_diffusion.metrics import paired_bootstrap
 from leaf_diffusion.reports.experiment import Page, write_page
 from leaf_diffusion.reports.sections import Matrix
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
+from leaf_diffusion.text.visible import isolated
 
 NOT_IDENTITY = ("encoders", "image_encoders", "text_encoder", "output", "device", "share")
 """Options that change no result, or that the identity holds in another form (fingerprints)."""
@@ -212,17 +212,9 @@ def _open(experiment: Experiment[O], argv: Sequence[str] | None) -> RunStore:
 def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Path | None:
     stages = experiment.stages()
     totals = {stage.kind: len(stage.units) for stage in stages}
-    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bars:
-        tasks = {
-            kind: bars.add_task(kind, total=total, completed=store.count(kind), start=False)
-            for kind, total in totals.items()
-        }
+    with Bars(console, totals, store) as bars:
         for stage in stages:
-            bars.start_task(tasks[stage.kind])
-            store.begin(stage.kind, totals)
-            task = tasks[stage.kind]
-            work_through(store, stage.kind, _batches(stage, store), lambda n, task=task: bars.advance(task, n))
+            work_through(store, stage.kind, _batches(stage, store), bars.start(stage.kind))
     if not store.claim("results"):
         console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
         return None
@@ -259,8 +251,8 @@ def _pictures(record: Mapping[str, Any]) -> list[str]:
 def _table(matrix: Matrix) -> Table:
     table = Table(title=escape(matrix.title), box=SIMPLE_HEAD, padding=(0, 1), title_justify="left")
     for column in ("", *matrix.columns, "n"):
-        table.add_column(escape(column))
+        table.add_column(escape(isolated(column)))
     for label, cells, n in matrix.lines:
         shown = [f"{cell.text} [dim]{escape(cell.sub)}[/]" if cell.sub else cell.text for cell in cells]
-        table.add_row(escape(label), *shown, n)
+        table.add_row(escape(isolated(label)), *shown, n)
     return table

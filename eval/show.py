@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,14 +64,14 @@ class _Progress(Progress):
 
 
 class Bars:
-    """Progress over attacks, pictures and scores, with the time left of each and of all."""
+    """Progress over the kinds of units of a run, with the time left of each and of all."""
 
-    def __init__(self, console: Console, setup: Setup, store: RunStore) -> None:
-        columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn())
+    def __init__(self, console: Console, units: Mapping[str, int], store: RunStore) -> None:
+        columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn())
         self.progress = _Progress(
             *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
         )
-        self._store, self._units = store, totals(setup)
+        self._store, self._units = store, dict(units)
         self._tasks = {
             # a bar that waits for its turn must not count its waiting as work
             name: self.progress.add_task(name, total=total, completed=store.count(name), start=False)

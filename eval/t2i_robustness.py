@@ -21,7 +21,7 @@ from leaf_diffusion.eval.prompts import write_attacks
 from leaf_diffusion.eval.score import score_all
 from leaf_diffusion.eval.search import attack_all
 from leaf_diffusion.eval.setup import check_space, prepare
-from leaf_diffusion.eval.show import Bars, print_plan, print_summary, quiet
+from leaf_diffusion.eval.show import Bars, print_plan, print_summary, quiet, totals
 from leaf_diffusion.eval.specification import open_store
 from leaf_diffusion.eval.strict import strict
 from leaf_diffusion.eval.summarise import in_order, summarise
@@ -54,7 +54,7 @@ def _run(console: Console, options: Options, argv: Sequence[str] | None) -> int:
         dry_run(console, setup, judges)
         return 0
     try:
-        with Bars(console, setup, store) as bars:
+        with Bars(console, totals(setup), store) as bars:
             attacked = attack_all(setup, store, bars.start("attacks"))
             if options.save_attacked_prompts is not None and store.slot == 0:
                 rows = in_order(store.records("attacks"), setup.plan.attack_ids())

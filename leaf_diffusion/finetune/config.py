@@ -1,6 +1,7 @@
 """What a TextFARE finetuning can be told; the defaults are the paper's recipe for ViT-L/14."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,42 +63,23 @@ class TextFAREConfig:
     save_dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
-        for name in (
-            "rho",
-            "slots",
-            "k",
-            "batch_size",
-            "accumulation",
-            "max_steps",
-            "eval_every",
-            "checkpoint_every",
-            "states_captions",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "epochs"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "states_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+        counts = ("rho", "slots", "k", "batch_size", "accumulation", "max_steps", "eval_every", "checkpoint_every")
+        check_numbers(
+            self,
+            counts=(*counts, "states_captions"),
+            positive=("lr", "epochs"),
+            from_zero=("weight_decay", "warmup_steps", "states_weight"),
+        )
         if self.clean_floor is not None and not 0 <= self.clean_floor <= 1:
             raise ValueError(f"clean_floor must be a share from 0 to 1, got {self.clean_floor}")
         if self.spelling and self.lora_rank is not None:
             raise ValueError("spelling trains the token table, which a LoRA leaves alone: choose one of the two")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
+        check_choices(self, _CHOICES)
 
     def steps(self, captions: int, processes: int) -> int:
         """Updates in all; ValueError where the warm-up would not end within them."""
         steps = self.max_steps or math.ceil(self.epochs * captions / (self.batch_size * self.accumulation * processes))
-        if self.warmup_steps > steps:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps} does not end within the {steps} steps of this training: "
-                "lower it (a tenth of the steps, say) or train for longer"
-            )
+        check_warmup(self.warmup_steps, steps)
         return steps
 
     def new_attack(self) -> Attack:
@@ -109,3 +91,34 @@ def rate(step: int, steps: int, warmup_steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
+def check_numbers(recipe: object, *, counts: Sequence[str], positive: Sequence[str], from_zero: Sequence[str]) -> None:
+    """ValueError for a setting that is out of its range: `counts` are at least 1 (or None), `positive` finite above 0,
+    `from_zero` finite and not negative."""
+    for name in counts:
+        value = getattr(recipe, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name in positive:
+        if not 0 < getattr(recipe, name) < math.inf:
+            raise ValueError(f"{name} must be a finite number above 0, got {getattr(recipe, name)}")
+    for name in from_zero:
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(recipe, name)}")
+
+
+def check_choices(recipe: object, choices: Mapping[str, Sequence[str]]) -> None:
+    """ValueError for a setting that is none of its values."""
+    for name, known in choices.items():
+        if getattr(recipe, name) not in known:
+            raise ValueError(f"unknown {name} {getattr(recipe, name)!r}; choose one of {', '.join(known)}")
+
+
+def check_warmup(warmup_steps: int, steps: int) -> None:
+    """ValueError where the warm-up would not end within the training."""
+    if warmup_steps > steps:
+        raise ValueError(
+            f"warmup_steps={warmup_steps} does not end within the {steps} steps of this training: "
+            "lower it (a tenth of the steps, say) or train for longer"
+        )

@@ -1,12 +1,12 @@
 """What a FARE finetuning can be told; the defaults are the paper's recipe for ViT-L/14. And its model card."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from leaf_diffusion import __version__
 from leaf_diffusion.finetune.card import shown
+from leaf_diffusion.finetune.config import check_choices, check_numbers, check_warmup
 
 _CHOICES = {"mixed_precision": ("no", "fp16", "bf16"), "save_dtype": ("float32", "float16")}
 _ROWS = (("clean", "clean picture"), ("noise", "random noise of size eps"), ("apgd", "APGD"))
@@ -71,25 +71,16 @@ class FAREConfig:
     save_dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("attack_steps", "batch_size", "accumulation", "max_steps", "eval_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("eps", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
+        check_numbers(
+            self,
+            counts=("attack_steps", "batch_size", "accumulation", "max_steps", "eval_every", "checkpoint_every"),
+            positive=("eps", "lr"),
+            from_zero=("weight_decay", "warmup_steps"),
+        )
         if self.eps > 255:
             raise ValueError(f"eps counts steps of 1/255, so it is at most 255, got {self.eps}")
-        for name in ("weight_decay", "warmup_steps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
-        if self.warmup_steps > self.max_steps:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps} does not end within the {self.max_steps} steps of this training: "
-                "lower it (a tenth of the steps, say) or train for longer"
-            )
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
+        check_warmup(self.warmup_steps, self.max_steps)
+        check_choices(self, _CHOICES)
 
 
 def image_card(

@@ -1,12 +1,12 @@
 """What a joint finetuning of both towers can be told, and its model card."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from leaf_diffusion import __version__
 from leaf_diffusion.finetune.card import shown
+from leaf_diffusion.finetune.config import check_numbers, check_warmup
 
 _ROWS = (
     ("recall_clean", "both clean"),
@@ -67,21 +67,13 @@ class JointConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("rho", "slots", "k", "attack_steps", "batch_size", "max_steps", "eval_every", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("eps", "lr", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "pair_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
-        if self.warmup_steps > self.max_steps:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps} does not end within the {self.max_steps} steps of this training: "
-                "lower it (a tenth of the steps, say) or train for longer"
-            )
+        check_numbers(
+            self,
+            counts=("rho", "slots", "k", "attack_steps", "batch_size", "max_steps", "eval_every", "checkpoint_every"),
+            positive=("eps", "lr", "temperature"),
+            from_zero=("weight_decay", "warmup_steps", "pair_weight"),
+        )
+        check_warmup(self.warmup_steps, self.max_steps)
 
 
 def joint_card(

@@ -39,7 +39,7 @@ def test_keys_lie_beside_each_other() -> None:
 
 
 def test_a_scanner_merges_and_splits_letters() -> None:
-    assert {"rnap", "nap"[:0] + "map"[:1] + "op"} <= set(slips(Scanner(), "map"))
+    assert {"rnap", "mop"} <= set(slips(Scanner(), "map"))
     assert "com" in slips(Scanner(), "corn")
     assert "c1oud" in slips(Scanner(), "cloud") and "doud" in slips(Scanner(), "cloud")
 
@@ -63,9 +63,9 @@ def test_punctuation_leaves_letters_and_spaces() -> None:
     def kept(text: str) -> str:
         return "".join(c for c in text if c.isalnum() or c == " ")
 
-    assert all(kept(slip) == "red cat" for slip in slips(Punctuation(), "red-cat".replace("-", " ") + "!"))
-    assert {"a", "a!!"} <= {slip.replace("?", "!") for slip in slips(Punctuation(), "a!")} | {"a!!"}
-    assert "a" in slips(Punctuation(), "a!") and "a?" in slips(Punctuation(), "a!")
+    found = slips(Punctuation(), "red cat!")
+    assert all(kept(slip) == "red cat" for slip in found)
+    assert {"red cat", "red cat?", "red. cat!"} <= set(found)
 
 
 @pytest.mark.parametrize("worst", [False, True])

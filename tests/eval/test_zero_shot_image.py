@@ -1,6 +1,7 @@
 """Zero-shot image classification on an untrained world and on folders: what is recorded against what is computed by hand."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from leaf_diffusion.eval.picture_task import attack_pictures, cosines, folder_pi
 from leaf_diffusion.runs import load_run
 
 OPTIONS = ["--limit", "6", "--steps", "3", "--batch-size", "4"]
+
+
+Refused = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +158,8 @@ def test_apgd_adds_what_the_second_loss_finds() -> None:
         (["--class-names", "names.json"], "--class-names"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_made(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    try:
-        status = zero_shot_image.main([*words, "--output", str(tmp_path / "run")])
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 1
-    shown = capsys.readouterr()
-    assert status == 2
-    assert said in (shown.out + shown.err).replace("\n", "")
-    assert not (tmp_path / "run").exists()
+def test_bad_input_is_refused_before_anything_is_made(words: list[str], said: str, refused: Refused) -> None:
+    assert said in refused(zero_shot_image.main, words)
 
 
 def test_folders_that_cannot_serve(pictures: Path, tmp_path: Path) -> None:

@@ -289,27 +289,3 @@ def sd3_adapter(transformer):
         embed_dim=32, output_dim=32, hidden_dim=32, heads=1, num_queries=2, timestep_in_dim=8
     )
     return {"image_proj": image.state_dict(), "ip_adapter": attention}
-
-
-@pytest.mark.parametrize("switch", ["enable_attention_slicing", "enable_vae_slicing", "enable_vae_tiling"])
-def test_savers_of_memory(kind, switch):
-    pictures = []
-    for maker in (kind.leaf, kind.stock):
-        pipe = maker(**kind.parts())
-        if not hasattr(pipe, switch):  # SD3 has the VAE's alone, on the VAE
-            getattr(pipe.vae, switch.replace("vae_", ""))()
-        else:
-            getattr(pipe, switch)()
-        pictures.append(kind.picture(pipe, PROMPTS[:2]))
-    assert np.array_equal(*pictures)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading to the CPU needs a GPU to come from")
-@pytest.mark.parametrize("switch", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-def test_offloading(kind, switch):
-    pictures = []
-    for maker in (kind.leaf, kind.stock):
-        pipe = maker(**kind.parts())
-        getattr(pipe, switch)()
-        pictures.append(kind.picture(pipe))
-    assert np.array_equal(*pictures)
