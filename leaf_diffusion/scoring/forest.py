@@ -19,10 +19,11 @@ Row = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Branches:
-    """The rows that own the same number of tokens; their tokens are the nodes from `first` on."""
+    """Rows that are computed together; the tokens they own are the nodes from `first` on, row by row."""
 
     first: int
-    own: int
+    own: Ints
+    """[rows] how many tokens each row owns."""
     paths: Ints
     """[rows, longest] node of every position of each row; positions behind a row's end repeat node 0."""
     begins: Ints
@@ -59,21 +60,26 @@ def cut(rows: Sequence[Row], max_nodes: int) -> Iterator[Sequence[Row]]:
         yield rows[start:]
 
 
-def plant(rows: Sequence[Row]) -> Forest:
-    """The forest of sorted, distinct, non-empty rows."""
+def plant(rows: Sequence[Row], step: int = 0) -> Forest:
+    """The forest of sorted, distinct, non-empty rows.
+
+    Branches are the rows that own equally many tokens: nothing is padded. With `step` they are the rows of equal length
+    rounded up to it, and so are their paths: few branches, for a device on which each costs the launch of its kernels.
+    """
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     longest = int(lengths.max())
     columns = np.arange(longest)
     there = columns < lengths[:, None]
     tokens = np.full(there.shape, -1, dtype=np.int64)
-    tokens[there] = np.fromiter((token for row in rows for token in row), np.int64, int(lengths.sum()))
+    tokens[there] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(lengths.sum()))
     differs = np.ones(there.shape, dtype=bool)
     differs[1:] = np.logical_or.accumulate(tokens[1:] != tokens[:-1], axis=1)
     owned = differs & there
     own = owned.sum(1)
     begins = lengths - own
 
-    order = np.argsort(own, kind="stable")
+    key = -(-lengths // step) if step else own
+    order = np.argsort(key, kind="stable")
     firsts = np.empty(len(rows), dtype=np.int64)
     firsts[order] = np.concatenate([[0], np.cumsum(own[order])[:-1]])
     # the owner of each position of a row's path: the last row before it that owns that position
@@ -84,18 +90,14 @@ def plant(rows: Sequence[Row]) -> Forest:
     named = np.empty(len(row), dtype=np.int64)
     named[firsts[row] + column - begins[row]] = tokens[row, column] * longest + column
     distinct, pairs = np.unique(named, return_inverse=True)
-    branches, ends = _branches(order, own, lengths, firsts, begins, paths), (firsts + own - 1)[order]
+    branches = []
+    for low, high in itertools.pairwise(np.flatnonzero(np.diff(key[order], prepend=-1, append=-1))):
+        mine = order[low:high]
+        wide = int(key[mine[0]]) * step or int(lengths[mine].max())
+        path = np.pad(paths[mine, :wide], ((0, 0), (0, max(0, wide - longest))))
+        branches.append(Branches(int(firsts[mine[0]]), own[mine], path, begins[mine]))
+    ends = (firsts + own - 1)[order]
     return Forest(distinct // longest, distinct % longest, pairs.reshape(-1), branches, order, ends)
-
-
-def _branches(order: Ints, own: Ints, lengths: Ints, firsts: Ints, begins: Ints, paths: Ints) -> list[Branches]:
-    found = []
-    edges = np.flatnonzero(np.diff(own[order], prepend=-1, append=-1))
-    for low, high in itertools.pairwise(edges):
-        rows = order[low:high]
-        longest = int(lengths[rows].max())
-        found.append(Branches(int(firsts[rows[0]]), int(own[rows[0]]), paths[rows, :longest], begins[rows]))
-    return found
 
 
 def _shared(one: Row, other: Row) -> int:

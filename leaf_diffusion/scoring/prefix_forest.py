@@ -8,16 +8,19 @@ but end-of-text itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_product_attention, silu
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import gelu, layer_norm, linear, silu
 
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.causal import QUICK, Affine, Block, CausalParts, causal_parts, detached
-from leaf_diffusion.scoring.forest import Forest, Row, cut, plant
+from leaf_diffusion.scoring.forest import Row, cut, plant
+from leaf_diffusion.scoring.groups import ROOM, STEP, Group, groups, in_pieces, on_device
 
 
 class PrefixForest:
@@ -29,12 +32,15 @@ class PrefixForest:
 
     def __init__(self, encoder: TextEncoder, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype or encoder.dtype
-        self.parts = _prepared(causal_parts(encoder), self.dtype)
+        self.few_launches = few_launches(encoder.device)
+        self.parts = _prepared(causal_parts(encoder), self.dtype, fold=self.few_launches)
         width = self.parts.positions.shape[1]
         widest = max(len(block.up.weight) for block in self.parts.blocks)
         self._kept: dict[str, Tensor] = {}
         # residual, normed, qkv and its gathered copies, attention, the widest layer twice
         self.bytes_per_node = 4 * width * 3 + self.dtype.itemsize * (10 * width + 2 * widest)
+        if self.few_launches:  # gathered keys and values, and queries, results and masks as rectangles
+            self.bytes_per_node += self.dtype.itemsize * ROOM * (4 * width + self.parts.context_length)
 
     def batches(self, rows: Sequence[Row], feature: Feature, max_nodes: int) -> Iterator[tuple[Sequence[Row], Tensor]]:
         """Rows in parts, with their features [n, d], float32; `max_nodes` tokens are computed at once."""
@@ -45,22 +51,24 @@ class PrefixForest:
             everything = isinstance(feature, Hidden) and feature.positions == "all"
             read.setdefault((*row, *pads[len(row) :]) if everything else row, []).append(row)
         for part in cut(sorted(read), max_nodes):
-            with torch.autocast(self.parts.positions.device.type, enabled=False):
-                features = self._features(part, feature)
+            with torch.autocast(self.parts.positions.device.type, enabled=False), _kernels(self.parts.positions.device):
+                features = self._features(part, feature, ROOM * max_nodes)
             # rows that differ in nothing but padding are one
             repeats = np.array([len(read[row]) for row in part])
             if repeats.max() > 1:
-                features = features[_on(np.repeat(np.arange(len(part)), repeats), features.device)]
+                (index,) = on_device([np.repeat(np.arange(len(part)), repeats)], features.device)
+                features = features[index]
             yield [row for each in part for row in read[each]], features
 
-    def _features(self, rows: Sequence[Row], feature: Feature) -> Tensor:
-        forest, parts = plant(rows), self.parts
-        device = parts.positions.device
-        ends = _on(forest.ends, device)
-        groups = _groups(forest, device)
+    def _features(self, rows: Sequence[Row], feature: Feature, room: int) -> Tensor:
+        forest, parts = (plant(rows, STEP) if self.few_launches else plant(rows)), self.parts
+        branches = list(in_pieces(forest, room)) if self.few_launches else forest.branches
+        shapes = [array for each in branches for array in (each.paths, each.own, each.begins)]
+        arrays = [forest.ends, forest.tokens, forest.positions, forest.pairs, forest.order, *shapes]
+        ends, tokens, positions, of_pair, order, *shapes_there = on_device(arrays, parts.positions.device)
+        grouped = groups(branches, shapes_there, self.dtype if self.few_launches else None)
         # the first block's queries, keys and values depend on token and place alone, and these recur
-        first = parts.embed(_on(forest.tokens, device)).float() + parts.positions[_on(forest.positions, device)]
-        of_pair = _on(forest.pairs, device)
+        first = parts.embed(tokens).float() + parts.positions[positions]
         x = first[of_pair]
         states = isinstance(feature, Hidden)
         depth = len(parts.blocks)
@@ -68,25 +76,25 @@ class PrefixForest:
             depth = range(depth + 1)[feature.layer]
         for i, block in enumerate(parts.blocks[:depth]):
             only = ends if i == depth - 1 and not states else None
-            x = self._block(block, x, groups, only, (first, of_pair) if i == 0 else None)
+            x = self._block(block, x, grouped, only, (first, of_pair) if i == 0 else None)
         if not states and not depth:
             x = x[ends]
         if not isinstance(feature, Hidden) or feature.layer == -1:
             x = _norm(parts.norm, x)
         if isinstance(feature, Hidden):
-            x = torch.cat([group.states(x, self.parts.context_length) for group in groups])
+            x = torch.cat([group.states(x, self.parts.context_length) for group in grouped])
         elif feature == "projected":
             assert parts.projection is not None
             x = linear(x.to(self.dtype), parts.projection.weight, parts.projection.bias).float()
         result = torch.empty_like(x)
-        result[_on(forest.order, device)] = x
+        result[order] = x
         return result
 
     def _block(
         self,
         block: Block,
         x: Tensor,
-        groups: list[_Group],
+        grouped: list[Group],
         only: Tensor | None,
         recurring: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
@@ -113,15 +121,16 @@ class PrefixForest:
         if only is not None:
             x = x[only]
         attended = self._room("attended", len(q), width)
-        for group in groups:
+        for group in grouped:
             where = group.nodes if only is None else group.rows
             paths = self._room("paths", group.paths.numel(), 2 * width)
             torch.index_select(kv, 0, group.paths.flatten(), out=paths)
             attended[where] = group.attend(q[where], paths, block.heads, last=only is not None)
         self._add(x, attended, block.out)
         if block.quick:  # 1.702 goes into one product and comes out of the next
-            h = silu(self._linear("up", _norm(block.norm2, x), block.up, QUICK), inplace=True)
-            return self._add(x, h, block.down, 1 / QUICK)
+            scale = 1.0 if self.few_launches else QUICK
+            h = silu(self._linear("up", _norm(block.norm2, x), block.up, scale), inplace=True)
+            return self._add(x, h, block.down, 1 / scale)
         h = gelu(self._linear("up", _norm(block.norm2, x), block.up))
         return self._add(x, h, block.down)
 
@@ -133,6 +142,8 @@ class PrefixForest:
 
     def _add(self, x: Tensor, h: Tensor, layer: Affine, scale: float = 1.0) -> Tensor:
         """x + weight h * scale + bias, in the place of x."""
+        if self.few_launches and scale == 1.0:
+            return x.add_(linear(h, layer.weight, layer.bias))
         if h.dtype == x.dtype:
             x.addmm_(h, layer.weight.T, alpha=scale)
         else:
@@ -148,56 +159,23 @@ class PrefixForest:
         return self._kept[name][: rows * columns].view(rows, columns)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """`Branches` on the device: its slices of nodes and rows, the rows' paths and their causal mask."""
-
-    nodes: slice
-    rows: slice
-    own: int
-    paths: Tensor
-    mask: Tensor
-    """bool [rows, 1, own, longest]"""
-    lengths: Tensor
-
-    def attend(self, q: Tensor, kv: Tensor, heads: int, *, last: bool) -> Tensor:
-        """q [rows * own, width] over the keys and values of their paths [rows * longest, 2 * width]; `last`: one query a
-        row."""
-        n, longest = self.paths.shape
-        split = kv.view(n, longest, 2, heads, -1).permute(2, 0, 3, 1, 4)
-        q = q.view(n, -1, heads, split.shape[-1]).transpose(1, 2)
-        result = scaled_dot_product_attention(
-            q, split[0], split[1], attn_mask=self.mask[:, :, -1:] if last else self.mask
-        )
-        return result.transpose(1, 2).flatten(0, 1).flatten(1)
-
-    def states(self, x: Tensor, context: int) -> Tensor:
-        """The rows' states [rows, context * width], zero behind their ends."""
-        n, longest = self.paths.shape
-        there = torch.arange(longest, device=x.device) < self.lengths[:, None]
-        states = torch.where(there[..., None], x[self.paths.flatten()].view(n, longest, -1), 0.0)
-        return pad(states, (0, 0, 0, context - longest)).flatten(1)
+def few_launches(device: torch.device) -> bool:
+    """Whether a kernel's launch costs more than some padding: so on GPUs."""
+    return device.type == "cuda"
 
 
-def _groups(forest: Forest, device: torch.device) -> list[_Group]:
-    groups, row = [], 0
-    for branches in forest.branches:
-        n, own = len(branches.paths), branches.own
-        reach = branches.begins[:, None] + np.arange(own)
-        mask = np.arange(branches.paths.shape[1]) <= reach[:, :, None]
-        nodes = slice(branches.first, branches.first + n * own)
-        groups.append(
-            _Group(
-                nodes, slice(row, row + n), own, _on(branches.paths, device), _on(mask, device)[:, None],
-                _on(branches.begins + own, device),
-            )
-        )  # fmt: skip
-        row += n
-    return groups
+def _kernels(device: torch.device) -> AbstractContextManager[None]:
+    """cuDNN's attention plans anew for each shape, and here each forest has its own."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
-def _prepared(parts: CausalParts, dtype: torch.dtype) -> CausalParts:
-    """Without gradients, products in `dtype`, norms and positions in float32, query, key and value as one layer."""
+def _prepared(parts: CausalParts, dtype: torch.dtype, *, fold: bool) -> CausalParts:
+    """Without gradients, products in `dtype`, norms and positions in float32, query, key and value as one layer.
+
+    `fold`: QuickGELU's factor goes into the weights around it, where a GPU adds the bias within the product.
+    """
     full = torch.float32
     blocks = []
     for block in parts.blocks:
@@ -205,10 +183,13 @@ def _prepared(parts: CausalParts, dtype: torch.dtype) -> CausalParts:
         if len(qkv) > 1:
             biases = [each.bias for each in qkv if each.bias is not None]
             qkv = [Affine(torch.cat([each.weight for each in qkv]), torch.cat(biases) if biases else None)]
+        up, down = block.up, block.down
+        if fold and block.quick:
+            up, down = _times(up, QUICK), replace(down, weight=down.weight.detach().to(full) / QUICK)
         blocks.append(
             replace(
                 block, norm1=detached(block.norm1, full), qkv=tuple(qkv), out=detached(block.out, dtype),
-                norm2=detached(block.norm2, full), up=detached(block.up, dtype), down=detached(block.down, dtype),
+                norm2=detached(block.norm2, full), up=detached(up, dtype), down=detached(down, dtype),
             )
         )  # fmt: skip
     return replace(
@@ -230,8 +211,10 @@ def screening_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported(False) else torch.bfloat16
 
 
-def _on(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+def _times(layer: Affine, factor: float) -> Affine:
+    """The layer whose output is `factor` times this one's."""
+    bias = None if layer.bias is None else layer.bias.detach().float() * factor
+    return Affine(layer.weight.detach().float() * factor, bias)
 
 
 def _norm(norm: Affine, x: Tensor) -> Tensor:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import Hidden, TextEncoder
 from leaf_diffusion.encoders.causal import NotUnderstood
+from leaf_diffusion.scoring.groups import on_device
 from leaf_diffusion.scoring.objectives import Drift, Goal, Objective
 from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, screening_dtype
 from leaf_diffusion.text.edits import Candidates
@@ -30,6 +32,10 @@ TOGETHER = 16_384
 """Candidates that are tokenized before their scores are started."""
 CPU_TOKENS = 4096
 """Tokens computed at once on a CPU: more do not fit its caches."""
+GPU_TOKENS = 1 << 16
+"""Tokens computed at once on a GPU: with more its products get no faster."""
+MAX_BYTES = 1 << 29
+"""The bound of the activations where none is given; on a CUDA device it is half of the memory that is free."""
 
 
 class BoundScore(Protocol):
@@ -69,7 +75,8 @@ class Scorer:
     candidate; the scores are the same but for rounding. A tower that the engine does not understand is scored plainly,
     with a warning. `precision`: "fp32" computes in the encoder's own precision, "screen" scores all candidates in
     bfloat16 (float16 on GPUs without it) and the best of each prompt, `SCREENED` at most, again in the encoder's own,
-    so that the best score is exact; the others are only ranked. `max_bytes` bounds the activations of a forward pass.
+    so that the best score is exact; the others are only ranked. `max_bytes` bounds the activations of a forward pass
+    (default: `MAX_BYTES`, on a CUDA device half of what is free).
     """
 
     def __init__(
@@ -78,7 +85,7 @@ class Scorer:
         objective: Objective | None = None,
         engine: Literal["prefix", "plain"] = "prefix",
         precision: Literal["fp32", "screen"] = "fp32",
-        max_bytes: int = 1 << 29,
+        max_bytes: int | None = None,
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}; available: {', '.join(sorted(ENGINES))}")
@@ -86,7 +93,7 @@ class Scorer:
             raise ValueError(f'unknown precision {precision!r}; choose "fp32" or "screen"')
         if precision == "screen" and engine == "plain":
             raise ValueError('precision="screen" belongs to engine="prefix"; the plain engine computes all in full')
-        if max_bytes < 1:
+        if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
         self.encoder, self.engine, self.precision, self.max_bytes = encoder, engine, precision, max_bytes
         self.objective: Objective = Drift("l2") if objective is None else objective
@@ -106,7 +113,8 @@ class PlainScore:
     """Deduplicated token rows, sorted by length, in batches trimmed to their longest row."""
 
     def __init__(self, scorer: Scorer, prompts: list[str]) -> None:
-        self.encoder, self.prompts, self.max_bytes = scorer.encoder, prompts, scorer.max_bytes
+        self.encoder, self.prompts = scorer.encoder, prompts
+        self.max_bytes = scorer.max_bytes or _spare(self.encoder.device)
         self.feature = scorer.objective.feature
         self.goals: list[Goal] = scorer.objective.goals(self.encoder, prompts)
         self.queries = [0] * len(prompts)
@@ -114,10 +122,14 @@ class PlainScore:
     def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt; an empty `Candidates` gives an empty one."""
         _one_each("candidate lists", len(candidates), len(self.prompts))
-        # some prompts at a time: a GPU computes them while the next ones are tokenized
         with torch.inference_mode():
-            fetches = [self._start({i: self._rows(i, candidates[i]) for i in some}) for some in _together(candidates)]
-            scores = {i: each for fetch in fetches for i, each in fetch().items()}
+            asked, fetches = dict[int, Sequence[Row]](), []
+            # some prompts at a time: a GPU computes them while the next ones are tokenized
+            for some in _together(candidates):
+                part = self._read({i: self._rows(i, candidates[i]) for i in some})
+                fetches.append(self._start(part))
+                asked |= part
+            scores = self._finish(asked, {i: each for fetch in fetches for i, each in fetch().items()})
         return [scores[i] for i in range(len(candidates))]
 
     def rows(self, candidates: Sequence[Candidates]) -> list[list[Row]]:
@@ -128,16 +140,25 @@ class PlainScore:
     def score_rows(self, asked: Sequence[Sequence[Row]]) -> list[Float[Tensor, " _len"]]:
         """Scores of token rows, one list a prompt."""
         with torch.inference_mode():
-            scores = self._start(dict(enumerate(asked)))()
+            read = self._read(dict(enumerate(asked)))
+            scores = self._finish(read, self._start(read)())
         return [scores[i] for i in range(len(asked))]
 
     def _rows(self, i: int, candidates: Candidates) -> list[Row]:
         self.queries[i] += len(candidates)
         return self.encoder.tokenize_candidates(candidates) if len(candidates) else []
 
+    def _read(self, asked: dict[int, list[Row]]) -> Asked:
+        """What of the rows is read."""
+        return asked
+
     def _start(self, asked: Asked) -> Fetch:
-        """Start the scores of some prompts' rows."""
+        """Start the scores of some prompts' rows, as read."""
         return self._gather(asked, self._batches)
+
+    def _finish(self, asked: Asked, found: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The scores that count, from those that were started for all prompts."""
+        return found
 
     def _gather(self, asked: Asked, batches: Batches) -> Fetch:
         """Scores of each prompt's rows, each distinct row computed once, whoever asks for it."""
@@ -153,10 +174,9 @@ class PlainScore:
                 for i in owners[row]:
                     positions.setdefault(i, []).append(position)
                     places[i][row] = len(places[i])
-            for i, chosen in positions.items():
-                mine = features
-                if len(chosen) < len(batch):
-                    mine = features[torch.tensor(chosen).to(features.device, non_blocking=True)]
+            indices = on_device([np.array(chosen) for chosen in positions.values()], features.device)
+            for (i, chosen), index in zip(positions.items(), indices, strict=True):
+                mine = features if len(chosen) == len(batch) else features[index]
                 pieces[i].append(self.goals[i](mine).float())
 
         def fetch() -> dict[int, Tensor]:
@@ -186,7 +206,7 @@ class PlainScore:
 
     def _at_once(self, bytes_per_token: int) -> int:
         """How many tokens are computed at once."""
-        most = CPU_TOKENS if self.encoder.device.type == "cpu" else self.max_bytes
+        most = CPU_TOKENS if self.encoder.device.type == "cpu" else GPU_TOKENS
         return max(1, min(most, self.max_bytes // bytes_per_token))
 
     def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "_len vocab"]]:
@@ -222,17 +242,19 @@ class PrefixScore(PlainScore):
         screened = scorer.precision == "screen" and own == torch.float32
         self._rough = PrefixForest(self.encoder, screening_dtype(device)) if screened else None
 
-    def _start(self, asked: Asked) -> Fetch:
-        if not isinstance(self.feature, Hidden):  # whatever stands behind the first end-of-text is not read
-            eos = self._exact.parts.eos_id
-            asked = {i: [row[: row.index(eos) + 1] for row in rows] for i, rows in asked.items()}
-        if self._rough is None:
-            return self._gather(asked, self._on(self._exact))
-        rough = self._gather(asked, self._on(self._rough))
-        return lambda: self._refined(asked, rough())
+    def _read(self, asked: dict[int, list[Row]]) -> Asked:
+        if isinstance(self.feature, Hidden):
+            return asked
+        eos = self._exact.parts.eos_id  # whatever stands behind the first end-of-text is not read
+        return {i: [row[: row.index(eos) + 1] for row in rows] for i, rows in asked.items()}
 
-    def _refined(self, asked: Asked, found: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Screened scores with the best of each prompt computed in full."""
+    def _start(self, asked: Asked) -> Fetch:
+        return self._gather(asked, self._on(self._exact if self._rough is None else self._rough))
+
+    def _finish(self, asked: Asked, found: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Screened scores with the best of each prompt computed in full, those of all prompts together."""
+        if self._rough is None:
+            return found
         best = {
             i: scores.topk(min(len(scores), max(len(scores) // 4, 12), SCREENED)).indices for i, scores in found.items()
         }
@@ -264,6 +286,15 @@ ENGINES: dict[str, Callable[[Scorer, list[str]], TowerScore]] = {"prefix": _pref
 @cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
+
+
+def _spare(device: torch.device) -> int:
+    """Bytes for activations where no bound is given."""
+    if device.type != "cuda":
+        return MAX_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, (free + idle) // 2)
 
 
 def _together(candidates: Sequence[Candidates]) -> Iterator[list[int]]:

@@ -12,17 +12,21 @@ def prefixes(rows):
     return {row[: i + 1] for row in rows for i in range(len(row))}
 
 
-@given(ROWS)
-def test_every_prefix_is_one_node_and_paths_lead_along_them(rows):
-    forest = plant(rows)
+@given(ROWS, st.sampled_from([0, 1, 3, 8]))
+def test_every_prefix_is_one_node_and_paths_lead_along_them(rows, step):
+    forest = plant(rows, step)
     assert len(forest.pairs) == len(prefixes(rows))
     assert len(forest.tokens) == len({(row[i], i) for row in rows for i in range(len(row))})
     read, branch_rows = {}, []
     for branches in forest.branches:
-        for path, begin in zip(branches.paths, branches.begins, strict=True):
+        assert branches.paths.shape[1] % (step or 1) == 0
+        assert step or len(set(branches.own.tolist())) == 1
+        for path, begin, own in zip(branches.paths, branches.begins, branches.own, strict=True):
             row = rows[forest.order[len(branch_rows)]]
             branch_rows.append(row)
-            assert begin + branches.own == len(row)
+            assert begin + own == len(row)
+            assert path[begin : len(row)].tolist() == list(range(path[begin], path[begin] + own))
+            assert not path[len(row) :].any()
             for i in range(len(row)):
                 assert forest.tokens[forest.pairs[path[i]]] == row[i]
                 assert forest.positions[forest.pairs[path[i]]] == i

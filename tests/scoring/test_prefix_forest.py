@@ -71,10 +71,12 @@ def rows_of(encoder, texts):
     return [tuple(row) for row in dict.fromkeys(map(tuple, encoder.tokenize(texts)))]
 
 
+@pytest.mark.parametrize("few_launches", [False, True], ids=["as on a CPU", "as on a GPU"])
 @pytest.mark.parametrize("feature", FEATURES, ids=str)
 @pytest.mark.parametrize("make", TOWERS.values(), ids=TOWERS)
 @torch.no_grad()
-def test_features_are_the_towers_own(make, feature):
+def test_features_are_the_towers_own(make, feature, few_launches, monkeypatch):
+    monkeypatch.setattr(prefix_forest, "few_launches", lambda device: few_launches)
     encoder = make()
     if feature == "projected" and not encoder.has_projection:
         pytest.skip("no projection")
@@ -104,6 +106,18 @@ def test_attacks_choose_the_same_tokens(make):
         assert [r.token_ids for r in fast] == [r.token_ids for r in plain]
         assert [r.queries for r in fast] == [r.queries for r in plain]
         assert [r.score for r in fast] == pytest.approx([r.score for r in plain], rel=1e-4)
+
+
+@pytest.mark.parametrize("bound", [1, 100_000, 1 << 29])
+def test_groups_of_a_gpu_at_any_bound(monkeypatch, bound):
+    encoder, prompts = hf(), ["a red umbrella on a beach", "two cats", "x " * 60]
+    candidates = [random_edits(prompt, 80, np.random.default_rng(0)) for prompt in prompts]
+    wanted = Scorer(encoder, engine="plain").bind(prompts)(candidates)
+    monkeypatch.setattr(prefix_forest, "few_launches", lambda device: True)
+    for precision, rtol in (("fp32", 1e-4), ("screen", 0.1)):
+        got = Scorer(encoder, precision=precision, max_bytes=bound).bind(prompts)(candidates)
+        for one, other in zip(got, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=rtol, atol=(1e-5 if rtol < 0.1 else 0.1) * float(other.max()))
 
 
 def test_a_changed_weight_is_seen_at_the_next_bind():
@@ -177,7 +191,7 @@ def test_hidden_states_leave_no_trace():
 def test_tokens_computed_at_once_stay_within_the_bound(monkeypatch, bound):
     encoder, prompts = hf(), ["a red umbrella on a beach", "two cats"]
     nodes, plant = [], prefix_forest.plant
-    monkeypatch.setattr(prefix_forest, "plant", lambda rows: nodes.append(plant(rows)) or nodes[-1])
+    monkeypatch.setattr(prefix_forest, "plant", lambda *given: nodes.append(plant(*given)) or nodes[-1])
     candidates = [random_edits(prompt, 200, np.random.default_rng(0)) for prompt in prompts]
     Scorer(encoder, max_bytes=bound).bind(prompts)(candidates)
     per_node = PrefixForest(encoder, torch.float32).bytes_per_node
