@@ -1,10 +1,14 @@
 """Time of an attack by three scorers in one process, in turn, as ratios.
 
     python benchmarks/attacks.py --shape small vit-l
+    python benchmarks/attacks.py --shape vit-l --device cuda --dtype bf16
 
 "published" is the algorithm as the paper's code runs it, "plain" a sensible engineer's version (candidates
 deduplicated, sorted by length, trimmed, batched), "prefix" the engine, also with screening. The last column is the
 share of the machine's matrix-product rate, measured in the same turn, that the tokens truly needed reach.
+
+On a GPU (`gpu_attacks.py`) the sides differ too much to attack equally many captions: each says how many it attacked, its
+captions a second and its peak memory, all sides on the one device.
 """
 
 from __future__ import annotations
@@ -13,12 +17,20 @@ import argparse
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import process_time
 from typing import Any
 
 import numpy as np
 import torch
-from baselines import SENTENCES, SHAPES, PublishedLeaf, WholeSentences, needed_operations, product_limit, tower
+from baselines import (
+    SENTENCES,
+    SHAPES,
+    PublishedLeaf,
+    WholeSentences,
+    clock,
+    needed_operations,
+    product_limit,
+    tower,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -41,6 +53,7 @@ class Case:
     constraint: Constraint | None = None
     published: str = "published"
     feature: Feature = "projected"
+    k: int = 1
 
 
 CASES = (
@@ -64,8 +77,8 @@ class Counted:
     keys: int = 0
     plant: Callable[..., Any] = field(default=prefix_forest.plant)
 
-    def __call__(self, rows: Any) -> Any:
-        forest = self.plant(rows)
+    def __call__(self, rows: Any, *given: Any) -> Any:
+        forest = self.plant(rows, *given)
         self.nodes += len(forest.pairs)
         self.rows += len(rows)
         self.keys += int((forest.positions[forest.pairs] + 1).sum())
@@ -84,7 +97,7 @@ def counting() -> Any:
 
 
 def run(case: Case, encoder: HFTextEncoder, sentences: Sequence[str], engine: str, precision: str = "fp32") -> float:
-    """CPU seconds of one attack: what `Attack.run` takes, without the verification of its results."""
+    """Seconds of one attack (`clock`): what `Attack.run` takes, without the verification of its results."""
     prompts = list(sentences[: case.sentences])
     constraint = case.constraint
     if constraint is not None and engine.startswith("published"):
@@ -93,11 +106,11 @@ def run(case: Case, encoder: HFTextEncoder, sentences: Sequence[str], engine: st
     if isinstance(case.attack, LeafAttack):  # as in training, where the clean embeddings are known
         objective = AnchorDrift(embed(encoder, prompts))
     scorer = Scorer(encoder, objective, engine, precision)  # type: ignore[arg-type]
-    started = process_time()
+    started = clock(encoder.device)
     score = scorer.bind(prompts)
     allowed = bind_constraint(constraint, prompts)
-    case.attack.run(prompts, score, k=1, allowed=allowed, rngs=generators(prompts, 0), on_step=None)
-    return process_time() - started
+    case.attack.run(prompts, score, k=case.k, allowed=allowed, rngs=generators(prompts, 0), on_step=None)
+    return clock(encoder.device) - started
 
 
 def main() -> None:
@@ -108,7 +121,20 @@ def main() -> None:
     parser.add_argument(
         "--cases", nargs="+", type=int, help=f"rows of the table, of 0 to {len(CASES) - 1}; default: all"
     )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the tower, on a GPU")
+    parser.add_argument("--captions", type=int, help="on a GPU: captions that the engine attacks; default 96")
+    parser.add_argument("--profile", action="store_true", help="on a GPU: also where the engine's time goes")
     options = parser.parse_args()
+    if torch.device(options.device).type != "cpu":
+        from gpu_attacks import measure
+
+        for shape in options.shape:
+            given = options.captions or 96, options.turns, options.cases
+            measure(shape, torch.device(options.device), options.dtype, *given, profile=options.profile)
+        return
+    if options.dtype != "fp32" or options.captions or options.profile:
+        parser.error("--dtype, --captions and --profile are for --device cuda; on a CPU towers are float32")
     torch.set_num_threads(1)  # one thread: its CPU time is that of the work, whatever else the machine does
     console = Console(width=140)
     for shape in options.shape:

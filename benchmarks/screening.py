@@ -27,10 +27,11 @@ def main() -> None:
         "--prompts", type=Path, help="a text file, one prompt a line; default: prompts of the embedded world"
     )
     parser.add_argument("--limit", type=int, default=600)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    console, encoder = Console(), load_text_encoder(options.encoder)
+    console, encoder = Console(), load_text_encoder(options.encoder, device=options.device)
     if options.prompts is None:
         prompts = [prompt.text for prompt in world_prompts(options.limit, seed=7, two=0.3)]
     else:
