@@ -1,7 +1,7 @@
 """Time of an attack by three scorers in one process, in turn, as ratios.
 
     python benchmarks/attacks.py --shape small vit-l
-    python benchmarks/attacks.py --shape vit-l --device cuda --dtype bf16
+    python benchmarks/attacks.py --shape vit-l --device cuda --dtype bf16 fp32
 
 "published" is the algorithm as the paper's code runs it, "plain" a sensible engineer's version (candidates
 deduplicated, sorted by length, trimmed, batched), "prefix" the engine, also with screening. The last column is the
@@ -122,7 +122,7 @@ def main() -> None:
         "--cases", nargs="+", type=int, help=f"rows of the table, of 0 to {len(CASES) - 1}; default: all"
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the tower, on a GPU")
+    parser.add_argument("--dtype", nargs="+", choices=["fp32", "bf16", "fp16"], default=["fp32"], help="on a GPU")
     parser.add_argument("--captions", type=int, help="on a GPU: captions that the engine attacks; default 96")
     parser.add_argument("--profile", action="store_true", help="on a GPU: also where the engine's time goes")
     options = parser.parse_args()
@@ -131,9 +131,10 @@ def main() -> None:
 
         for shape in options.shape:
             given = options.captions or 96, options.turns, options.cases
-            measure(shape, torch.device(options.device), options.dtype, *given, profile=options.profile)
+            for dtype in options.dtype:
+                measure(shape, torch.device(options.device), dtype, *given, profile=options.profile)
         return
-    if options.dtype != "fp32" or options.captions or options.profile:
+    if options.dtype != ["fp32"] or options.captions or options.profile:
         parser.error("--dtype, --captions and --profile are for --device cuda; on a CPU towers are float32")
     torch.set_num_threads(1)  # one thread: its CPU time is that of the work, whatever else the machine does
     console = Console(width=140)

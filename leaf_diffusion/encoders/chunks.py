@@ -17,6 +17,7 @@ from leaf_diffusion.text import Candidates
 Row = tuple[int, ...]
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
 _CHUNK = re.compile("[^ ]+")
+_LOWER = {character: character.lower() for character in map(chr, range(65, 91))}
 MEMO = 1 << 18
 """Chunks that are remembered, some 100 bytes each."""
 
@@ -27,6 +28,7 @@ class ChunkTokenizer:
     def __init__(self, tokenize: Tokenize, context_length: int) -> None:
         self._tokenize, self._context = tokenize, context_length
         self._memo: dict[str, Row] = {}
+        self._edges: Row | None = None
 
     def rows(self, candidates: Candidates) -> list[Row]:
         """The rows of edits of a base text, cut to the context with end-of-text kept."""
@@ -36,30 +38,43 @@ class ChunkTokenizer:
         if not _plain(base):
             return self._whole(candidates.texts())
         low, high = _reach(base)
-        windows, others = list[tuple[int, int, str]](), list[int]()
-        for i, (slot, character) in enumerate(zip(slots.tolist(), characters, strict=True)):
-            start, end = slot // 2, slot // 2 + slot % 2
-            first, last = low[start], high[end]
-            if character and not _plain(character):
-                others.append(i)
-            # CLIP lower-cases: half of the letters need no tokens of their own
-            windows.append((first, last, (base[first:start] + character + base[end:last]).lower()))
+        windows = list[tuple[int, int, str]]()
+        # CLIP lower-cases: half of the letters need no tokens of their own
+        known: dict[tuple[int, str], int] = {}
+        which = list[int]()
+        special = {character for character in set(characters.tolist()) if character and not _plain(character)}
+        for slot, character in zip(slots.tolist(), characters.tolist(), strict=True):
+            edit = slot, _LOWER.get(character, character)
+            found = known.get(edit)
+            if found is None:
+                start, end = slot // 2, slot // 2 + slot % 2
+                first, last = low[start], high[end]
+                found = known[edit] = len(windows)
+                windows.append((first, last, (base[first:start] + character + base[end:last]).lower()))
+            which.append(found)
         chunks = [(match.start(), match.end()) for match in _CHUNK.finditer(base)]
         self._learn([text for _, _, text in windows] + [base[start:end].lower() for start, end in chunks])
-        ((begin, end_of_text),) = self._tokenize([""])
+        if self._edges is None:
+            self._edges = tuple(self._tokenize([""])[0])
+        begin, end_of_text = self._edges
         own = [self._memo[base[start:end].lower()] for start, end in chunks]
         tokens = tuple(token for chunk in own for token in chunk)
         counts = [0, *accumulate(map(len, own))]
         starts, ends = [start for start, _ in chunks], [end for _, end in chunks]
-        made: dict[tuple[int, int, str], Row] = {}
-        for window in windows:
-            if window not in made:
-                first, last, text = window
+        around: dict[tuple[int, int], tuple[Row, Row]] = {}
+        read = list[Row]()
+        for first, last, text in windows:
+            found_around = around.get((first, last))
+            if found_around is None:
                 left, right = counts[bisect_right(ends, first)], counts[bisect_left(starts, last)]
-                made[window] = self._cut((begin, *tokens[:left], *self._memo[text], *tokens[right:], end_of_text))
-        rows = [made[window] for window in windows]
-        for i, row in zip(others, self._whole([candidates.text(i) for i in others]), strict=True):
-            rows[i] = row
+                found_around = around[first, last] = (begin, *tokens[:left]), (*tokens[right:], end_of_text)
+            before, behind = found_around
+            read.append(self._cut(before + self._memo[text] + behind))
+        rows = [read[j] for j in which]
+        if special:
+            others = [i for i, character in enumerate(characters) if character in special]
+            for i, row in zip(others, self._whole([candidates.text(i) for i in others]), strict=True):
+                rows[i] = row
         return rows
 
     def _learn(self, texts: list[str]) -> None:

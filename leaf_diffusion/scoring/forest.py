@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Row = tuple[int, ...]
+BLOCK = 1 << 14
+"""Rows that are compared at once."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,30 @@ class Forest:
 
 def cut(rows: Sequence[Row], max_nodes: int) -> Iterator[Sequence[Row]]:
     """Consecutive parts of sorted rows of at most `max_nodes` nodes each (a single row may have more)."""
-    start, nodes = 0, 0
-    for i, row in enumerate(rows):
-        own = len(row) if i == start else len(row) - _shared(rows[i - 1], row)
-        if i > start and nodes + own > max_nodes:
-            yield rows[start:i]
-            start, own, nodes = i, len(row), 0
-        nodes += own
-    if rows:
-        yield rows[start:]
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    own = np.empty(len(rows), dtype=np.int64)
+    for low in range(0, len(rows), BLOCK):
+        before = max(0, low - 1)
+        _, owned = _table(rows[before : low + BLOCK], lengths[before : low + BLOCK])
+        own[low : low + BLOCK] = owned[low - before :].sum(1)
+    nodes, start = np.cumsum(own), 0
+    while start < len(rows):
+        # the part's first row is there in full
+        most = max_nodes + nodes[start] - lengths[start]
+        end = max(start + 1, int(np.searchsorted(nodes, most, side="right")))
+        yield rows[start:end]
+        start = end
+
+
+def _table(rows: Sequence[Row], lengths: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """[rows, longest] tokens (-1 behind a row's end), and which of them stand behind the first difference to the row
+    before."""
+    there = np.arange(int(lengths.max())) < lengths[:, None]
+    tokens = np.full(there.shape, -1, dtype=np.int64)
+    tokens[there] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(lengths.sum()))
+    differs = np.ones(there.shape, dtype=bool)
+    differs[1:] = np.logical_or.accumulate(tokens[1:] != tokens[:-1], axis=1)
+    return tokens, differs & there
 
 
 def plant(rows: Sequence[Row], step: int = 0) -> Forest:
@@ -67,14 +84,10 @@ def plant(rows: Sequence[Row], step: int = 0) -> Forest:
     rounded up to it, and so are their paths: few branches, for a device on which each costs the launch of its kernels.
     """
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    longest = int(lengths.max())
+    tokens, owned = _table(rows, lengths)
+    longest = tokens.shape[1]
     columns = np.arange(longest)
     there = columns < lengths[:, None]
-    tokens = np.full(there.shape, -1, dtype=np.int64)
-    tokens[there] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(lengths.sum()))
-    differs = np.ones(there.shape, dtype=bool)
-    differs[1:] = np.logical_or.accumulate(tokens[1:] != tokens[:-1], axis=1)
-    owned = differs & there
     own = owned.sum(1)
     begins = lengths - own
 
@@ -98,11 +111,3 @@ def plant(rows: Sequence[Row], step: int = 0) -> Forest:
         branches.append(Branches(int(firsts[mine[0]]), own[mine], path, begins[mine]))
     ends = (firsts + own - 1)[order]
     return Forest(distinct // longest, distinct % longest, pairs.reshape(-1), branches, order, ends)
-
-
-def _shared(one: Row, other: Row) -> int:
-    """How many tokens two rows have in common before they part."""
-    for i, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return i
-    return min(len(one), len(other))

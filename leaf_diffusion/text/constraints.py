@@ -17,6 +17,9 @@ from leaf_diffusion.text.words import load_words, split_words
 MEMO = 1 << 18
 """Chunks whose words are remembered."""
 
+_SEPARATORS = {chr(code): chr(code).lower() if chr(code).isalpha() else " " for code in range(32, 127) if chr(code) != "'"}
+"""In a text of ASCII all that separates words separates alike, and capitals are read as small letters."""
+
 Verdict = Callable[[tuple[str, ...]], bool]
 """Whether a candidate whose changed part holds these dictionary words is allowed."""
 
@@ -103,9 +106,15 @@ class _WordConstraint(Constraint):
         if base is None or slots is None or characters is None:
             raise TypeError("only edits of a base text have windows")
         everything = Counter(self.known(base))
+        alike = _SEPARATORS if base.isascii() else {}
+        found: dict[tuple[int, str], bool] = {}
         windows: dict[int, tuple[str, str, Verdict]] = {}
         verdicts: dict[tuple[int, int], Verdict] = {}
-        for slot, character in zip(slots.tolist(), characters, strict=True):
+        for slot, character in zip(slots.tolist(), characters.tolist(), strict=True):
+            edit = slot, alike.get(character, character)
+            if edit in found:
+                yield found[edit]
+                continue
             if slot not in windows:
                 low = start = slot // 2
                 high = end = start + slot % 2
@@ -117,7 +126,8 @@ class _WordConstraint(Constraint):
                     verdicts[low, high] = judge(everything - Counter(self.known(base[low:high])))
                 windows[slot] = (base[low:start], base[end:high], verdicts[low, high])
             left, right, verdict = windows[slot]
-            yield verdict(self.known(left + character + right))
+            found[edit] = verdict(self.known(left + character + right))
+            yield found[edit]
 
 
 class NoNewWords(_WordConstraint):

@@ -84,7 +84,7 @@ class Candidates:
         if wrong.any():
             raise ValueError(f"slot {slot_array[wrong][0]} is outside 0..{n_slots(base) - 1}, the slots of {base!r}")
         character_array = _objects(characters)
-        long = next((c for c in character_array if len(c) > 1), None)
+        long = next((c for c in set(character_array.tolist()) if len(c) > 1), None)
         if long is not None:
             raise ValueError(f"an edit places one character or DELETE, got {long!r}")
         return cls(base=base, slots=slot_array, characters=character_array)
@@ -204,8 +204,13 @@ def slot_edits(text: str, slots: Iterable[int], alphabet: str = ALPHABET) -> Can
     Edits in different slots can give equal texts (an ``e`` before or behind an ``e``): each stays in its slot.
     """
     letters = [*dict.fromkeys(alphabet), DELETE]
-    pairs = [(s, c) for s in slots for c in letters if c != (text[s // 2] if s % 2 else DELETE)]
-    return Candidates.edits(text, [s for s, _ in pairs], [c for _, c in pairs])
+    placed, characters = list[int](), list[str]()
+    for slot in slots:
+        here = text[slot // 2] if slot % 2 else DELETE
+        chosen = [character for character in letters if character != here]
+        placed += [slot] * len(chosen)
+        characters += chosen
+    return Candidates.edits(text, placed, characters)
 
 
 def random_edits(text: str, n: int, rng: np.random.Generator, alphabet: str = ALPHABET) -> Candidates:
@@ -229,6 +234,9 @@ def random_edits(text: str, n: int, rng: np.random.Generator, alphabet: str = AL
 def _objects(values: Sequence[Any] | NDArray[np.object_]) -> NDArray[np.object_]:
     """A one-dimensional object array (numpy's own string arrays drop a trailing NUL)."""
     array = np.empty(len(values), dtype=object)
-    for i, value in enumerate(values):
-        array[i] = value
+    if all(isinstance(value, str) for value in values):
+        array[:] = values
+    else:  # numpy would spread sequences over dimensions
+        for i, value in enumerate(values):
+            array[i] = value
     return array

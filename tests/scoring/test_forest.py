@@ -1,5 +1,8 @@
 """The forest of shared prefixes against a plain count of prefixes."""
 
+import itertools
+from unittest import mock
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,11 +39,14 @@ def test_every_prefix_is_one_node_and_paths_lead_along_them(rows, step):
     assert [read[int(end)] for end in forest.ends] == ends == branch_rows
 
 
-@given(ROWS, st.integers(1, 30))
-def test_cut_keeps_the_order_and_the_bound(rows, most):
-    parts = [list(part) for part in cut(rows, most)]
+@given(ROWS, st.integers(1, 30), st.sampled_from([1, 2, 7, 1 << 14]))
+def test_cut_keeps_the_order_and_the_bound(rows, most, block):
+    with mock.patch("leaf_diffusion.scoring.forest.BLOCK", block):
+        parts = [list(part) for part in cut(rows, most)]
     assert [row for part in parts for row in part] == rows
     assert all(len(prefixes(part)) <= most or len(part) == 1 for part in parts)
+    for part, after in itertools.pairwise(parts):  # none is cut without need
+        assert len(prefixes([*part, after[0]])) > most
 
 
 def test_nothing_is_cut_into_nothing():
