@@ -13,7 +13,7 @@ from torch import nn
 from leaf_diffusion.attacks.base import Attack, AttackResult
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders.base import Defence, Tower
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
+from leaf_diffusion.encoders.huggingface import HFTextEncoder, computes_on
 from leaf_diffusion.encoders.load import load_defence
 from leaf_diffusion.encoders.swap import exchanged
 from leaf_diffusion.pipelines.loading import checked_file, checked_folder, even_dtypes, found
@@ -145,7 +145,7 @@ class LeafPipeline:
             if (module := getattr(self, part)) is not None:
                 projection = (self._projections or {}).get(part)
                 if projection is not None:
-                    projection = projection.to(module.device, module.dtype)
+                    projection = projection.to(computes_on(module), module.dtype)
                 name = (self._names or {}).get(part, base if self._towers == 1 else f"{base}/{part}")
                 reading = getattr(self, reader)
                 made.append(HFTextEncoder(module, reading, name=name, defence=self._defence, projection=projection))

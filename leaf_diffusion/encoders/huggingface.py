@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -37,6 +38,16 @@ def token_table(text_model: nn.Module) -> nn.Embedding:
     """The token embedding of a CLIP text model (flat in transformers 5.23, one level deeper in older versions)."""
     inner = cast(Any, getattr(text_model, "text_model", text_model))
     return cast(nn.Embedding, inner.embeddings.token_embedding)
+
+
+def computes_on(module: nn.Module) -> torch.device:
+    """Where a CLIP text model computes: where its weights are, unless accelerate brings them to a device for each call."""
+    table = token_table(text_model_of(module))
+    for each in (module, table):
+        device = getattr(getattr(each, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return table.weight.device
 
 
 def check_pooling(config: CLIPTextConfig, tokenizer: Any) -> None:
@@ -94,6 +105,10 @@ class HFTextEncoder(Tower):
     def has_projection(self) -> bool:
         return self.projection is not None
 
+    @property
+    def device(self) -> torch.device:
+        return computes_on(self.module)
+
     def token_embedding(self) -> Tensor:
         return token_table(self.text_model).weight
 
@@ -104,13 +119,16 @@ class HFTextEncoder(Tower):
             if embeds is not None
             else nullcontext()
         )
+        if self.text_model is not self.module and hasattr(self.module, "_hf_hook"):
+            self.module._hf_hook.pre_forward(self.module)  # offloading waits for calls of the whole module
         with hook:
             output = self.text_model(input_ids=ids, output_hidden_states=layer != -1)
         return cast(Tensor, output.last_hidden_state if layer == -1 else output.hidden_states[layer])
 
     def _project(self, pooled: Tensor) -> Tensor:
         assert self.projection is not None
-        return cast(Tensor, self.projection(pooled))
+        place = self.projection.weight.device
+        return cast(Tensor, self.projection(pooled if place.type == "meta" else pooled.to(place)))
 
     def _weights(self) -> Iterable[tuple[str, Tensor]]:
         for name, tensor in self.text_model.state_dict(keep_vars=True).items():

@@ -148,7 +148,7 @@ class PlainScore:
         self.queries[i] += len(candidates)
         return self.encoder.tokenize_candidates(candidates) if len(candidates) else []
 
-    def _read(self, asked: dict[int, list[Row]]) -> Asked:
+    def _read(self, asked: Asked) -> Asked:
         """What of the rows is read."""
         return asked
 
@@ -242,7 +242,7 @@ class PrefixScore(PlainScore):
         screened = scorer.precision == "screen" and own == torch.float32
         self._rough = PrefixForest(self.encoder, screening_dtype(device)) if screened else None
 
-    def _read(self, asked: dict[int, list[Row]]) -> Asked:
+    def _read(self, asked: Asked) -> Asked:
         if isinstance(self.feature, Hidden):
             return asked
         eos = self._exact.parts.eos_id  # whatever stands behind the first end-of-text is not read
