@@ -27,6 +27,7 @@ class ChunkTokenizer:
     def __init__(self, tokenize: Tokenize, context_length: int) -> None:
         self._tokenize, self._context = tokenize, context_length
         self._memo: dict[str, Row] = {}
+        self._ends: Row | None = None
 
     def rows(self, candidates: Candidates) -> list[Row]:
         """The rows of edits of a base text, cut to the context with end-of-text kept."""
@@ -46,7 +47,9 @@ class ChunkTokenizer:
             windows.append((first, last, (base[first:start] + character + base[end:last]).lower()))
         chunks = [(match.start(), match.end()) for match in _CHUNK.finditer(base)]
         self._learn([text for _, _, text in windows] + [base[start:end].lower() for start, end in chunks])
-        ((begin, end_of_text),) = self._tokenize([""])
+        if self._ends is None:  # begin and end of text, which every row has
+            self._ends = tuple(self._tokenize([""])[0])
+        begin, end_of_text = self._ends
         own = [self._memo[base[start:end].lower()] for start, end in chunks]
         tokens = tuple(token for chunk in own for token in chunk)
         counts = [0, *accumulate(map(len, own))]

@@ -74,6 +74,7 @@ class _WordConstraint(Constraint):
         source = load_words() if words is None else own
         self._words = frozenset(word for word in source if len(word) > 1 or word in ("a", "i"))
         self._memo: dict[str, tuple[str, ...]] = {}
+        self._places: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
         digest = hashlib.sha256("\n".join(sorted(self._words)).encode()).hexdigest()[:12] if words is not None else ""
         self.name = f"{self.rule}:{digest}" if digest else self.rule
 
@@ -103,8 +104,8 @@ class _WordConstraint(Constraint):
         if base is None or slots is None or characters is None:
             raise TypeError("only edits of a base text have windows")
         everything = Counter(self.known(base))
-        windows: dict[int, tuple[str, str, Verdict]] = {}
-        verdicts: dict[tuple[int, int], Verdict] = {}
+        windows: dict[int, tuple[dict[str, tuple[str, ...]], str, str, _Verdicts]] = {}
+        verdicts: dict[tuple[int, int], _Verdicts] = {}
         for slot, character in zip(slots.tolist(), characters, strict=True):
             if slot not in windows:
                 low = start = slot // 2
@@ -114,10 +115,32 @@ class _WordConstraint(Constraint):
                 while high < len(base) and not base[high].isspace():
                     high += 1
                 if (low, high) not in verdicts:
-                    verdicts[low, high] = judge(everything - Counter(self.known(base[low:high])))
-                windows[slot] = (base[low:start], base[end:high], verdicts[low, high])
-            left, right, verdict = windows[slot]
-            yield verdict(self.known(left + character + right))
+                    verdicts[low, high] = _Verdicts(judge(everything - Counter(self.known(base[low:high]))))
+                left, right = base[low:start], base[end:high]
+                windows[slot] = (self._place(left, right), left, right, verdicts[low, high])
+            place, left, right, verdict = windows[slot]
+            if (changed := place.get(character)) is None:
+                changed = place[character] = self.known(left + character + right)
+            yield verdict[changed]
+
+    def _place(self, left: str, right: str) -> dict[str, tuple[str, ...]]:
+        """The dictionary words of left + character + right, by character: those that were looked up before."""
+        if len(left) + len(right) > 64:
+            return {}
+        if len(self._places) > MEMO // 64:
+            self._places.clear()
+        return self._places.setdefault((left, right), {})
+
+
+class _Verdicts(dict[tuple[str, ...], bool]):
+    """A verdict that judges equal words once."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        self._verdict = verdict
+
+    def __missing__(self, changed: tuple[str, ...]) -> bool:
+        self[changed] = self._verdict(changed)
+        return self[changed]
 
 
 class NoNewWords(_WordConstraint):
