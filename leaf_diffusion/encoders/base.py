@@ -184,6 +184,18 @@ class Tower(ABC):
         embeds = torch.where(content[..., None], embeds, self.token_embedding()[self.pad_id].detach())
         return self._features(ids, embeds, token_rows, what)
 
+    def features_from_vectors(
+        self,
+        vectors: Float[Tensor, "m width"],
+        places: Int[Tensor, " vocab"],
+        token_rows: Sequence[Sequence[int]],
+        what: Feature = "projected",
+    ) -> Float[Tensor, "n d"]:
+        """As `features` of at least one row, where token i (of the padding, too) is embedded as `vectors[places[i]]`: looked
+        up once for several calls, and once in the backward pass."""
+        ids = self._pad(token_rows, what)
+        return self._features(ids, nn.functional.embedding(places[ids], vectors), token_rows, what)
+
     def _pad(self, token_rows: Sequence[Sequence[int]], what: Feature) -> Int[Tensor, "n t"]:
         eos, limit = self.rows.eos_id, self.context_length
         for i, row in enumerate(token_rows):

@@ -30,6 +30,10 @@ class TextFAREConfig:
     constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
     batch_size: int = 128
     """Captions that a process attacks and learns from at once."""
+    replay: float = 0.0
+    """Share of a batch (0 to below 1) whose attacked texts are those of earlier updates, drawn from the last
+    `replay_size` of a process: an attack costs several times what learning from it does."""
+    replay_size: int = 2048
     accumulation: int = 1
     """Batches an update."""
     epochs: float = 30.0
@@ -66,19 +70,29 @@ class TextFAREConfig:
         counts = ("rho", "slots", "k", "batch_size", "accumulation", "max_steps", "eval_every", "checkpoint_every")
         check_numbers(
             self,
-            counts=(*counts, "states_captions"),
+            counts=(*counts, "states_captions", "replay_size"),
             positive=("lr", "epochs"),
             from_zero=("weight_decay", "warmup_steps", "states_weight"),
         )
         if self.clean_floor is not None and not 0 <= self.clean_floor <= 1:
             raise ValueError(f"clean_floor must be a share from 0 to 1, got {self.clean_floor}")
+        if not 0 <= self.replay < 1:
+            raise ValueError(f"replay must be a share of at least 0 and below 1, got {self.replay}")
+        if self.replayed > self.replay_size:
+            raise ValueError(f"replay_size={self.replay_size} is less than the {self.replayed} that a batch replays")
         if self.spelling and self.lora_rank is not None:
             raise ValueError("spelling trains the token table, which a LoRA leaves alone: choose one of the two")
         check_choices(self, _CHOICES)
 
+    @property
+    def replayed(self) -> int:
+        """Pairs of a batch that were attacked in an earlier update."""
+        return int(self.batch_size * self.replay)
+
     def steps(self, captions: int, processes: int) -> int:
-        """Updates in all; ValueError where the warm-up would not end within them."""
-        steps = self.max_steps or math.ceil(self.epochs * captions / (self.batch_size * self.accumulation * processes))
+        """Updates in all (an epoch attacks each caption once); ValueError where the warm-up would not end within them."""
+        attacked = (self.batch_size - self.replayed) * self.accumulation * processes
+        steps = self.max_steps or math.ceil(self.epochs * captions / attacked)
         check_warmup(self.warmup_steps, steps)
         return steps
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders.base import Hidden, TextEncoder
-from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_model_of
+from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
+from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_model_of, token_table
 from leaf_diffusion.finetune.spelling import SpellingEmbedding
 from leaf_diffusion.finetune.textfare import bucketed
 
@@ -25,10 +25,20 @@ class Features(nn.Module):  # type: ignore[misc]  # strict mode without torch's 
 
     def __init__(self, encoder: HFTextEncoder) -> None:
         super().__init__()
-        self.tower, self._features = encoder.module, encoder.features
+        self.tower, self._encoder = encoder.module, encoder
 
     def forward(self, token_rows: list[list[int]], state_rows: list[list[int]]) -> tuple[Tensor, Tensor | None]:
-        return bucketed(self._features, token_rows), self._features(state_rows, SEEN) if state_rows else None
+        # one look-up for all buckets: backwards, each makes a gradient as large as the whole table
+        table, pad = token_table(self._encoder.text_model), self._encoder.pad_id
+        tokens = sorted({pad}.union(*token_rows, *state_rows))
+        ids = torch.tensor(tokens, device=self._encoder.device)
+        vectors, places = table(ids), torch.zeros(table.num_embeddings, dtype=torch.long, device=ids.device)
+        places[ids] = torch.arange(len(ids), device=ids.device)
+
+        def features(rows: list[list[int]], what: Feature = "projected") -> Tensor:
+            return self._encoder.features_from_vectors(vectors, places, rows, what)
+
+        return bucketed(features, token_rows), features(state_rows, SEEN) if state_rows else None
 
 
 def check_encoder(encoder: TextEncoder) -> HFTextEncoder:

@@ -28,6 +28,7 @@ from leaf_diffusion.finetune.config import rate as rate
 from leaf_diffusion.finetune.floor import CleanFloor
 from leaf_diffusion.finetune.lora import add_lora, save_lora
 from leaf_diffusion.finetune.processes import accelerator_for
+from leaf_diffusion.finetune.replay import Pairs, Replay
 from leaf_diffusion.finetune.save import save_encoder
 from leaf_diffusion.finetune.textfare import (
     Figures,
@@ -127,7 +128,9 @@ def _train(
     )
     checkpoint = Checkpoint(output, tower, optimiser.optimizer)
     floor = CleanFloor(config.clean_floor, tower)
+    replay, fresh = Replay(config.replayed, config.replay_size), config.batch_size - config.replayed
     step, numbers, kept = checkpoint.load()
+    replay.resume(kept, accelerator)
     floor.resume(numbers, kept)
     if accelerator.scaler is not None and "scaler" in numbers:
         accelerator.scaler.load_state_dict(numbers["scaler"])
@@ -163,8 +166,8 @@ def _train(
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * rate(step, steps, config.warmup_steps)
             for part in range(config.accumulation):
-                first = ((step * config.accumulation + part) * processes + rank) * config.batch_size
-                indices = batch_indices(len(captions), first, config.batch_size, config.seed)
+                place = (step * config.accumulation + part) * processes + rank
+                indices = batch_indices(len(captions), place * fresh, fresh, config.seed)
                 batch = [captions[i] for i in indices]
                 clean = embed(original, batch).to(accelerator.device)
                 tower.eval()
@@ -173,15 +176,18 @@ def _train(
                         attack, trained, batch, clean, k=config.k, constraint=constraint, seed=seed
                     )
                 tower.train()
-                rows = trained.tokenize(attacked)
+                pairs = replay.mixed(Pairs(indices, trained.tokenize(attacked), clean), (config.seed, place))
                 with accelerator.accumulate(model):
                     if config.states_weight:
-                        seen, begins, anchor = token_states(original, batch, rows, config.states_captions)
-                        features, states = model(rows, seen)
+                        batch = [captions[i] for i in pairs.captions]
+                        seen, begins, anchor = token_states(original, batch, pairs.rows, config.states_captions)
+                        features, states = model(pairs.rows, seen)
                         both = states.view_as(anchor), anchor.to(accelerator.device)
-                        loss = textfare_loss(features, clean) + config.states_weight * states_loss(*both, begins)
+                        loss = textfare_loss(features, pairs.anchors) + config.states_weight * states_loss(
+                            *both, begins
+                        )
                     else:
-                        loss = textfare_loss(model(rows, [])[0], clean)
+                        loss = textfare_loss(model(pairs.rows, [])[0], pairs.anchors)
                     accelerator.backward(loss)
                     optimiser.step()
                     optimiser.zero_grad()
@@ -202,13 +208,15 @@ def _train(
                     row |= floor.stop
                 if step % LOG_EVERY == 0 or "drift_leaf" in row:
                     log(row)
-                if step % config.checkpoint_every == 0 or step == steps or floor.stopped:
+            if measured:
+                floor.agree(accelerator)
+            if step % config.checkpoint_every == 0 or step == steps or floor.stopped:
+                pairs_kept = replay.to_store(accelerator, original.context_length)
+                if main:
                     numbers, kept = floor.to_store()
                     if accelerator.scaler is not None:
                         numbers["scaler"] = accelerator.scaler.state_dict()
-                    checkpoint.save(step, numbers, kept)
-            if measured:
-                floor.agree(accelerator)
+                    checkpoint.save(step, numbers, kept | pairs_kept)
 
         if main:
             if floor.stopped:
@@ -242,14 +250,16 @@ def _identity(
     per_update: int,
 ) -> dict[str, Any]:
     """What makes two trainings the same; how an update is spread over batches and processes does not belong to it,
-    unless token states are looked at, some of each batch."""
+    unless token states are looked at, some of each batch, or pairs are replayed, of each process its own."""
     settings = asdict(config)
     for name in ("epochs", "max_steps", "checkpoint_every"):
         del settings[name]
     if config.clean_floor is None:  # otherwise a training may end at any measurement
         del settings["eval_every"]
-    if not config.states_weight:
+    if not config.states_weight and not config.replay:
         del settings["batch_size"], settings["accumulation"]
+    if not config.replay:
+        del settings["replay"], settings["replay_size"]
     texts = {"captions": captions, "held_out": held_out}
     hashes = {name: hashlib.sha256("\n".join(value).encode()).hexdigest() for name, value in texts.items()}
     return settings | hashes | {"encoder": encoder.fingerprint, "steps": steps, "per_update": per_update}
