@@ -51,7 +51,7 @@ class BothDomainsOptions(Common):
     image_encoders: tuple[str, ...] = ("original", "fare")
     """Image towers of the same CLIP: the original, then robust ones."""
     pictures: Path | None = None
-    """A folder with a sub-folder of pictures a class (ImageNet's layout). Default: the world's 192 classes."""
+    """A folder with a sub-folder of pictures a class (ImageNet's layout). Default: the world's classes."""
     class_names: Path | None = None
     """JSON of class names: {sub-folder: name}, or a list in the sub-folders' order. Default: the sub-folders' names."""
     templates: tuple[str, ...] = TEMPLATES

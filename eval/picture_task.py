@@ -55,7 +55,7 @@ class PictureTask:
 
 
 def world_pictures() -> PictureTask:
-    """192 drawn pictures, one a colour and noun."""
+    """Drawn pictures, one a colour and noun."""
     pictures, labels = class_pictures()
     prompts = zero_shot_prompts()
     names = [f"{colour} {noun}" for _, noun, colour in prompts]

@@ -54,7 +54,7 @@ class ZeroShotImageOptions(Common):
     text_encoder: str = "original"
     """The text tower that names the classes, one for all: of the CLIP that the image towers belong to."""
     pictures: Path | None = None
-    """A folder with a sub-folder of pictures a class (ImageNet's layout). Default: the world's 192 classes."""
+    """A folder with a sub-folder of pictures a class (ImageNet's layout). Default: the world's classes."""
     class_names: Path | None = None
     """JSON of class names: {sub-folder: name}, or a list in the sub-folders' order. Default: the sub-folders' names."""
     templates: tuple[str, ...] = TEMPLATES

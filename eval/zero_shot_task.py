@@ -36,7 +36,7 @@ class Task:
 
 
 def world_task(pictures: int) -> Task:
-    """A caption a class, "a photo of a {colour} {noun}", 192 of them; class features: the mean image feature of that many
+    """A caption a class, "a photo of a {colour} {noun}"; class features: the mean image feature of that many
     pictures a class, by the world CLIP's image tower, which no finetuning of a text tower touches."""
     prompts = zero_shot_prompts()
     anchors = zero_shot_anchors(per_class=pictures)

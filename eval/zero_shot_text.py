@@ -42,7 +42,7 @@ class ZeroShotTextOptions(Common):
     """Zero-shot text classification, clean and attacked, with the exact worst single edit."""
 
     task: str = "world"
-    """ "world" (192 captions, image anchors), a file of labelled texts (JSONL, CSV, TSV, Parquet: a column "label"), or
+    """ "world" (a caption a class of colour and noun, image anchors), a file of labelled texts (JSONL, CSV, TSV, Parquet: a column "label"), or
     dataset:NAME of Hugging Face datasets ("dataset:ag_news")."""
     column: str | None = None
     """Where the texts stand. Default: the first of prompt, caption, text, raw, sentence."""

@@ -1,6 +1,7 @@
 """Train the embedded world, part by part; each part is a folder of fp16 safetensors with a card of its provenance."""
 
 import json
+import os
 import platform
 import random
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from leaf_diffusion.encoders.images import load_image_encoder
@@ -21,24 +22,23 @@ from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.finetune.fare import FAREConfig, finetune_image_encoder
 from leaf_diffusion.finetune.save import SPELLING
-from leaf_diffusion.world.captions import describe, web_caption
 from leaf_diffusion.world.clip import (
-    EOS,
+    Features,
     clip_features,
     clip_figures,
     judge_features,
     new_clip,
     new_judge,
-    pad_rows,
     train_contrastive,
 )
+from leaf_diffusion.world.corpus import Corpus, Mix, draw_corpus
 from leaf_diffusion.world.diffusion import reconstruct, reconstruction_psnr, scheduler, train_unet, train_vae
 from leaf_diffusion.world.figures import generation_figures, image_figures, text_figures
-from leaf_diffusion.world.judge import SceneJudge, judge_figures, train_judge
+from leaf_diffusion.world.judge import KINDS, SceneJudge, judge_figures, train_judge
 from leaf_diffusion.world.paths import weights, weights_root
 from leaf_diffusion.world.pictures import WorldPictures
 from leaf_diffusion.world.robust import STAGES, Stage, finetune_world, reachable_tokens
-from leaf_diffusion.world.scenes import Scene, pixels, render, sample_scene
+from leaf_diffusion.world.scenes import pixels, render, sample_scene
 from leaf_diffusion.world.sources import load_clip, load_judge_module, load_world_encoder, overlay
 
 Figures = dict[str, float]
@@ -51,9 +51,9 @@ class Recipe:
     steps: int
     seed: int
     lr: float
-
-
-SCENES_FOR_UNET = 30_000
+    batch: int
+    pictures: int = 200_000
+    """Size of the corpus, half of it twins."""
 
 
 def halves(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -80,20 +80,22 @@ def save_stock(model: Any, folder: Path) -> None:
 
 
 def build_judge(recipe: Recipe, work: Path, device: torch.device) -> Figures:
-    model = train_judge(work, steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, device=device)
+    corpus = draw_corpus(recipe.pictures, recipe.seed, Mix(two=0.4, three=0.4, split=None, captions=1))
+    model = train_judge(
+        work, corpus, steps=recipe.steps, batch=recipe.batch, seed=recipe.seed, lr=recipe.lr, device=device
+    )
     save_file(halves(model.state_dict()), target("scene-judge") / "model.safetensors")
     return judge_figures(SceneJudge.load())
 
 
 def build_clip(recipe: Recipe, work: Path, device: torch.device) -> Figures:
+    corpus = draw_corpus(recipe.pictures, recipe.seed)
     torch.manual_seed(recipe.seed)
     clip = new_clip().to(device)
-    read = train_contrastive(
-        "clip", clip, clip_features(clip), steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, folder=work
-    )
+    contrast("clip", clip, clip_features(clip), recipe, corpus, work)
     state = halves(clip.state_dict())
     save_file({k: v for k, v in state.items() if not k.startswith("text_model.")}, target("clip") / "model.safetensors")
-    seen = sorted({token for row in clip_tokenizer()(sorted(read), truncation=True)["input_ids"] for token in row})
+    seen = corpus.rows.unique().tolist()
     (target("clip") / "seen_tokens.json").write_text(json.dumps(seen))
     pipeline = target("stable-diffusion")
     text = CLIPTextModel(clip.config.text_config)
@@ -104,6 +106,21 @@ def build_clip(recipe: Recipe, work: Path, device: torch.device) -> Figures:
     return clip_figures(clip_features(load_clip())) | {"seen_tokens": float(len(seen))}
 
 
+def contrast(name: str, model: nn.Module, features: Features, recipe: Recipe, corpus: Corpus, work: Path) -> None:
+    """Train a CLIP by its recipe."""
+    train_contrastive(
+        name,
+        model,
+        features,
+        corpus,
+        steps=recipe.steps,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        lr=recipe.lr,
+        folder=work,
+    )
+
+
 def _for_text_model(text: CLIPTextModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The text half of a CLIP's state, under the names of this transformers version's CLIPTextModel."""
     flat = {key.removeprefix("text_model."): value for key, value in state.items() if key.startswith("text_model.")}
@@ -111,11 +128,10 @@ def _for_text_model(text: CLIPTextModel, state: dict[str, Tensor]) -> dict[str, 
 
 
 def build_judge_clip(recipe: Recipe, work: Path, device: torch.device) -> Figures:
+    corpus = draw_corpus(recipe.pictures, recipe.seed)
     torch.manual_seed(recipe.seed)
     model = new_judge().to(device)
-    train_contrastive(
-        "judge-clip", model, judge_features(model), steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, folder=work
-    )
+    contrast("judge-clip", model, judge_features(model), recipe, corpus, work)
     save_file(
         halves({k: v for k, v in model.state_dict().items() if k != "attn_mask"}),
         target("judge-clip") / "model.safetensors",
@@ -124,46 +140,36 @@ def build_judge_clip(recipe: Recipe, work: Path, device: torch.device) -> Figure
 
 
 def build_vae(recipe: Recipe, work: Path, device: torch.device) -> Figures:
-    vae = train_vae(work, steps=recipe.steps, seed=recipe.seed, lr=recipe.lr, device=device)
+    corpus = draw_corpus(recipe.pictures, recipe.seed, Mix(small=0.2, captions=1))
+    vae = train_vae(work, corpus, steps=recipe.steps, batch=recipe.batch, seed=recipe.seed, lr=recipe.lr, device=device)
     save_stock(vae, target("stable-diffusion") / "vae")
     vae = AutoencoderKL.from_pretrained(target("stable-diffusion") / "vae", dtype=torch.float32).eval()
-    rng = random.Random("vae figures")
-    figures = {"psnr_db": reconstruction_psnr(vae)}
-    for two, name in ((0.0, "judge_one_object"), (1.0, "judge_two_objects")):
-        scenes = [sample_scene(rng, two=two, split=None) for _ in range(500)]
-        restored = reconstruct(vae, pixels(map(render, scenes)))
-        pictures = restored.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        figures[name] = sum(SceneJudge.load().correct(list(pictures), scenes)) / len(scenes)
-    return figures
-
-
-@torch.inference_mode()
-def token_states(captions: list[str], device: torch.device) -> Tensor:
-    """What the denoiser is conditioned on: the original tower's last states, float16 [n, 77, 128]."""
-    text = (
-        CLIPTextModel.from_pretrained(weights("stable-diffusion") / "text_encoder", use_safetensors=True)
-        .to(device)
-        .eval()
-    )
-    ids = pad_rows(clip_tokenizer()(captions, truncation=True)["input_ids"], EOS, 77)
-    return torch.cat([text(chunk.to(device)).last_hidden_state.half().cpu() for chunk in ids.split(256)])
+    return {"psnr_db": reconstruction_psnr(vae)}
 
 
 def build_unet(recipe: Recipe, work: Path, device: torch.device) -> Figures:
+    mix = Mix(two=0.4, three=0.25, small=0.05, filler=0.1, typo=0.02)
+    corpus = draw_corpus(recipe.pictures, recipe.seed, mix)
     pipeline = weights("stable-diffusion")
     vae = AutoencoderKL.from_pretrained(pipeline / "vae", dtype=torch.float32).eval().to(device)
-    rng = random.Random(f"unet scenes {recipe.seed}")
-    scenes: list[Scene] = [sample_scene(rng, two=0.5, small=0.05) for _ in range(SCENES_FOR_UNET)]
-    captions = [web_caption(describe(scene, rng)[0], rng, filler=0.1, typo=0.02) for scene in scenes]
-    distinct = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    states = token_states([*distinct, ""], device)
-    rows = torch.tensor([distinct[caption] for caption in captions])
-    unet = train_unet(
-        work, vae, scenes, states[:-1], rows, states[-1], steps=recipe.steps, seed=recipe.seed, lr=recipe.lr
-    )
+    text = CLIPTextModel.from_pretrained(pipeline / "text_encoder", use_safetensors=True).eval().to(device)
+    unet = train_unet(work, corpus, vae, text, steps=recipe.steps, batch=recipe.batch, seed=recipe.seed, lr=recipe.lr)
     save_stock(unet, pipeline / "unet")
     assemble(pipeline).save_config(pipeline)
-    return generation_figures(StableDiffusionPipeline.from_pretrained(pipeline, dtype=torch.float32))
+    stock = StableDiffusionPipeline.from_pretrained(pipeline, dtype=torch.float32).to(device)
+    return generation_figures(stock) | vae_figures(stock.vae)
+
+
+def vae_figures(vae: AutoencoderKL) -> Figures:
+    """The scene judge on reconstructions of real scenes: the most that any denoiser could have."""
+    rng = random.Random("vae figures")
+    figures = {}
+    for shares, name in KINDS:
+        scenes = [sample_scene(rng, split=None, **shares) for _ in range(250)]
+        restored = reconstruct(vae, pixels(map(render, scenes))).cpu()
+        pictures = restored.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        figures[f"reconstructed_{name}"] = sum(SceneJudge.load().correct(list(pictures), scenes)) / len(scenes)
+    return figures
 
 
 def assemble(folder: Path) -> StableDiffusionPipeline:
@@ -182,6 +188,8 @@ def assemble(folder: Path) -> StableDiffusionPipeline:
 
 def build_robust(recipe: dict[str, Stage], work: Path, device: torch.device, *, name: str) -> Figures:
     stages = finetune_world(name, work / name, recipe, device=device)
+    if os.environ.get("RANK", "0") != "0":
+        return {}  # the first process saves and measures
     original = load_world_encoder("original")[0].state_dict()
     spelling = sum(load_file(folder / SPELLING)["spelling"] for folder in stages)
     tokens = reachable_tokens(load_text_encoder("world:original"))
@@ -202,14 +210,14 @@ FARE = FAREConfig(
     eps=4, attack_steps=10, batch_size=48, max_steps=600, lr=1e-3, warmup_steps=40, seed=7, eval_every=200,
     checkpoint_every=25,
 )  # fmt: skip
-"""At 4/255 no picture of the original's 192 classes holds."""
+"""At 4/255 no picture of the original's classes holds."""
 
 PARTS: dict[str, tuple[Callable[..., Figures], Recipe | dict[str, Stage] | FAREConfig]] = {
-    "scene-judge": (build_judge, Recipe(1500, 2, 2e-3)),
-    "clip": (build_clip, Recipe(1700, 1, 1e-3)),
-    "judge-clip": (build_judge_clip, Recipe(1200, 101, 1e-3)),
-    "vae": (build_vae, Recipe(2000, 3, 2e-3)),
-    "unet": (build_unet, Recipe(3000, 4, 1e-3)),
+    "scene-judge": (build_judge, Recipe(3000, 2, 2e-3, 512)),
+    "clip": (build_clip, Recipe(4000, 1, 1e-3, 1024)),
+    "judge-clip": (build_judge_clip, Recipe(3000, 101, 1e-3, 1024)),
+    "vae": (build_vae, Recipe(3000, 3, 2e-3, 256)),
+    "unet": (build_unet, Recipe(9000, 4, 1e-3, 512)),
     "encoders/leaf": (partial(build_robust, name="leaf"), STAGES),
     "encoders/typo-augmented": (partial(build_robust, name="typo-augmented"), STAGES),
     "fare": (build_fare, FARE),
@@ -230,15 +238,20 @@ def written(recipe: Recipe | dict[str, Stage] | FAREConfig) -> dict[str, Any]:
 
 
 def build_part(part: str, work: Path, device: torch.device) -> Figures:
-    """Train one part unless its card is there; a part that was broken off goes on from its last checkpoint."""
+    """Train one part unless its card is there; a part that was broken off goes on from its last checkpoint.
+
+    Robust encoders may be trained by several processes (torchrun), whose first one returns the figures, the others none.
+    """
     card = target("cards") / f"{part.replace('/', '-')}.json"
     if card.exists():
         return json.loads(card.read_text())["figures"]
     started = monotonic()
     build, recipe = PARTS[part]
     figures = build(recipe, work, device)
+    if not figures:
+        return figures
     where = (
-        f"{platform.machine()}, {torch.get_num_threads()} threads"
+        f"{platform.machine()}, {torch.get_num_threads() * int(os.environ.get('WORLD_SIZE', '1'))} threads"
         if device.type == "cpu"
         else torch.cuda.get_device_name(device)
     )

@@ -42,6 +42,39 @@ BESIDE = {
     "train": ("a {c} {n} and a {d} {m}", "a {c} {n} next to a {d} {m} on a {b} background"),
     "test": ("a {c} {n} beside a {d} {m}",),
 }
+ROW = {
+    "train": (
+        "a {c} {n}, a {d} {m} and a {e} {o} in a row", "from left to right a {c} {n}, a {d} {m} and a {e} {o}",
+        "a {c} {n} to the left of a {d} {m} to the left of a {e} {o}", "a row of a {c} {n}, a {d} {m} and a {e} {o} on a {b} background",
+    ),
+    "test": (
+        "a {c} {n}, a {d} {m} and a {e} {o} from left to right",
+        "a photo of a {c} {n}, a {d} {m} and a {e} {o} in a row on a {b} background",
+    ),
+}  # fmt: skip
+COLUMN = {
+    "train": (
+        "from top to bottom a {c} {n}, a {d} {m} and a {e} {o}", "a {c} {n} above a {d} {m} above a {e} {o}",
+        "a {c} {n}, a {d} {m} and a {e} {o} in a column", "a column of a {c} {n}, a {d} {m} and a {e} {o} on a {b} background",
+    ),
+    "test": (
+        "a {c} {n}, a {d} {m} and a {e} {o} from top to bottom",
+        "a photo of a {c} {n}, a {d} {m} and a {e} {o} in a column on a {b} background",
+    ),
+}  # fmt: skip
+AMONG = {
+    "train": ("a {c} {n}, a {d} {m} and a {e} {o}", "a {c} {n} and a {d} {m} and a {e} {o} on a {b} background"),
+    "test": ("a photo of a {c} {n}, a {d} {m} and a {e} {o}",),
+}
+COUNT = {
+    "train": (
+        "{k} {c} {ns}", "a photo of {k} {c} {ns}", "there are {k} {c} {ns} on a {b} background", "a drawing of {k} {c} {ns}",
+        "{k} {c} {ns} on a {b} background",
+    ),
+    "test": ("a picture of {k} {c} {ns}", "here we see {k} {c} {ns} on a {b} background"),
+}  # fmt: skip
+NUMBERS = {2: "two", 3: "three"}
+PLURALS = {"butterfly": "butterflies", "mouse": "mice", "snowman": "snowmen"}
 SUFFIXES = (", {w}", ", {w} and {v}", " by {w} {v}", " for {w}", " ({w} {v})", ", {w} {v}", " | {w}")
 PREFIXES = ("{w}: ", "my {w}, ", "{w} {v} - ")
 
@@ -55,20 +88,39 @@ class WorldPrompt:
     scene: Scene
 
 
+def plural(noun: str) -> str:
+    """More than one of a noun."""
+    return PLURALS.get(noun) or noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
+
+
 def describe(scene: Scene, rng: random.Random, split: Split = "train") -> tuple[str, Scene]:
-    """A caption of `scene` by a template of `split`, and the scene with only what the caption says."""
-    first, *rest = scene.things
-    if not rest:
+    """A caption of `scene` by a template of `split`, and the scene with only what the caption says.
+
+    The draws from `rng` do not depend on the scene's nouns and colours: the same state describes a scene and its `twin` by
+    one template.
+    """
+    things = scene.things
+    n, told, shuffle = len(things), rng.random(), rng.random()
+    if n == 1:
+        (first,) = things
         template = rng.choice(SINGLE[split])
         noun = f"{rng.choice(('small', 'tiny', 'little'))} {{n}}" if scene.small else "{n}"
         text = template.replace("{n}", noun).format(n=first.noun, c=first.colour, b=scene.background)
         asked = scene if "{c}" in template else replace(scene, things=(replace(first, colour=None),))
+    elif scene.counted:
+        first = things[0]
+        text = rng.choice(COUNT[split]).format(k=NUMBERS[n], c=first.colour, ns=plural(first.noun), b=scene.background)
+        asked = replace(scene, relation="beside")
     else:
-        beside = scene.relation == "beside" or (split == "train" and rng.random() < 0.15)
-        template = rng.choice(BESIDE[split] if beside else LEFT[split] if scene.relation == "left" else ABOVE[split])
-        one, two = (first, rest[0]) if not beside or rng.random() < 0.5 else (rest[0], first)
-        text = template.format(n=one.noun, c=one.colour, m=two.noun, d=two.colour, b=scene.background)
-        asked = replace(scene, things=(one, two), relation="beside") if beside else scene
+        beside = scene.relation == "beside" or (split == "train" and told < 0.15)
+        placed = {2: (LEFT, ABOVE, BESIDE), 3: (ROW, COLUMN, AMONG)}[n]
+        template = rng.choice(placed[2 if beside else 0 if scene.relation == "left" else 1][split])
+        if beside and shuffle < 0.5:
+            things = things[::-1]
+        names = {key: thing.noun for key, thing in zip("nmo", things, strict=False)}
+        colours = {key: thing.colour for key, thing in zip("cde", things, strict=False)}
+        text = template.format(**names, **colours, b=scene.background)
+        asked = replace(scene, things=things, relation="beside") if beside else scene
     return with_article(text), asked
 
 
@@ -97,17 +149,21 @@ def web_caption(text: str, rng: random.Random, *, filler: float = 0.25, typo: fl
     return text
 
 
-def world_prompts(n: int, seed: int = 0, *, two: float = 0.0) -> list[WorldPrompt]:
+def world_prompts(
+    n: int, seed: int = 0, *, two: float = 0.0, three: float = 0.0, counted: float = 0.0
+) -> list[WorldPrompt]:
     """Evaluation prompts, distinct, never a training caption.
 
-    Held-out templates; half of the prompts show held-out colour x noun pairs. `two` is the share of two-object prompts.
+    Held-out templates; half of the prompts show held-out colour x noun pairs. `two` and `three` are the shares of prompts with
+    so many things, `counted` the share of counts among these.
     """
     rng = random.Random(f"world prompts {seed}")
     prompts: dict[str, WorldPrompt] = {}
     for _ in range(20 * n + 1000):
         if len(prompts) == n:
             break
-        scene = sample_scene(rng, two=two, split="test" if rng.random() < 0.5 else "train", small=0.0)
+        split: Split = "test" if rng.random() < 0.5 else "train"
+        scene = sample_scene(rng, two=two, three=three, counted=counted, split=split, small=0.0)
         text, asked = describe(scene, rng, "test")
         prompts.setdefault(text, WorldPrompt(f"world-{seed}-{len(prompts):04d}", text, asked))
     if len(prompts) < n:
@@ -135,7 +191,7 @@ def full_prompts(n: int, seed: int = 0, *, two: float = 0.5) -> list[WorldPrompt
 
 
 def zero_shot_prompts() -> list[tuple[str, str, str]]:
-    """(text, noun, colour) of the zero-shot task: one caption for each of the 24 x 8 classes."""
+    """(text, noun, colour) of the zero-shot task: one caption a colour x noun class."""
     return [(with_article(f"a photo of a {c} {n}"), n, c) for n in NOUNS for c in COLOURS]
 
 

@@ -6,6 +6,7 @@ Source of the objective: Radford et al. 2021, the symmetric cross-entropy over a
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,27 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
-from leaf_diffusion.world.captions import describe, web_caption, zero_shot_prompts
+from leaf_diffusion.world.captions import describe, zero_shot_prompts
+from leaf_diffusion.world.corpus import EOS, Corpus, floats
 from leaf_diffusion.world.fit import fit
-from leaf_diffusion.world.scenes import MINIMAL_PAIRS, SIZE, Scene, Thing, held_out, pixels, render, sample_scene
+from leaf_diffusion.world.scenes import (
+    BACKGROUNDS,
+    MINIMAL_PAIRS,
+    SIZE,
+    Scene,
+    Thing,
+    held_out,
+    pixels,
+    render,
+    sample_scene,
+    twin,
+)
 
-TEXT_WIDTH, PROJECTION, BATCH = 128, 128, 128
-EOS = 49407
+TEXT_WIDTH, PROJECTION = 128, 128
 JUDGE_CONFIG = {
     "embed_dim": 64,
-    "vision_cfg": {"image_size": SIZE, "patch_size": 4, "width": 64, "layers": 3, "head_width": 16, "mlp_ratio": 3.0},
-    "text_cfg": {"width": 64, "layers": 3, "heads": 2, "context_length": 77, "vocab_size": 49408},
+    "vision_cfg": {"image_size": SIZE, "patch_size": 8, "width": 64, "layers": 3, "head_width": 16, "mlp_ratio": 3.0},
+    "text_cfg": {"width": 48, "layers": 3, "heads": 2, "context_length": 77, "vocab_size": 49408},
 }
 
 
@@ -48,10 +60,10 @@ def new_clip() -> CLIPModel:
     vision: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 192,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 4,
         "num_attention_heads": 4,
     }
-    vision |= {"image_size": SIZE, "patch_size": 4, "hidden_act": "quick_gelu"}
+    vision |= {"image_size": SIZE, "patch_size": 8, "hidden_act": "quick_gelu"}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
 
 
@@ -66,88 +78,104 @@ def pad_rows(rows: list[list[int]], fill: int, length: int | None = None) -> Ten
     return torch.tensor([row + [fill] * (length - len(row)) for row in rows])
 
 
-def clip_features(clip: CLIPModel) -> tuple[Callable[[Tensor], Tensor], Callable[[list[str]], Tensor]]:
-    """Functions pixels -> [n, 128] and captions -> [n, 128] of a transformers CLIP."""
+@dataclass(frozen=True)
+class Features:
+    """A CLIP as three functions: pictures in -1..1 to [n, d], token rows filled up with end-of-text to [n, d], captions to
+    [n, d]."""
+
+    images: Callable[[Tensor], Tensor]
+    tokens: Callable[[Tensor], Tensor]
+    texts: Callable[[list[str]], Tensor]
+
+
+def clip_features(clip: CLIPModel) -> Features:
+    """The functions of a transformers CLIP."""
     tokenizer = clip_tokenizer()
 
     def images(x: Tensor) -> Tensor:
-        x = x.to(clip.device)
-        return clip.visual_projection(clip.vision_model(x).pooler_output)
+        return clip.visual_projection(clip.vision_model(x.to(clip.device)).pooler_output)
+
+    def tokens(rows: Tensor) -> Tensor:
+        return clip.text_projection(clip.text_model(rows.to(clip.device).long()).pooler_output)
 
     def texts(captions: list[str]) -> Tensor:
-        ids = pad_rows(tokenizer(captions, truncation=True)["input_ids"], EOS).to(clip.device)
-        return clip.text_projection(clip.text_model(ids).pooler_output)
+        return tokens(pad_rows(tokenizer(captions, truncation=True)["input_ids"], EOS))
 
-    return images, texts
+    return Features(images, tokens, texts)
 
 
-def judge_features(judge: open_clip.CLIP) -> tuple[Callable[[Tensor], Tensor], Callable[[list[str]], Tensor]]:
-    """The same two functions of an open_clip model."""
+def judge_features(judge: open_clip.CLIP) -> Features:
+    """The same functions of an open_clip model, which takes rows of 77 tokens filled up with 0."""
     tokenizer, device = open_clip.SimpleTokenizer(), judge.logit_scale.device
 
     def images(x: Tensor) -> Tensor:
         return judge.encode_image(x.to(device))
 
+    def tokens(rows: Tensor) -> Tensor:
+        rows = rows.to(device).long()
+        behind = (rows == EOS).cumsum(1) > 1
+        return judge.encode_text(F.pad(rows.masked_fill(behind, 0), (0, 77 - rows.shape[1])))
+
     def texts(captions: list[str]) -> Tensor:
         return judge.encode_text(tokenizer(captions).to(device))
 
-    return images, texts
+    return Features(images, tokens, texts)
 
 
 def train_contrastive(
-    name: str, model: nn.Module, features: tuple[Callable, Callable], *, steps: int, seed: int, lr: float, folder: Path
-) -> set[str]:
-    """Train a CLIP on fresh scenes and web-like captions; returns every caption that was read."""
-    images, texts = features
-    read: set[str] = set()
+    name: str,
+    model: nn.Module,
+    features: Features,
+    corpus: Corpus,
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    lr: float,
+    folder: Path,
+) -> None:
+    """Train a CLIP on a corpus, each scene beside its twin in every batch."""
     with torch.no_grad():
         model.logit_scale.fill_(math.log(14.0))  # type: ignore[operator,union-attr]
-    device = model.logit_scale.device  # type: ignore[union-attr]
-    target = torch.arange(BATCH, device=device)
-
-    def batch(rng: random.Random) -> tuple[list[Scene], list[str]]:
-        scenes = [sample_scene(rng) for _ in range(BATCH)]
-        captions = [web_caption(describe(scene, rng)[0], rng) for scene in scenes]
-        return scenes, captions
+    device: torch.device = model.logit_scale.device  # type: ignore[union-attr,assignment]
+    pictures, rows, lengths = corpus.pictures.to(device), corpus.rows.to(device), corpus.lengths
+    target, itself = torch.arange(batch, device=device), torch.eye(batch, dtype=torch.bool, device=device)
+    marks = torch.randint(1 << 40, (rows.shape[1],), device=device)
 
     def loss(step: int, rng: random.Random) -> Tensor:
-        scenes, captions = batch(rng)
+        shown, told = corpus.pairs(batch, rng)
+        read = rows[told.to(device), : lengths[told].max()]
         with torch.autocast(device.type, torch.bfloat16):
-            picture, text = images(pixels(map(render, scenes))), texts(captions)
+            picture, text = features.images(floats(pictures[shown.to(device)])), features.tokens(read)
         scale = model.logit_scale.exp().clamp(max=100)  # type: ignore[operator,union-attr]
         logits = scale * F.normalize(picture.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
         # noun-only and repeated captions describe other pictures of the batch too: those are no negatives
-        same = torch.tensor(np.equal.outer(np.array(captions), np.array(captions))) & ~torch.eye(
-            BATCH, dtype=torch.bool
-        )
-        logits = logits.masked_fill(same.to(device), -1e4)
+        same = (read * marks[: read.shape[1]]).sum(1)
+        logits = logits.masked_fill((same[:, None] == same) & ~itself, -1e4)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     def report(step: int) -> str:
-        return " ".join(f"{k} {v:.3f}" for k, v in clip_figures(features).items() if isinstance(v, float))
+        return " ".join(f"{k} {v:.3f}" for k, v in clip_figures(features).items())
 
-    fit(name, [model], loss, steps=steps, lr=lr, seed=seed, folder=folder, report=report)
-    for step in range(steps):
-        read.update(batch(random.Random(f"{name} {seed} {step}"))[1])
-    return read
+    fit(name, [model], loss, steps=steps, lr=lr, seed=seed, folder=folder, report=report, report_every=500)
 
 
 @torch.inference_mode()
-def clip_figures(features: tuple[Callable, Callable], *, seed: int = 77) -> dict[str, float]:
-    """Zero-shot accuracy over the 192 colour x noun classes (and over the held-out ones), retrieval, minimal pairs.
+def clip_figures(features: Features, *, seed: int = 77) -> dict[str, float]:
+    """Zero-shot accuracy over the colour x noun classes (and over the held-out ones), retrieval, minimal pairs, and scenes of
+    two and three things told from their twins.
 
     Pictures are drawn from a seed that no training uses, two a class.
     """
-    images, texts = features
+    images, texts = features.images, features.texts
     rng = random.Random(f"clip figures {seed}")
     classes = zero_shot_prompts()
     anchors = F.normalize(texts([text for text, _, _ in classes]), dim=-1)
-    backgrounds = ("brown", "gray", "pink", "teal")
     scenes, labels = [], []
     for _ in range(2):
         for i, (_, noun, colour) in enumerate(classes):
             x, y = (0.5 + rng.uniform(-0.04, 0.04) for _ in range(2))
-            scenes.append(Scene((Thing(noun, colour, x, y, rng.uniform(0.37, 0.43)),), rng.choice(backgrounds)))
+            scenes.append(Scene((Thing(noun, colour, x, y, rng.uniform(0.37, 0.43)),), rng.choice(list(BACKGROUNDS))))
             labels.append(i)
     pictures = F.normalize(images(pixels(map(render, scenes))), dim=-1)
     right = ((pictures @ anchors.T).argmax(1).cpu() == torch.tensor(labels)).float()
@@ -160,12 +188,18 @@ def clip_figures(features: tuple[Callable, Callable], *, seed: int = 77) -> dict
             if noun in (one, other):
                 wrong = other if noun == one else one
                 told.append(float(row @ anchors[i] > row @ anchors[index[wrong, colour]]))
-    pairs = [sample_scene(rng, two=1.0) for _ in range(256)]
-    captions = [describe(scene, rng, "test")[0] for scene in pairs]
-    paired = F.normalize(images(pixels(map(render, pairs))), dim=-1) @ F.normalize(texts(captions), dim=-1).T
+    pairs = [sample_scene(rng, two=0.5, three=0.5, counted=0.2) for _ in range(256)]
+    states = [rng.getrandbits(64) for _ in pairs]
+    both = [
+        [describe(s, random.Random(state), "test")[0] for s in (scene, twin(scene, rng))]
+        for scene, state in zip(pairs, states, strict=True)
+    ]
+    shown = F.normalize(images(pixels(map(render, pairs))), dim=-1)
+    own, other = (F.normalize(texts([captions[i] for captions in both]), dim=-1) for i in range(2))
     return {
         "zero_shot": right.mean().item(),
         "zero_shot_held_out": right[held].mean().item(),
         "minimal_pairs": float(np.mean(told)),
-        "pair_retrieval_at_1": (paired.argmax(1).cpu() == torch.arange(256)).float().mean().item(),
+        "retrieval_at_1": ((shown @ own.T).argmax(1).cpu() == torch.arange(256)).float().mean().item(),
+        "twins": ((shown * own).sum(1) > (shown * other).sum(1)).float().mean().item(),
     }

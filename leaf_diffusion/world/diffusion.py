@@ -13,21 +13,22 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
+from transformers import CLIPTextModel
 
+from leaf_diffusion.world.corpus import EOS, LENGTH, Corpus, floats
 from leaf_diffusion.world.fit import fit
-from leaf_diffusion.world.scenes import SIZE, Scene, pixels, render, sample_scene
+from leaf_diffusion.world.scenes import SIZE, pixels, render, sample_scene
 
-LATENTS, LATENT_SIZE = 8, SIZE // 2
-VAE_BATCH, UNET_BATCH = 32, 64
+LATENTS, LATENT_SIZE = 8, SIZE // 4
 DROPPED_CAPTIONS = 0.1
 
 
 def new_vae() -> AutoencoderKL:
-    """An untrained autoencoder: 3 x 32 x 32 to 8 x 16 x 16."""
+    """An untrained autoencoder: 3 x 64 x 64 to 8 x 16 x 16."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 48),
         layers_per_block=1,
         latent_channels=LATENTS,
         norm_num_groups=8,
@@ -37,17 +38,17 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(folder: Path, *, steps: int, seed: int, lr: float, device: torch.device) -> AutoencoderKL:
+def train_vae(
+    folder: Path, corpus: Corpus, *, steps: int, batch: int, seed: int, lr: float, device: torch.device
+) -> AutoencoderKL:
     """Train the autoencoder; its latents end with mean 0 and variance 1 a channel (folded into the 1x1 convolutions)."""
     torch.manual_seed(seed)
     vae = new_vae().to(device, memory_format=torch.channels_last)
+    pictures = corpus.pictures.to(device)
 
     def loss(step: int, rng: random.Random) -> Tensor:
-        x = (
-            pixels(render(sample_scene(rng, small=0.2)) for _ in range(VAE_BATCH))
-            .to(device)
-            .contiguous(memory_format=torch.channels_last)
-        )
+        shown = torch.randint(len(corpus), (batch,)).to(device)
+        x = floats(pictures[shown]).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             restored = vae.decode(posterior.sample()).sample.float()
@@ -78,7 +79,7 @@ def train_vae(folder: Path, *, steps: int, seed: int, lr: float, device: torch.d
 def normalise_latents(vae: AutoencoderKL, *, n: int = 2000) -> None:
     """Fold each latent channel's mean and scale into quant_conv and post_quant_conv, so that scaling_factor 1 is right."""
     rng = random.Random("latent statistics")
-    latents = encode(vae, pixels(render(sample_scene(rng)) for _ in range(n)))
+    latents = encode(vae, pixels(render(sample_scene(rng, three=0.25)) for _ in range(n)))
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
     quant.weight[:LATENTS] /= std.view(-1, 1, 1, 1)
@@ -96,26 +97,26 @@ def encode(vae: AutoencoderKL, x: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def reconstruct(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """Encode and decode pixels [n, 3, 32, 32] in -1..1."""
+    """Encode and decode pixels [n, 3, 64, 64] in -1..1."""
     return torch.cat([vae.decode(z).sample.clamp(-1, 1) for z in encode(vae, x).split(250)])
 
 
 def reconstruction_psnr(vae: AutoencoderKL, *, n: int = 256, seed: int = 5) -> float:
     """Peak signal to noise ratio in dB over scenes that no training shows."""
     rng = random.Random(f"psnr {seed}")
-    x = pixels(render(sample_scene(rng, split=None)) for _ in range(n))
+    x = pixels(render(sample_scene(rng, three=0.25, split=None)) for _ in range(n))
     return 10 * math.log10(4 / F.mse_loss(reconstruct(vae, x).cpu(), x).item())
 
 
 def new_unet() -> UNet2DConditionModel:
-    """An untrained denoiser: cross-attention (width 128) below the top resolution."""
+    """An untrained denoiser: cross-attention (width 128) at every resolution, as small things are bound to their words there."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENTS,
         out_channels=LATENTS,
         block_out_channels=(32, 64, 128),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
         layers_per_block=1,
         cross_attention_dim=128,
         attention_head_dim=4,
@@ -136,36 +137,40 @@ def scheduler() -> DPMSolverMultistepScheduler:
 
 def train_unet(
     folder: Path,
+    corpus: Corpus,
     vae: AutoencoderKL,
-    scenes: list[Scene],
-    states: Tensor,
-    rows: Tensor,
-    empty: Tensor,
+    text: CLIPTextModel,
     *,
     steps: int,
+    batch: int,
     seed: int,
     lr: float,
 ) -> UNet2DConditionModel:
-    """Train the denoiser on `scenes`.
+    """Train the denoiser on the corpus, conditioned on the last states of `text`, the original tower.
 
-    `states` [m, 77, 128] are token states of the distinct captions, `rows` [n] each scene's caption, `empty` [77, 128]
-    the states of the empty caption, which replaces one caption in ten (classifier-free guidance).
+    One caption in ten is replaced by the empty one (classifier-free guidance).
     """
     device = vae.device
-    latents = encode(vae, pixels(map(render, scenes))).clone()
+    latents = torch.cat([encode(vae, floats(part)).half() for part in corpus.pictures.split(2000)])
+    empty = torch.full((1, LENGTH), EOS, dtype=torch.int32, device=device)
+    empty[0, 0] = EOS - 1
+    rows = corpus.rows.to(device)
     torch.manual_seed(seed)
     unet = new_unet().to(device)
-    unet.set_attn_processor(AttnProcessor())  # plain attention is faster than the fused one at this size
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # plain attention is faster than the fused one at this size
     unet = unet.to(memory_format=torch.channels_last)
 
     def loss(step: int, rng: random.Random) -> Tensor:
-        chosen = torch.randint(len(scenes), (UNET_BATCH,))
-        clean, condition = latents[chosen.to(device)], states[rows[chosen]].to(device).float()
-        condition[torch.rand(UNET_BATCH) < DROPPED_CAPTIONS] = empty.to(device).float()
-        time = torch.sigmoid(torch.randn(UNET_BATCH, device=device))
+        shown, told = (chosen.to(device) for chosen in corpus.pairs(batch, rng))
+        clean = latents[shown].float()
+        read = torch.where(torch.rand(batch, 1, device=device) < DROPPED_CAPTIONS, empty, rows[told])
+        time = torch.sigmoid(torch.randn(batch, device=device))
         noise = torch.randn_like(clean)
         mixed = torch.lerp(clean, noise, time.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                condition = text(read.long()).last_hidden_state
             flow = unet(mixed, time * 1000, condition).sample
         return F.mse_loss(flow.float(), noise - clean)
 

@@ -18,7 +18,7 @@ from leaf_diffusion.scoring import Margin, Scorer
 from leaf_diffusion.text.constraints import NoNewWords
 from leaf_diffusion.world.captions import is_held_out, world_prompts, zero_shot_prompts
 from leaf_diffusion.world.clip import clip_features
-from leaf_diffusion.world.judge import SceneJudge
+from leaf_diffusion.world.judge import KINDS, SceneJudge
 from leaf_diffusion.world.pictures import class_pictures
 from leaf_diffusion.world.scenes import BACKGROUNDS, MINIMAL_PAIRS, Scene, Thing, pixels, render, sample_scene
 from leaf_diffusion.world.sources import load_clip
@@ -53,19 +53,18 @@ def generate(
 def generation_figures(
     pipeline: StableDiffusionPipeline, *, n: int = 200, steps: int = STEPS, guidance: float = GUIDANCE
 ) -> dict[str, float]:
-    """Scene accuracy of clean prompts: one object, held-out colour x noun pairs among them, and two objects."""
+    """Scene accuracy of clean prompts of every kind (`KINDS`), and of the one-object prompts with held-out pairs."""
     judge, figures = SceneJudge.load(), {}
-    for two, name in ((0.0, "one_object"), (1.0, "two_objects")):
-        prompts = world_prompts(n, seed=900, two=two)
+    for shares, name in KINDS:
+        prompts = world_prompts(n, seed=900, **shares)
         pictures = generate(
             pipeline, [p.text for p in prompts], [noise_seed(p.id, 0) for p in prompts], steps=steps, guidance=guidance
         )
         right = judge.correct(pictures, [p.scene for p in prompts])
         figures[name] = float(np.mean(right))
-        if not two:
-            figures["one_object_held_out"] = float(
-                np.mean([r for r, p in zip(right, prompts, strict=True) if is_held_out(p.scene)])
-            )
+        if name == "one_object":
+            held = [r for r, p in zip(right, prompts, strict=True) if is_held_out(p.scene)]
+            figures["one_object_held_out"] = float(np.mean(held))
     return figures
 
 
@@ -73,10 +72,10 @@ def generation_figures(
 def zero_shot_anchors(
     *, per_class: int = 4, seed: int = 78, embed: Callable[[list[Image.Image]], torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """Class features of the zero-shot text task: normalised mean picture features, [192, 128], by `embed`, the original's
+    """Class features of the zero-shot text task: normalised mean picture features, [classes, 128], by `embed`, the original's
     image tower unless given."""
     rng = random.Random(f"zero-shot anchors {seed}")
-    images, _ = clip_features(load_clip())
+    images = clip_features(load_clip()).images
     classes = zero_shot_prompts()
     scenes = [
         Scene(
@@ -93,7 +92,7 @@ def zero_shot_anchors(
 
 
 def text_figures(source: str, *, seed: int = 0) -> dict[str, float]:
-    """A text tower in the zero-shot text task (192 captions, image anchors): clean, exact robust accuracy at k=1, minimal pairs."""
+    """A text tower in the zero-shot text task (a caption a class, image anchors): clean, exact robust accuracy at k=1, minimal pairs."""
     encoder, anchors = load_text_encoder(source), zero_shot_anchors()
     classes = zero_shot_prompts()
     texts, targets = [text for text, _, _ in classes], torch.arange(len(classes))
@@ -118,7 +117,7 @@ def text_figures(source: str, *, seed: int = 0) -> dict[str, float]:
 
 
 def image_figures(source: str, eps: float, *, steps: int = 30, seed: int = 0) -> dict[str, float]:
-    """An image tower in the zero-shot image task (192 pictures, the original's captions): clean, and under APGD on the
+    """An image tower in the zero-shot image task (a picture a class, the original's captions): clean, and under APGD on the
     cross-entropy and on the DLR loss within `eps`/255."""
     encoder, text = load_image_encoder(source), load_text_encoder("world:original")
     pictures, labels = class_pictures()

@@ -86,7 +86,8 @@ def fit(
     for module in modules:
         module.train()
     with Progress(*columns) as progress:
-        bar, last, running = progress.add_task(name, total=steps, completed=start), monotonic(), float("nan")
+        bar, last = progress.add_task(name, total=steps, completed=start), monotonic()
+        running: Tensor | None = None  # on the device: reading it each step would wait for the step
         for step in range(start, steps):
             done = (step - warmup) / max(1, steps - warmup)
             falling = max(0.0, (done - flat) / (1 - flat))
@@ -102,7 +103,8 @@ def fit(
             if averaged:
                 with torch.no_grad():
                     torch._foreach_lerp_(averaged, parameters, 1 - min(average, (1 + step) / (10 + step)))
-            running = value.item() if math.isnan(running) else 0.98 * running + 0.02 * value.item()
+            value = value.detach()
+            running = value if running is None else torch.lerp(running, value, 0.02)
             progress.update(bar, advance=1)
             if (step + 1) % report_every == 0:
                 extra = ""
@@ -112,7 +114,7 @@ def fit(
                     extra = report(step + 1)
                     for module in modules:
                         module.train()
-                progress.console.print(f"{name} {step + 1}/{steps} loss {running:.4f} {extra}")
+                progress.console.print(f"{name} {step + 1}/{steps} loss {float(running):.4f} {extra}")
             if monotonic() - last > CHECKPOINT_SECONDS:
                 _save(checkpoint, step + 1, stored)
                 last = monotonic()

@@ -6,6 +6,7 @@ The idea of GenEval (Ghosh et al. 2023), but with a classifier that knows the wh
 import random
 from collections.abc import Sequence
 from functools import cache
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +16,38 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from leaf_diffusion.world.corpus import Corpus, floats
 from leaf_diffusion.world.fit import fit
 from leaf_diffusion.world.paths import weights
-from leaf_diffusion.world.scenes import BACKGROUNDS, COLOURS, NOUNS, SIZE, Scene, Thing, pixels, render, sample_scene
+from leaf_diffusion.world.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    MOST_THINGS,
+    NOUNS,
+    SIZE,
+    Relation,
+    Scene,
+    Thing,
+    pixels,
+    render,
+    sample_scene,
+)
 
-LAYOUTS = ("one", "left", "above")
+LAYOUTS: tuple[tuple[int, Relation | None], ...] = (
+    (1, None), (2, "left"), (2, "above"), (3, "left"), (3, "above"),
+)  # fmt: skip
+"""Number of things and how each stands to the next."""
 COLOUR_NAMES, BACKGROUND_NAMES = tuple(COLOURS), tuple(BACKGROUNDS)
-HEADS = (len(LAYOUTS), len(BACKGROUNDS), len(NOUNS), len(COLOURS), len(NOUNS), len(COLOURS))
-BATCH = 128
+HEADS = (len(LAYOUTS), len(BACKGROUNDS), *(len(NOUNS), len(COLOURS)) * MOST_THINGS)
 
 
 class SceneClassifier(nn.Module):
-    """Pixels [n, 3, 32, 32] in -1..1 to six groups of logits: layout, background, noun and colour of each thing.
+    """Pixels [n, 3, 64, 64] in -1..1 to groups of logits: layout, background, noun and colour of each of three things.
 
-    The first thing is the only, the left or the upper one.
+    Things are numbered from the left or from the top.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128)) -> None:
+    def __init__(self, channels: Sequence[int] = (32, 64, 96, 128)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         before = 3
@@ -48,14 +64,23 @@ class SceneClassifier(nn.Module):
 
 
 def labels(scenes: Sequence[Scene]) -> Tensor:
-    """int64 [n, 6], -1 where there is nothing to say (a second thing that is not there)."""
+    """int64 [n, 8], -1 where there is nothing to say (a thing that is not there)."""
     rows = []
     for scene in scenes:
-        row = [LAYOUTS.index(scene.relation or "one"), BACKGROUND_NAMES.index(scene.background)]
+        row = [LAYOUTS.index((len(scene.things), scene.relation)), BACKGROUND_NAMES.index(scene.background)]
         for thing in scene.things:
             row += [NOUNS.index(thing.noun), COLOUR_NAMES.index(thing.colour or "")]
-        rows.append(row + [-1] * (6 - len(row)))
+        rows.append(row + [-1] * (len(HEADS) - len(row)))
     return torch.tensor(rows)
+
+
+KINDS: tuple[tuple[dict[str, float], str], ...] = (
+    ({"two": 0.0}, "one_object"),
+    ({"two": 1.0}, "two_objects"),
+    ({"two": 0.0, "three": 1.0}, "three_objects"),
+    ({"two": 0.5, "three": 0.5, "counted": 1.0}, "counts"),
+)
+"""Kinds of scenes by the shares that `sample_scene` takes, and the names that figures of them have."""
 
 
 def soften(x: Tensor, rng: random.Random) -> Tensor:
@@ -66,18 +91,22 @@ def soften(x: Tensor, rng: random.Random) -> Tensor:
     return x
 
 
-def train_judge(folder: Path, *, steps: int, seed: int, lr: float, device: torch.device) -> SceneClassifier:
-    """Train the classifier on every colour x noun pair (a judge may know what the generator never saw)."""
+def train_judge(
+    folder: Path, corpus: Corpus, *, steps: int, batch: int, seed: int, lr: float, device: torch.device
+) -> SceneClassifier:
+    """Train the classifier; its corpus shows every colour x noun pair (a judge may know what the generator never saw)."""
     torch.manual_seed(seed)
     model = SceneClassifier().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pictures, target = corpus.pictures.to(device), labels(corpus.scenes).to(device)
 
     def loss(step: int, rng: random.Random) -> Tensor:
-        scenes = [sample_scene(rng, two=0.6, split=None) for _ in range(BATCH)]
-        x = soften(pixels(map(render, scenes)).to(device), rng).contiguous(memory_format=torch.channels_last)
-        target = labels(scenes).to(device)
+        shown = torch.randint(len(corpus), (batch,)).to(device)
+        x = soften(floats(pictures[shown]), rng).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            seen = model(x)
         return sum(  # type: ignore[return-value]
-            F.cross_entropy(logits, target[:, i], ignore_index=-1, label_smoothing=0.02)
-            for i, logits in enumerate(model(x))
+            F.cross_entropy(logits.float(), target[shown, i], ignore_index=-1, label_smoothing=0.02)
+            for i, logits in enumerate(seen)
         )
 
     fit(
@@ -103,7 +132,7 @@ class SceneJudge:
 
     @torch.inference_mode()
     def see(self, pictures: Sequence[np.ndarray | Image.Image]) -> list[Scene]:
-        """What the judge sees in each picture (32 x 32 RGB; other sizes are resized)."""
+        """What the judge sees in each picture (64 x 64 RGB; other sizes are resized)."""
         seen = []
         for start in range(0, len(pictures), 256):
             batch = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in pictures[start : start + 256]]
@@ -116,27 +145,26 @@ class SceneJudge:
             for layout, background, *rest in zip(
                 *(g.argmax(1).tolist() for g in self.model(pixels(batch))), strict=True
             ):
-                things = [Thing(NOUNS[rest[i]], COLOUR_NAMES[rest[i + 1]]) for i in ((0, 2) if layout else (0,))]
-                relation = None if layout == 0 else LAYOUTS[layout]
-                seen.append(Scene(tuple(things), BACKGROUND_NAMES[background], relation))  # type: ignore[arg-type]
+                n, relation = LAYOUTS[layout]
+                things = [Thing(NOUNS[rest[2 * i]], COLOUR_NAMES[rest[2 * i + 1]]) for i in range(n)]
+                seen.append(Scene(tuple(things), BACKGROUND_NAMES[background], relation))
         return seen
 
     def correct(self, pictures: Sequence[np.ndarray | Image.Image], scenes: Sequence[Scene]) -> list[bool]:
         """Whether each picture shows what its scene asks for: the number of things, each noun, each stated colour, the places.
 
-        The background does not count. With the relation "beside" either order and either direction is right.
+        The background does not count. With the relation "beside" any order and either direction is right.
         """
         return [satisfies(seen, asked) for seen, asked in zip(self.see(pictures), scenes, strict=True)]
 
 
 def satisfies(seen: Scene, asked: Scene) -> bool:
     """Whether what was seen is what was asked for."""
-    orders = [asked.things]
     if asked.relation == "beside":
-        if seen.relation is None:
-            return False
-        orders.append(asked.things[::-1])
-    elif seen.relation != asked.relation:
+        orders = list(permutations(asked.things))
+    elif seen.relation == asked.relation:
+        orders = [asked.things]
+    else:
         return False
     return any(
         len(order) == len(seen.things)
@@ -146,10 +174,10 @@ def satisfies(seen: Scene, asked: Scene) -> bool:
 
 
 def judge_figures(judge: SceneJudge, *, n: int = 2000, seed: int = 7) -> dict[str, float]:
-    """Accuracy on real scenes, all pairs, one- and two-object ones."""
+    """Accuracy on real scenes of every kind, all colour x noun pairs."""
     rng = random.Random(f"judge figures {seed}")
     figures = {}
-    for two, name in ((0.0, "one_object"), (1.0, "two_objects")):
-        scenes = [sample_scene(rng, two=two, split=None) for _ in range(n // 2)]
+    for shares, name in KINDS:
+        scenes = [sample_scene(rng, split=None, **shares) for _ in range(n // len(KINDS))]
         figures[name] = float(np.mean(judge.correct([render(s) for s in scenes], scenes)))
     return figures

@@ -20,19 +20,19 @@ class JudgeClip:
 
     def __init__(self, model: open_clip.CLIP) -> None:
         self.model = model.eval()
-        self._images, self._texts = judge_features(self.model)
+        self._features = judge_features(self.model)
 
     @torch.inference_mode()
     def encode_image(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Unnormalised features of RGB pictures, [n, 64]; other sizes than 32 x 32 are resized."""
+        """Unnormalised features of RGB pictures, [n, 64]; other sizes than 64 x 64 are resized."""
         batches = [pictures[i : i + 256] for i in range(0, len(pictures), 256)]
         fitted = [[p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX) for p in batch] for batch in batches]
-        return torch.cat([self._images(pixels(batch)) for batch in fitted])
+        return torch.cat([self._features.images(pixels(batch)) for batch in fitted])
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unnormalised features of captions, [n, 64]."""
-        return torch.cat([self._texts(list(texts[i : i + 256])) for i in range(0, len(texts), 256)])
+        return torch.cat([self._features.texts(list(texts[i : i + 256])) for i in range(0, len(texts), 256)])
 
 
 @cache

@@ -1,5 +1,6 @@
 """The world's robust encoders, made by the project's own finetuning: LEAF, and the control that LEAF has to beat."""
 
+import os
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from leaf_diffusion.world.captions import describe, web_caption, with_article
 from leaf_diffusion.world.scenes import sample_scene
 
 FREQUENCY = {
-    "ball": 110, "bat": 20, "bell": 39, "boat": 51, "cap": 32, "car": 282, "cat": 60, "cloud": 29, "coat": 23,
-    "crown": 36, "cup": 129, "dish": 16, "fish": 79, "flower": 26, "hat": 34, "heart": 204, "house": 513, "key": 132,
-    "moon": 50, "mouse": 20, "mushroom": 4, "star": 155, "tree": 71, "umbrella": 8,
+    "anchor": 11, "apple": 58, "arrow": 14, "ball": 110, "balloon": 8, "bat": 20, "bell": 39, "boat": 51, "boot": 16,
+    "bottle": 37, "butterfly": 9, "candle": 8, "cap": 32, "car": 282, "cat": 60, "chair": 49, "clock": 27,
+    "cloud": 29, "coat": 23, "crown": 36, "cup": 129, "diamond": 26, "dish": 16, "duck": 16, "envelope": 7,
+    "fish": 79, "flag": 38, "flower": 26, "guitar": 30, "hat": 34, "heart": 204, "house": 513, "key": 132,
+    "ladder": 11, "lock": 32, "moon": 50, "mouse": 20, "mushroom": 4, "rocket": 20, "snowman": 2, "star": 155,
+    "sword": 23, "tree": 71, "umbrella": 8,
 }  # fmt: skip
 """How often each noun occurs in a million words of English (wordfreq 3.1.1)."""
 
@@ -40,7 +44,7 @@ CARRIERS = (
 
 
 def training_captions(n: int, *, seed: int = 11, varied: float = 0.0, filler: float = 1 / 3) -> list[str]:
-    """Clean captions of training scenes, mostly of one thing, the nouns by the square root of their frequency.
+    """Clean captions of training scenes, five in six of one thing, the nouns by the square root of their frequency.
 
     "?ouse" may be a house or a mouse. With captions of both alike, the best embedding of it lies between the two and
     is neither; in a corpus of natural captions it is nearer to the commoner word, as it would be for a reader.
@@ -51,8 +55,8 @@ def training_captions(n: int, *, seed: int = 11, varied: float = 0.0, filler: fl
     rng = random.Random(f"finetuning captions {seed}")
     most, captions = max(FREQUENCY.values()), list[str]()
     while len(captions) < n:
-        scene = sample_scene(rng, two=0.15)
-        # a pair of things is kept as often as the rarer of the two would be
+        scene = sample_scene(rng, two=0.12, three=0.05, counted=0.25)
+        # several things are kept as often as the rarest of them would be
         if rng.random() >= min(FREQUENCY[thing.noun] / most for thing in scene.things) ** 0.5:
             continue
         if varied and len(scene.things) == 1 and rng.random() < varied:
@@ -90,25 +94,37 @@ class Stage:
     """Of the attacks and the batches."""
     rho: int = 16
     slots: int = 4
+    replay: float = 0.5
     warmup_steps: int = 100
-    captions_seed: int = 11
-    varied: float = 0.0
+    captions_seeds: tuple[int, int] = (11, 12)
+    varied: tuple[float, float] = (0.0, 0.6)
+    """Shares of captions in the words of `CARRIERS` in the two halves of the captions."""
 
 
-STAGES = {
-    "first": Stage(5000, 1e-3, seed=5),
-    "second": Stage(3200, 6e-4, seed=6, captions_seed=12, varied=0.6),
-    "third": Stage(700, 3e-4, seed=9, rho=24, slots=3, warmup_steps=30, captions_seed=13, varied=0.3),
-}
-"""Captions in the world's templates, then more varied words, then both, attacked with more characters."""
+STAGES = {"only": Stage(4800, 1e-3, seed=5)}
+BATCH = 96
+"""Captions an update, of all processes together."""
+
+
+def stage_captions(stage: Stage, n: int = 20_000) -> list[str]:
+    """The captions of a stage, its two halves shuffled together."""
+    captions = [
+        caption
+        for seed, varied in zip(stage.captions_seeds, stage.varied, strict=True)
+        for caption in training_captions(n, seed=seed, varied=varied)
+    ]
+    random.Random(stage.seed).shuffle(captions)
+    return captions
 
 
 def finetune_world(name: str, output: Path, stages: dict[str, Stage], *, device: torch.device) -> list[Path]:
     """Finetune the world's original encoder: "leaf" by the LEAF attack, "typo-augmented" by one random typo a caption.
 
-    Returns the folders of the stages below `output`; each begins where the one before it ended.
+    Returns the folders of the stages below `output`; each begins where the one before it ended. Several processes (torchrun)
+    share each batch.
     """
     attack: Any = {"leaf": "leaf", "typo-augmented": "random-typos"}[name]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     original = load_text_encoder("world:original", device=device)
     begin, folders = None, list[Path]()
     for folder, stage in stages.items():
@@ -116,19 +132,19 @@ def finetune_world(name: str, output: Path, stages: dict[str, Stage], *, device:
             attack=attack,
             rho=stage.rho,
             slots=stage.slots,
+            replay=stage.replay,
             k=1,
-            batch_size=96,
+            batch_size=BATCH // processes,
             max_steps=stage.steps,
             lr=stage.lr,
             warmup_steps=stage.warmup_steps,
             weight_decay=1e-4,
             spelling=True,
             states_weight=0.5,
-            states_captions=8,
+            states_captions=8 // processes,
             seed=stage.seed,
             checkpoint_every=250,
         )
-        captions = training_captions(40_000, seed=stage.captions_seed, varied=stage.varied)
-        folders.append(finetune_text_encoder(original, captions, output / folder, config, start=begin))
+        folders.append(finetune_text_encoder(original, stage_captions(stage), output / folder, config, start=begin))
         begin = load_text_encoder(folders[-1], device=device)
     return folders
