@@ -29,6 +29,7 @@ NOT_IDENTITY = (
     "channels_last",
     "compile",
     "share",
+    "distance_features",
     "encoders",
     "feature",
     "t5",
@@ -62,10 +63,12 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
         for name, value in pipeline.scheduler.config.items()
         if not name.startswith("_")
     }
-    # only what differs from the default kernels, so that runs from before these options stay the runs they are
-    kernels: dict[str, Any] = {name: True for name in ("channels_last", "compile") if getattr(options, name)}
+    # only what differs from the defaults, so that runs from before these options stay the runs they are
+    more: dict[str, Any] = {name: True for name in ("channels_last", "compile") if getattr(options, name)}
     if (attention := attention_of(pipeline)) != "sdpa":
-        kernels["attention"] = attention
+        more["attention"] = attention
+    if (space := judges.distances) is not None:
+        more["distance_features"] = {"space": space.name, "weights": weights_fingerprint(space.module)}
     return {
         "experiment": "t2i-robustness",
         **{name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
@@ -76,7 +79,7 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
         "feature": str(setup.feature),
         "feature_space": judges.space,
         "prompts": [prompt.text for prompt in setup.prompts],
-        **kernels,
+        **more,
         "given_attacks": [[row["source"], row["k"], row["prompt"], row["perturbed"]] for row in setup.given_attacks],
     }
 

@@ -36,6 +36,7 @@ def summarise(setup: Setup, judges: Judges, store: RunStore) -> dict[str, Any]:
         "attacks": attack_counts(attacks),
         "counts": picture_counts(pictures),
         "feature_space": judges.space,
+        "feature_spaces": {metric: name for metric, (name, _) in judges.spaces().items()},
         "real_pictures": len(judges.real),
     }
     store.write_results(results)

@@ -82,8 +82,7 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
             (METRICS[key].title, [(title, Markup(svg)) for title, svg in plot_over_k(results, key, sources)])
             for key in plotted
         ],
-        "sets": [sections.means(results, key) for key in SETS if results.has(key)],
-        "feature_space": found.get("feature_space"),
+        "sets": [(sections.means(results, key), results.space(key)) for key in SETS if results.has(key)],
         "real_pictures": found.get("real_pictures"),
         "attacks": found.get("attacks", []),
         "uncounted": uncounted(rows, results, found, run.records("scores")),

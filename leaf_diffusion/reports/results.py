@@ -14,6 +14,9 @@ Row = Mapping[str, Any]
 
 _REST: Fields = {
     "feature_space": TEXT.or_null.if_any,
+    "feature_spaces": Field(
+        "an object of texts", lambda v: isinstance(v, dict) and all(isinstance(name, str) for name in v.values())
+    ).if_any,
     "real_pictures": COUNT.or_null.if_any,
     "counts": Field("an object", lambda value: isinstance(value, dict)).if_any,
     "attacks": Field("a list of objects", lambda v: isinstance(v, list) and all(isinstance(o, dict) for o in v)).if_any,
@@ -132,8 +135,9 @@ class Results:
     `Results.of` reads them from a run and checks them.
     """
 
-    def __init__(self, rows: Iterable[Row], run: object = "the run") -> None:
+    def __init__(self, rows: Iterable[Row], run: object = "the run", spaces: Mapping[str, str] | None = None) -> None:
         self.rows = list(rows)
+        self._spaces = spaces or {}
         if not self.rows:
             raise ValueError(f"{run} has no results yet: give the command that started it again, it goes on to the end")
         self._index = {(r["encoder"], setting_of(r), r["metric"], r["baseline"]): r for r in self.rows}
@@ -162,7 +166,10 @@ class Results:
         _refuse(run, "counts", misfit(found.get("counts", {}), _COUNTS))
         for number, one in enumerate(found.get("attacks", [])):
             _refuse(run, f"attacks, item {number}", misfit(one, _ATTACKS))
-        return cls(found["rows"], run.folder)
+        one = (
+            dict.fromkeys(SETS, found["feature_space"]) if found.get("feature_space") else {}
+        )  # before there were several
+        return cls(found["rows"], run.folder, one | found.get("feature_spaces", {}))
 
     def get(self, encoder: str, setting: Setting, metric: str, baseline: str | None = None) -> Row | None:
         return self._index.get((encoder, setting, metric, baseline))
@@ -171,6 +178,10 @@ class Results:
         """Whether some encoder's mean was measured."""
         mine = (row for row in self.rows if row["metric"] == metric and row["protocol"] != "floor")
         return any(row["mean"] is not None and row["baseline"] is None for row in mine)
+
+    def space(self, metric: str) -> str:
+        """The feature space of a distance between sets; "unrecorded" where nobody wrote it down."""
+        return self._spaces.get(metric, "unrecorded")
 
     def settings_of(self, metric: str) -> list[Setting]:
         found = {setting_of(row) for row in self.rows if row["metric"] == metric and row["baseline"] is None}
