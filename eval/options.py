@@ -97,6 +97,9 @@ class Options:
     judge: that CLIP's image features. inception: those of the FID, from a converted file in ~/.cache/leaf_diffusion, or
     inception:FILE. dinov2: DINOv2-L, or dinov2:FOLDER (or Hub id). auto: Inception or DINOv2 where their weights are on
     this machine, else the judge. Default: judge in the world, elsewhere auto."""
+    swap_cost: Path | None = None
+    """The folder of a `leaf-diffusion swap-cost` run of the same pipeline and encoders: its figures stand in the report, in
+    "What a swap costs", beside those of this run's clean prompts."""
     output: Path | None = None
     """The run's folder. Default: runs/ and a name that follows from what the run is."""
     strict: bool = False

@@ -133,7 +133,8 @@ def print_summary(console: Console, results: dict[str, Any], report: Path) -> No
 
 
 def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
-    mine = [row for row in rows if row["metric"] == metric and row["protocol"] != "floor"]
+    left_out = ("floor", "clean") if metric == "drift" else ("floor",)  # a swap's drift is no attack's
+    mine = [row for row in rows if row["metric"] == metric and row["protocol"] not in left_out]
     encoders = list(dict.fromkeys(row["encoder"] for row in mine))
     digits = 1 if metric == "clip_score" else 2
     title = (

@@ -87,7 +87,8 @@ def _rows(run: str | Path, encoder: str) -> list[dict[str, Any]]:
     if not own:
         known = ", ".join(sorted({row["encoder"] for row in rows}))
         raise ValueError(f"{run} has no figures of {encoder!r}; its encoders are: {known}")
-    found = [row for row in own if row["mean"] is not None and row["protocol"] != "floor"]
+    swap = [row for row in own if row["protocol"] == "clean" and row["metric"].startswith("drift")]  # not an attack's
+    found = [row for row in own if row["mean"] is not None and row["protocol"] != "floor" and row not in swap]
     order = list(METRICS)
     return sorted(found, key=lambda row: (order.index(row["metric"]), row["protocol"] != "clean", setting_of(row)))
 
