@@ -25,6 +25,7 @@ from leaf_diffusion.reports.experiment import Page, Section, curve, matrices
 from leaf_diffusion.scoring.objectives import Drift, Margin
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
+from leaf_diffusion.text.visible import isolated
 from leaf_diffusion.world.robust import training_captions
 
 CONTROL = "random typos"
@@ -193,8 +194,8 @@ class Ablation(Experiment[AblationOptions]):
         tables = matrices([row for row in rows if row["baseline"] in (None, labels[0])], [ACCURACY, RELATIVE])
         plot = curve(rows, ACCURACY, labels, x=lambda row: row["k"], xlabel="edits k (Charmer)", name="ablation")
         attacked = [row for row in rows if row["metric"] == RELATIVE.key and row["k"] and row["baseline"] is None]
-        said = ", ".join(f"{row['encoder']} {RELATIVE.show(row['mean'])}" for row in attacked)
-        about = f"{self.options.steps} updates of {self.options.batch_size} captions each, from {labels[0]}; all attacked alike."
+        said = ", ".join(f"{isolated(row['encoder'])} {RELATIVE.show(row['mean'])}" for row in attacked)
+        about = f"{self.options.steps} updates of {self.options.batch_size} captions each, from {isolated(labels[0])}; all attacked alike."
         facts = {"texts": str(len(self.task.spread(self.options.limit))), "constraint": self.options.constraint}
         sections = [Section("What each choice buys", about, tables, [("Texts classified right", plot)])]
         return Page(

@@ -8,6 +8,7 @@ from typing import Any
 from leaf_diffusion.reports.experiment import Example, ExampleCell, Page, Section, line_label, matrices
 from leaf_diffusion.reports.results import Metric, Row
 from leaf_diffusion.reports.sections import Matrix, mean_cell
+from leaf_diffusion.text.visible import isolated
 
 IMAGE = Metric(
     "image_accuracy",
@@ -62,7 +63,7 @@ def the_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> Matrix:
         cells = [_mean(rows, label, metric, protocol) for _, metric, protocol in columns]
         sizes = [row["n"] for row in cells if row is not None]
         shown = [mean_cell(row, metric) for row, (_, metric, _) in zip(cells, columns, strict=True)]
-        lines.append((label, shown, ", ".join(str(n) for n in dict.fromkeys(sizes))))
+        lines.append((isolated(label), shown, ", ".join(str(n) for n in dict.fromkeys(sizes))))
     meaning = "Zero-shot accuracy, with 95% intervals; n: pictures, texts"
     return Matrix("Image tower + text tower", meaning, [title for title, _, _ in columns], lines)
 
@@ -81,7 +82,7 @@ def _headline(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
     for label in (labels[0], labels[-1]):
         image, text = (_mean(rows, label, metric, "adaptive") for metric in (IMAGE, TEXT))
         if image and text:
-            said.append(f"{label} {IMAGE.show(image['mean'])} and {TEXT.show(text['mean'])}")
+            said.append(f"{isolated(label)} {IMAGE.show(image['mean'])} and {TEXT.show(text['mean'])}")
     return f"Right under attack, pictures and texts: {'; '.join(said)}"
 
 

@@ -32,7 +32,7 @@ from leaf_diffusion.metrics import paired_bootstrap
 from leaf_diffusion.reports.experiment import Page, write_page
 from leaf_diffusion.reports.sections import Matrix
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
-from leaf_diffusion.text.visible import isolated
+from leaf_diffusion.text.visible import readable
 
 NOT_IDENTITY = ("encoders", "image_encoders", "text_encoder", "output", "device", "share")
 """Options that change no result, or that the identity holds in another form (fingerprints)."""
@@ -251,8 +251,8 @@ def _pictures(record: Mapping[str, Any]) -> list[str]:
 def _table(matrix: Matrix) -> Table:
     table = Table(title=escape(matrix.title), box=SIMPLE_HEAD, padding=(0, 1), title_justify="left")
     for column in ("", *matrix.columns, "n"):
-        table.add_column(escape(isolated(column)))
+        table.add_column(escape(readable(column)))
     for label, cells, n in matrix.lines:
         shown = [f"{cell.text} [dim]{escape(cell.sub)}[/]" if cell.sub else cell.text for cell in cells]
-        table.add_row(escape(isolated(label)), *shown, n)
+        table.add_row(escape(readable(label)), *shown, n)
     return table

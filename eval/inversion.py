@@ -23,6 +23,7 @@ from leaf_diffusion.reports.experiment import Example, ExampleCell, Page, Sectio
 from leaf_diffusion.reports.results import Metric
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.scoring.objectives import clean_features
+from leaf_diffusion.text.visible import isolated
 from leaf_diffusion.world import seen_tokens
 
 COSINE = Metric("cosine", "Cosine reached", "between the embedding found and the caption's", digits=3)
@@ -183,7 +184,7 @@ class InversionExperiment(Experiment[InversionOptions]):
             f"{counts['mean_best_step']:.0f} on average.",
         ]
         means = [row for row in rows if row["metric"] == WORDS.key and row["baseline"] is None]
-        said = ", ".join(f"{row['encoder']} {WORDS.show(row['mean'])}" for row in means)
+        said = ", ".join(f"{isolated(row['encoder'])} {WORDS.show(row['mean'])}" for row in means)
         return Page("embedding inversion", f"Words given back: {said}", facts, list(self.encoders), sections,
                     notes if has_bleu() else [*notes, NO_BLEU])  # fmt: skip
 

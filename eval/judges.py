@@ -12,27 +12,49 @@ from PIL import Image
 from torch import Tensor
 
 from leaf_diffusion.eval.options import Options
+from leaf_diffusion.eval.picture_spaces import load_space
+from leaf_diffusion.metrics.spaces import PictureSpace
 from leaf_diffusion.world import SceneJudge, load_judge_clip, real_pictures
 
 REAL_PICTURES = 500
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
-class ImageTextModel(Protocol):
-    """What CLIPScore needs: features [n, d] of pictures and of captions in one space."""
+class ImageModel(Protocol):
+    """Features [n, d] of pictures."""
 
     def encode_image(self, pictures: Sequence[Image.Image], /) -> Tensor: ...
+
+
+class ImageTextModel(ImageModel, Protocol):
+    """What CLIPScore needs: features of pictures and of captions in one space."""
+
     def encode_text(self, texts: Sequence[str], /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Judges:
-    """`clip` and `scenes` are None where nothing measures with them; `space` names the feature space of `clip`."""
+    """`clip` and `scenes` are None where nothing measures with them; `space` names the feature space of `clip`.
+
+    `distances`: the space of KID and the Frechet distance where that is not the clip's; `missing`: what was looked for in
+    its place. `real`: the pictures that these distances are to.
+    """
 
     clip: ImageTextModel | None
     space: str | None
     scenes: Any
     real: list[Image.Image]
+    distances: PictureSpace | None = None
+    missing: Sequence[str] = ()
+
+    def spaces(self) -> dict[str, tuple[str, ImageModel]]:
+        """Distance -> the name of its feature space and what encodes in it; nothing without real pictures."""
+        if not self.real:
+            return {}
+        clip = None if self.clip is None else (str(self.space), self.clip)
+        other = clip if self.distances is None else (self.distances.name, self.distances)
+        found = {"kid": other, "cmmd": clip, "frechet": other}
+        return {metric: space for metric, space in found.items() if space is not None}
 
 
 def load_judges(options: Options) -> Judges:
@@ -48,7 +70,17 @@ def load_judges(options: Options) -> Judges:
         real = read_pictures(options.real_pictures)
     elif options.world:
         real = list(real_pictures(REAL_PICTURES, options.prompt_seed))
-    return Judges(clip, space, SceneJudge.load() if options.world else None, real if clip is not None else [])
+    distances, missing = None, list[str]()
+    asked = options.distance_features or "judge"
+    if real:
+        distances, missing = load_space(asked, options.device)
+    elif asked not in ("auto", "judge"):
+        raise ValueError(
+            f"--distance-features {asked} needs --real-pictures FOLDER, which the pictures are compared with"
+        )
+    if clip is None and distances is None:
+        real = []
+    return Judges(clip, space, SceneJudge.load() if options.world else None, real, distances, missing)
 
 
 class OpenCLIPJudge:

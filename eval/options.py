@@ -13,6 +13,8 @@ from typing import Any, Literal
 import tyro
 import yaml
 
+from leaf_diffusion.eval.picture_spaces import check_name
+
 Protocol = Literal["adaptive", "transfer"]
 WORLD_ENCODERS = ("original", "leaf", "typo-augmented", "original+speller")
 
@@ -90,6 +92,14 @@ class Options:
     id. Default: the world's judge, elsewhere none (CLIPScore, KID, CMMD and Frechet are then left out)."""
     real_pictures: Path | None = None
     """A folder of real pictures for KID, CMMD and the Frechet distance. Default in the world: pictures it draws."""
+    distance_features: str | None = None
+    """What KID and the Frechet distance compare; its name stands beside every figure (CMMD keeps to the CLIP that judges).
+    judge: that CLIP's image features. inception: those of the FID, from a converted file in ~/.cache/leaf_diffusion, or
+    inception:FILE. dinov2: DINOv2-L, or dinov2:FOLDER (or Hub id). auto: Inception or DINOv2 where their weights are on
+    this machine, else the judge. Default: judge in the world, elsewhere auto."""
+    swap_cost: Path | None = None
+    """The folder of a `leaf-diffusion swap-cost` run of the same pipeline and encoders: its figures stand in the report, in
+    "What a swap costs", beside those of this run's clean prompts."""
     output: Path | None = None
     """The run's folder. Default: runs/ and a name that follows from what the run is."""
     strict: bool = False
@@ -129,6 +139,8 @@ class Options:
             require(value is None or value % 8 == 0, f"--{name} must be a multiple of 8, got {value}")
         require(self.attack != "exhaustive" or max(self.k) <= 1, "--attack exhaustive is exact for --k 1 only")
         require(0 <= self.two_objects <= 1, f"--two-objects is a share between 0 and 1, got {self.two_objects}")
+        if self.distance_features is not None:
+            check_name(self.distance_features)
         require(self.guidance is None or self.guidance >= 0, f"--guidance cannot be negative, got {self.guidance}")
 
     @property
@@ -160,6 +172,7 @@ class Options:
             "neutral_source": "world:judge" if world else "none",
             "steps": 15 if world else 50,
             "guidance": 3.0 if world else 7.5,
+            "distance_features": "judge" if world else "auto",
         }
         return dataclasses.replace(
             self, device=device, **{name: value for name, value in fill.items() if getattr(self, name) in (None, ())}

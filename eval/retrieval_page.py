@@ -9,6 +9,7 @@ from typing import Any
 from leaf_diffusion.eval.retrieval_ranks import CUTS, TARGET_ABOVE, recall, target_recall
 from leaf_diffusion.reports.experiment import Example, ExampleCell, Page, Section, curve, line_label, matrices
 from leaf_diffusion.reports.results import Metric, Row
+from leaf_diffusion.text.visible import isolated
 
 SHOWN = 6
 """Captions with pictures on the page."""
@@ -47,7 +48,9 @@ def page(
         metrics = [TARGET_ABOVE, target_recall(max(CUTS))]
         aimed = [row for row in rows if row["metric"] in {metric.key for metric in metrics}]
         about = (
-            "For clean captions this is what chance gives. The targets: " + "; ".join(counts["target_captions"]) + "."
+            "For clean captions this is what chance gives. The targets: "
+            + "; ".join(map(isolated, counts["target_captions"]))
+            + "."
         )
         sections.append(Section("Targets", about, matrices(aimed, metrics)))
     examples = _examples(records, encoders, goals, ks, folder)
@@ -126,6 +129,7 @@ def _headline(rows: Sequence[Row], metric: Metric, ks: Sequence[int]) -> str:
     attacked = [row for row in attacked if row["attack"] == attacked[0]["attack"]]
     clean = {row["encoder"]: row["mean"] for row in mine if row["protocol"] == "clean"}
     said = ", ".join(
-        f"{row['encoder']} {metric.show(clean[row['encoder']])} to {metric.show(row['mean'])}" for row in attacked
+        f"{isolated(row['encoder'])} {metric.show(clean[row['encoder']])} to {metric.show(row['mean'])}"
+        for row in attacked
     )
     return f"{metric.title} from clean to {line_label(attacked[0])}: {said}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from leaf_diffusion.eval.plan import Cell, Plan
 from leaf_diffusion.metrics import paired_bootstrap
-from leaf_diffusion.runs import FIELDS, Values, prompt_values
+from leaf_diffusion.runs import FIELDS, SWAP_FIELDS, Values, prompt_values
 
 
 def result_rows(
@@ -16,9 +16,12 @@ def result_rows(
 ) -> list[dict[str, Any]]:
     """Means with bootstrap intervals over prompts, and paired differences between encoders.
 
-    Every encoder is compared with the first one; among the others the earlier is compared with the later.
+    Every encoder is compared with the first one; among the others the earlier is compared with the later. The drift of
+    clean prompts is that of a swap: how far an encoder's pictures are from the first one's, which has none itself.
     """
-    values = {(Cell(*key), metric): each for (key, metric), each in prompt_values(pictures, scores).items()}
+    clean = [row for row in pictures if row["protocol"] == "clean"]
+    found = {**prompt_values(pictures, scores), **prompt_values(clean, scores, SWAP_FIELDS)}
+    values = {(Cell(*key), metric): each for (key, metric), each in found.items()}
     labels = list(dict.fromkeys(cell.encoder for cell in plan.cells))
     rows = []
     for cell in plan.cells:

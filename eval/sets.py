@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from leaf_diffusion.eval.judges import Judges
+from leaf_diffusion.eval.judges import ImageModel, Judges
 from leaf_diffusion.eval.plan import Cell, Plan
 from leaf_diffusion.eval.rows import bare_row, cell_of, pairs_of
 from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.eval.zero_shot_task import sensitivity
-from leaf_diffusion.metrics import cmmd, frechet_distance, kid, paired_bootstrap
+from leaf_diffusion.metrics import Distance, cmmd, frechet_distance, kid, paired_bootstrap
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.world.figures import zero_shot_anchors
+
+DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], Distance]] = {
+    "kid": kid,
+    "cmmd": cmmd,
+    "frechet": frechet_distance,
+}
+AT_ONCE = 256
 
 
 def distribution_rows(
@@ -23,31 +31,31 @@ def distribution_rows(
 ) -> list[dict[str, Any]]:
     """KID, CMMD and Frechet distance of each cell's pictures to real ones; n counts the generated pictures.
 
-    None of them has an interval: they compare sets, not prompts. The feature space is the CLIP judge's.
+    None of them has an interval: they compare sets, not prompts. Their feature spaces are `judges.spaces()`.
     """
-    if judges.clip is None or not judges.real:
-        return []
-    pictures = [row for row in drawn if row["protocol"] != "floor"]
-    paths = list(dict.fromkeys(row["image"] for row in pictures))
-    features: dict[str, np.ndarray] = {}
-    for i in range(0, len(paths), 256):
-        part = paths[i : i + 256]
-        features.update(
-            zip(part, judges.clip.encode_image([store.load_image(p) for p in part]).float().cpu().numpy(), strict=True)
-        )
-    real = judges.clip.encode_image(judges.real).float().cpu().numpy()
-    shown: dict[Cell, list[np.ndarray]] = defaultdict(list)
-    for row in pictures:
-        shown[cell_of(row)].append(features[row["image"]])
-    rows = []
-    for cell in plan.cells:
-        if len(shown[cell]) < 2:
-            continue
-        generated = np.stack(shown[cell])
-        for metric, measure in (("kid", kid), ("cmmd", cmmd), ("frechet", frechet_distance)):
-            found = {"mean": float(measure(generated, real)), "n": len(generated)}
-            rows.append(bare_row(cell, metric, plan, attack, constraint) | found)
-    return rows
+    shown: dict[Cell, list[str]] = defaultdict(list)
+    for row in drawn:
+        if row["protocol"] != "floor":
+            shown[cell_of(row)].append(row["image"])
+    paths = list(dict.fromkeys(path for each in shown.values() for path in each))
+    spaces = judges.spaces()
+    rows: dict[tuple[Cell, str], dict[str, Any]] = {}
+    for space, model in dict(spaces.values()).items():  # one space at a time is in memory
+        features: dict[str, np.ndarray] = {}
+        for i in range(0, len(paths), AT_ONCE):
+            part = paths[i : i + AT_ONCE]
+            features.update(zip(part, _features(model, [store.load_image(path) for path in part]), strict=True))
+        real = _features(model, judges.real)
+        for metric in (metric for metric, (name, _) in spaces.items() if name == space):
+            for cell in (cell for cell in plan.cells if len(shown[cell]) >= 2):
+                generated = np.stack([features[path] for path in shown[cell]])
+                found = {"mean": float(DISTANCES[metric](generated, real)), "n": len(generated)}
+                rows[cell, metric] = bare_row(cell, metric, plan, attack, constraint) | found
+    return [rows[cell, metric] for cell in plan.cells for metric in DISTANCES if (cell, metric) in rows]
+
+
+def _features(model: ImageModel, pictures: Sequence[Image.Image]) -> np.ndarray:
+    return model.encode_image(pictures).float().cpu().numpy()
 
 
 def sensitivity_rows(setup: Setup) -> list[dict[str, Any]]:

@@ -45,9 +45,17 @@ def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore |
         torn = ", ".join(f"{kind} ({size:,} bytes)" for kind, size in store.torn.items())
         console.print(f"[yellow]torn by a crash and computed again: the last record of {torn}[/]", soft_wrap=True)
     if judges.clip is None:
-        console.print("[yellow]no --clip-score-model: CLIPScore, KID, CMMD and Frechet distance are left out[/]")
-    elif not judges.real:
+        console.print("[yellow]no --clip-score-model: CLIPScore and CMMD are left out[/]")
+    spaces = judges.spaces()
+    if "frechet" in spaces:
+        missing = escape("; ".join(judges.missing))
+        said = f"KID and Frechet distance to {len(judges.real)} pictures, features: {escape(spaces['frechet'][0])}"
+        console.print(f"{said}[yellow]{' - ' if missing else ''}{missing}[/]", soft_wrap=True, highlight=False)
+    elif options.real_pictures is None:
         console.print("[yellow]no --real-pictures: KID, CMMD and Frechet distance are left out[/]")
+    else:
+        missing = escape("; ".join(["no --clip-score-model", *judges.missing]))
+        console.print(f"[yellow]{missing}: KID and Frechet distance are left out[/]", soft_wrap=True, highlight=False)
     if all(prompt.scene is None for prompt in plan.prompts):
         console.print("scene accuracy needs the world's own prompts: left out")
 
@@ -125,7 +133,8 @@ def print_summary(console: Console, results: dict[str, Any], report: Path) -> No
 
 
 def _table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
-    mine = [row for row in rows if row["metric"] == metric and row["protocol"] != "floor"]
+    left_out = ("floor", "clean") if metric == "drift" else ("floor",)  # a swap's drift is no attack's
+    mine = [row for row in rows if row["metric"] == metric and row["protocol"] not in left_out]
     encoders = list(dict.fromkeys(row["encoder"] for row in mine))
     digits = 1 if metric == "clip_score" else 2
     title = (

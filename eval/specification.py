@@ -17,6 +17,7 @@ from leaf_diffusion.eval.judges import Judges
 from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.eval.towers import frozen_parts
 from leaf_diffusion.pipelines.speed import attention_of
+from leaf_diffusion.reports.costs import read_swap_cost
 from leaf_diffusion.runs import RunSpec, RunStore
 
 NOT_IDENTITY = (
@@ -29,6 +30,8 @@ NOT_IDENTITY = (
     "channels_last",
     "compile",
     "share",
+    "distance_features",
+    "swap_cost",
     "encoders",
     "feature",
     "t5",
@@ -62,10 +65,12 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
         for name, value in pipeline.scheduler.config.items()
         if not name.startswith("_")
     }
-    # only what differs from the default kernels, so that runs from before these options stay the runs they are
-    kernels: dict[str, Any] = {name: True for name in ("channels_last", "compile") if getattr(options, name)}
+    # only what differs from the defaults, so that runs from before these options stay the runs they are
+    more: dict[str, Any] = {name: True for name in ("channels_last", "compile") if getattr(options, name)}
     if (attention := attention_of(pipeline)) != "sdpa":
-        kernels["attention"] = attention
+        more["attention"] = attention
+    if (space := judges.distances) is not None:
+        more["distance_features"] = {"space": space.name, "weights": weights_fingerprint(space.module)}
     return {
         "experiment": "t2i-robustness",
         **{name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
@@ -76,9 +81,32 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
         "feature": str(setup.feature),
         "feature_space": judges.space,
         "prompts": [prompt.text for prompt in setup.prompts],
-        **kernels,
+        **more,
         "given_attacks": [[row["source"], row["k"], row["prompt"], row["perturbed"]] for row in setup.given_attacks],
     }
+
+
+def swap_costs(folder: Path, setup: Setup) -> dict[str, Any]:
+    """What a swap-cost run recorded, checked: the same pipeline, the same baseline, the same encoders under their labels.
+
+    Raises FileNotFoundError and ValueError.
+    """
+    found = read_swap_cost(folder)
+    settings = found.pop("settings")
+    if settings.get("pipeline_weights") != weights_fingerprint(*frozen_parts(setup.pipeline)):
+        raise ValueError(f"--swap-cost {folder}: it was measured with another pipeline than {setup.options.pipeline}")
+    theirs, mine = settings["encoders"], {label: one.fingerprint for label, one in setup.encoders.items()}
+    if other := [label for label in mine if label in theirs and theirs[label] != mine[label]]:
+        raise ValueError(f"--swap-cost {folder}: its {other[0]!r} is another encoder than this run's")
+    first = next(iter(mine))
+    shared = [label for label in mine if label in theirs]
+    based = {row["baseline"] for row in found["rows"]} - {None}
+    if first not in shared or len(shared) < 2 or based != {first}:
+        raise ValueError(
+            f"--swap-cost {folder}: it compares {', '.join(theirs)}; needed is {first!r} as the first of its encoders and one "
+            f"more of {', '.join(mine)}"
+        )
+    return {**found, "rows": [row for row in found["rows"] if row["encoder"] in shared]}
 
 
 def open_store(setup: Setup, judges: Judges, argv: Sequence[str] | None) -> RunStore:

@@ -15,8 +15,11 @@ from leaf_diffusion.eval.setup import Setup
 from leaf_diffusion.runs import RunStore
 
 
-def summarise(setup: Setup, judges: Judges, store: RunStore) -> dict[str, Any]:
-    """Results of a finished run, written to results.json: rows, and what was truncated, unchanged or never seen."""
+def summarise(setup: Setup, judges: Judges, store: RunStore, swap_cost: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Results of a finished run, written to results.json: rows, and what was truncated, unchanged or never seen.
+
+    `swap_cost`: what another run found about the same encoders on clean prompts, kept beside the rows.
+    """
     options = setup.options
     plan = setup.plan
     pictures = in_order(store.records("pictures"), [unit.id for unit in plan.pictures()])
@@ -36,8 +39,11 @@ def summarise(setup: Setup, judges: Judges, store: RunStore) -> dict[str, Any]:
         "attacks": attack_counts(attacks),
         "counts": picture_counts(pictures),
         "feature_space": judges.space,
+        "feature_spaces": {metric: name for metric, (name, _) in judges.spaces().items()},
         "real_pictures": len(judges.real),
     }
+    if swap_cost is not None:
+        results["swap_cost"] = swap_cost
     store.write_results(results)
     return results
 

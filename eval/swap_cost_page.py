@@ -18,6 +18,7 @@ from leaf_diffusion.reports.html import templates
 from leaf_diffusion.reports.pictures import data_uri
 from leaf_diffusion.reports.results import METRICS, Metric, Row
 from leaf_diffusion.reports.sections import Cell, Matrix, difference_cell, mean_cell
+from leaf_diffusion.text.visible import isolated
 
 SHOWN = 4
 """Prompts with pictures on the page, a condition."""
@@ -63,7 +64,8 @@ def matrices(figures: Figures, conditions: Sequence[Condition], labels: Sequence
     first, others = labels[0], labels[1:]
     for metric in figures.metrics:
         drift = metric.key.startswith("drift")
-        columns = [*others, f"{first}, another noise"] if drift else list(labels)
+        named = [isolated(label) for label in labels]
+        columns = [*named[1:], f"{named[0]}, another noise"] if drift else named
         means, differences = [], []
         for condition in conditions:
             rows = [figures.get(condition.key, label, metric.key) for label in (others if drift else labels)]
@@ -76,7 +78,7 @@ def matrices(figures: Figures, conditions: Sequence[Condition], labels: Sequence
         found.append((Matrix(metric.title, metric.meaning, columns, means), True))
         if not drift:
             unit = f"{metric.title}, difference{' in points' if metric.unit == '%' else ''}"
-            pairs_named = [f"{label} − {first}" for label in others]
+            pairs_named = [f"{label} − {named[0]}" for label in named[1:]]
             found.append((Matrix(unit, "", pairs_named, differences), False))
     return found
 
@@ -84,22 +86,23 @@ def matrices(figures: Figures, conditions: Sequence[Condition], labels: Sequence
 def headline(figures: Figures, conditions: Sequence[Condition], labels: Sequence[str]) -> str:
     """What the first robust encoder costs by the leading metric, condition by condition where it is clear."""
     first, robust = labels[:2]
+    swap = f"{isolated(robust)} in place of {isolated(first)}"
     metric = figures.metrics[0]
     if metric.key.startswith("drift"):
-        return f"{robust} in place of {first}: how far the pictures move"
+        return f"{swap}: how far the pictures move"
     rows = [(each.title, figures.get(each.key, robust, metric.key, first)) for each in conditions]
     cells = [(title, difference_cell(row, metric)) for title, row in rows if row is not None]
     said = [f"{title} {cell.text}" for title, cell in cells if cell.tone]
     what = "right pictures" if metric.key == "scene_accuracy" else f"the pictures' {metric.title}s"
     clear = f"differ clearly in {len(said)} of {len(cells)} conditions: {', '.join(said)}"
-    return f"{robust} in place of {first}: {what} {clear if said else 'differ clearly in no condition'}"
+    return f"{swap}: {what} {clear if said else 'differ clearly in no condition'}"
 
 
 def table(figures: Figures, conditions: Sequence[Condition], labels: Sequence[str]) -> Table:
     """The terminal's table: each mean, in brackets its difference to the first encoder, under it the 95% interval."""
-    title = f"in brackets: minus {labels[0]}, 95% interval under it"
+    title = f"in brackets: minus {isolated(labels[0])}, 95% interval under it"
     shown = Table(title=escape(title), box=SIMPLE_HEAD, padding=(0, 1), title_justify="left")
-    for column in ("", *labels, "another noise", "n"):
+    for column in ("", *map(isolated, labels), "another noise", "n"):
         shown.add_column(escape(column))
     for condition in conditions:
         shown.add_row(f"[bold]{escape(condition.title)}[/]")
@@ -148,7 +151,7 @@ def page(
             tables=matrices(figures, conditions, labels),
             galleries=galleries,
             left_out=results["left_out"],
-            facts=results["facts"],
+            facts={**results["facts"], "encoders": ", ".join(map(isolated, labels))},
             identity=results["identity"],
             environment=json.dumps(results["environment"], indent=2, ensure_ascii=False),
         )

@@ -22,7 +22,7 @@ from leaf_diffusion.eval.score import score_all
 from leaf_diffusion.eval.search import attack_all
 from leaf_diffusion.eval.setup import check_space, prepare
 from leaf_diffusion.eval.show import Bars, print_plan, print_summary, quiet, totals
-from leaf_diffusion.eval.specification import open_store
+from leaf_diffusion.eval.specification import open_store, swap_costs
 from leaf_diffusion.eval.strict import strict
 from leaf_diffusion.eval.summarise import in_order, summarise
 from leaf_diffusion.reports import write_report
@@ -46,6 +46,7 @@ def _run(console: Console, options: Options, argv: Sequence[str] | None) -> int:
             setup = prepare(options)
             check_space(setup)
             judges = load_judges(options)
+            costs = None if options.swap_cost is None else swap_costs(options.swap_cost, setup)
             store = None if options.dry_run else open_store(setup, judges, argv)
     except (ValueError, OSError) as error:
         return _refused(error)
@@ -64,7 +65,7 @@ def _run(console: Console, options: Options, argv: Sequence[str] | None) -> int:
         if not store.claim("results"):
             console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
             return 0
-        results = summarise(setup, judges, store)
+        results = summarise(setup, judges, store, costs)
         report = write_report(store.folder)
     except (KeyboardInterrupt, OSError) as error:
         Console().print(

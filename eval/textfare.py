@@ -24,6 +24,7 @@ from leaf_diffusion.runs import RunStore
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
+from leaf_diffusion.text.visible import isolated
 
 LOSS = Metric(
     "textfare",
@@ -187,7 +188,7 @@ class TextFare(Experiment[TextFareOptions]):
     def _headline(self, rows: Sequence[dict[str, Any]]) -> str:
         worst = [row for row in rows if row["metric"] == RELATIVE.key and row["attack"] == self.options.attacks[-1]]
         means = [row for row in worst if row["baseline"] is None and row["k"] == min(self.options.k)]
-        said = ", ".join(f"{row['encoder']} {RELATIVE.show(row['mean'])}" for row in means)
+        said = ", ".join(f"{isolated(row['encoder'])} {RELATIVE.show(row['mean'])}" for row in means)
         return f"Relative TextFARE loss under {line_label(means[0])}: {said}"
 
 

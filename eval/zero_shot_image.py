@@ -31,6 +31,7 @@ from leaf_diffusion.eval.plan import content_id
 from leaf_diffusion.reports.experiment import Example, ExampleCell, Page, Section, curve, matrices
 from leaf_diffusion.reports.results import Metric, Row
 from leaf_diffusion.runs import RunStore, image_name
+from leaf_diffusion.text.visible import isolated
 
 ACCURACY = Metric(
     "image_accuracy",
@@ -196,7 +197,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         }
         last = [r for r in rows if r["attack"] == options.attacks[-1] and r["protocol"] == "adaptive" and not r["baseline"]
                 and r["eps"] == options.radii[0]]  # fmt: skip
-        said = ", ".join(f"{row['encoder']} {ACCURACY.show(row['mean'])}" for row in last)
+        said = ", ".join(f"{isolated(row['encoder'])} {ACCURACY.show(row['mean'])}" for row in last)
         headline = f"Right under {options.attacks[-1]}, eps {options.radii[0]:g}/255: {said}"
         return Page("zero-shot image classification", headline, facts, labels, sections)
 
@@ -209,7 +210,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
                 said = next(row["said"] for row in record["attacked"] if row["encoder"] == row["source"] == name
                             and row["attack"] == self.options.attacks[-1] and row["eps"] == self.options.radii[0])  # fmt: skip
                 classes = self.task.classes
-                note = f"clean: {classes[record['said'][name]]}; attacked: {classes[said]}"
+                note = f"clean: {isolated(classes[record['said'][name]])}; attacked: {isolated(classes[said])}"
                 verdict = "right" if said == record["label"] else "wrong"
                 cells.append(
                     ExampleCell(name, pictures=[self.folder / path for path in paths], verdict=verdict, note=note)
@@ -233,7 +234,7 @@ def image_line(row: Row) -> str:
     """ "clean", "apgd on itself, eps 4/255"."""
     if row["protocol"] == "clean":
         return "clean"
-    against = "on itself" if row["protocol"] == "adaptive" else f"on {row['source']}"
+    against = "on itself" if row["protocol"] == "adaptive" else f"on {isolated(row['source'])}"
     return f"{row['attack']} {against}, eps {row['eps']:g}/255"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from leaf_diffusion.reports.experiment import Example, ExampleCell, Page, Section, curve, matrices
 from leaf_diffusion.reports.results import METRICS, Metric
+from leaf_diffusion.text.visible import isolated
 
 ACCURACY = Metric(
     "accuracy",
@@ -111,6 +112,6 @@ def _headline(rows: Sequence[dict[str, Any]], encoders: Sequence[str]) -> str:
         for row in attacked
         if (row["attack"], row["k"], row["constraint"]) == (first["attack"], first["k"], first["constraint"])
     ]
-    said = ", ".join(f"{row['encoder']} {ACCURACY.show(row['mean'])}" for row in place)
+    said = ", ".join(f"{isolated(row['encoder'])} {ACCURACY.show(row['mean'])}" for row in place)
     what = "the exact worst single edit" if first["attack"] == "exhaustive" else f"{first['attack']}, k={first['k']}"
     return f"Right under {what}: {said}"

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from leaf_diffusion import __version__
-from leaf_diffusion.reports.results import METRICS, setting_of
+from leaf_diffusion.reports.results import METRICS, SETS, Results, setting_of
 from leaf_diffusion.runs import atomic_write, load_run
 
 _TEMPLATE = """---
@@ -37,7 +37,8 @@ def eval_results(run: str | Path, encoder: str) -> list[EvalResult]:
 
     ValueError where the run is not finished or does not know the encoder.
     """
-    return [_result(row, _dataset(run)) for row in _rows(run, encoder)]
+    titles = _titles(run)
+    return [_result(row, titles[row["metric"]], _dataset(run)) for row in _rows(run, encoder)]
 
 
 def write_card(folder: str | Path, run: str | Path, encoder: str, *, name: str, base_model: str | None = None) -> Path:
@@ -59,6 +60,7 @@ def write_card(folder: str | Path, run: str | Path, encoder: str, *, name: str, 
         model_name=_plain(name),
         eval_results=eval_results(run, encoder),
     )
+    titles = _titles(run)
     used = list(dict.fromkeys(row["metric"] for row in rows))
     text = _TEMPLATE.format(
         metadata=data.to_yaml(),
@@ -69,8 +71,8 @@ def write_card(folder: str | Path, run: str | Path, encoder: str, *, name: str, 
         seeds=settings["seeds"],
         attack=settings["attack"],
         constraint=settings["constraint"],
-        table="\n".join(_line(row) for row in rows),
-        meanings="\n".join(f"- {METRICS[metric].title}: {METRICS[metric].meaning}." for metric in used),
+        table="\n".join(_line(row, titles[row["metric"]]) for row in rows),
+        meanings="\n".join(f"- {titles[metric]}: {METRICS[metric].meaning}." for metric in used),
     )
     atomic_write(folder / "README.md", text.encode())
     return folder / "README.md"
@@ -85,7 +87,8 @@ def _rows(run: str | Path, encoder: str) -> list[dict[str, Any]]:
     if not own:
         known = ", ".join(sorted({row["encoder"] for row in rows}))
         raise ValueError(f"{run} has no figures of {encoder!r}; its encoders are: {known}")
-    found = [row for row in own if row["mean"] is not None and row["protocol"] != "floor"]
+    swap = [row for row in own if row["protocol"] == "clean" and row["metric"].startswith("drift")]  # not an attack's
+    found = [row for row in own if row["mean"] is not None and row["protocol"] != "floor" and row not in swap]
     order = list(METRICS)
     return sorted(found, key=lambda row: (order.index(row["metric"]), row["protocol"] != "clean", setting_of(row)))
 
@@ -96,24 +99,30 @@ def _dataset(run: str | Path) -> tuple[str, str]:
     return f"leaf_diffusion-run-{spec.identity[:8]}", f"{len(spec.settings['prompts'])} prompts{world}"
 
 
-def _result(row: dict[str, Any], dataset: tuple[str, str]) -> EvalResult:
-    metric = METRICS[row["metric"]]
+def _titles(run: str | Path) -> dict[str, str]:
+    """What each metric is called; a distance between sets says in which features it was measured."""
+    results = Results.of(load_run(run))
+    spaces = {key: f" ({_plain(results.space(key))})" if key in SETS else "" for key in METRICS}
+    return {key: metric.title + spaces[key] for key, metric in METRICS.items()}
+
+
+def _result(row: dict[str, Any], title: str, dataset: tuple[str, str]) -> EvalResult:
     names = ("protocol", "source", "attack", "constraint", "k", "ci_low", "ci_high", "n", "seeds")
     return EvalResult(
         task_type="text-to-image",
         dataset_type=dataset[0],
         dataset_name=dataset[1],
         metric_type=row["metric"],
-        metric_name=f"{metric.title}, {setting_of(row).label}",
+        metric_name=f"{title}, {setting_of(row).label}",
         metric_value=row["mean"],
         metric_args={name: row[name] for name in names if row[name] is not None},
     )
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], title: str) -> str:
     metric = METRICS[row["metric"]]
     label = setting_of(row).label.replace("|", r"\|").replace("<", "&lt;")
-    return f"| {metric.title} | {label} | {metric.show(row['mean'])} | {metric.show_interval(row)} | {row['n']} |"
+    return f"| {title} | {label} | {metric.show(row['mean'])} | {metric.show_interval(row)} | {row['n']} |"
 
 
 def _plain(name: str) -> str:

@@ -76,7 +76,7 @@ def _check_index(folder: Path, options: dict[str, Any], leaf: str, stock: type) 
         parts = {name: value for name, value in index.items() if isinstance(value, list) and value[:1] != [None]}
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is damaged ({error})") from error
-    kinds = {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"}
+    kinds = {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"}
     if (kind := str(index.get("_class_name")).removeprefix("Leaf")) in kinds - {stock.__name__}:
         raise ValueError(f"{folder} is a {kind}, which {leaf} cannot run: use Leaf{kind}")
     refuse_pickled_folder(*(folder / name for name in parts if name not in options), variant=options.get("variant"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias, cast
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from leaf_diffusion.attacks.base import Attack, AttackResult
 from leaf_diffusion.attacks.charmer import Charmer
-from leaf_diffusion.encoders.base import Defence, Tower
+from leaf_diffusion.encoders.base import Defence, Feature, Tower
 from leaf_diffusion.encoders.huggingface import HFTextEncoder, computes_on
 from leaf_diffusion.encoders.load import load_defence
 from leaf_diffusion.encoders.swap import exchanged
@@ -27,11 +27,16 @@ PARTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 
 
 class LeafPipeline:
-    """Stands before a stock pipeline class among the bases. `_stock`: that class; `_towers`: how many CLIPs it has."""
+    """Stands before a stock pipeline class among the bases.
+
+    `_stock`: that class; `_towers`: how many CLIPs it has; `_feature`: what of them it is given pooled, None: projected where
+    the projection is known, else pooled.
+    """
 
     # class attributes, because an __init__ of its own would break from_pipe and save_pretrained
     _stock: ClassVar[type]
     _towers: ClassVar[int] = 2
+    _feature: ClassVar[Feature | None] = None
     _defence: Defence | None = None
     _projections: dict[str, nn.Linear] | None = None
     _names: dict[str, str] | None = None
@@ -46,6 +51,7 @@ class LeafPipeline:
         adapter: str | Path | None = None,
         adapter_2: str | Path | None = None,
         defence: str | Defence | None = None,
+        components: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a pipeline folder or Hub id and swap `text_encoder` (CLIP-L) and `text_encoder_2` (CLIP-G) in, or one of
@@ -53,11 +59,13 @@ class LeafPipeline:
 
         Sources, `adapter` (a LoRA, merged into the encoder) and `defence` as in `load_text_encoder`; the new encoder has
         the dtype and device of the old one, and a bare text model keeps the pipeline's own projection where it needs one.
-        Everything else goes to diffusers: dtype (a name, too), variant, revision, local_files_only, components.
+        Everything else goes to diffusers: dtype (a name, too), variant, revision, local_files_only, components (by their
+        names, or together as `components`).
 
         Raises FileNotFoundError where nothing is found; ValueError naming every misfit between an encoder and the
         pipeline, and for pickles, with the command that converts them.
         """
+        kwargs |= components or {}
         source = checked_folder(pretrained_model_name_or_path, kwargs, cls.__name__, cls._stock)
         with found(source, kwargs):
             pipe = cast(Any, super()).from_pretrained(source, **kwargs)
@@ -75,11 +83,13 @@ class LeafPipeline:
         adapter: str | Path | None = None,
         adapter_2: str | Path | None = None,
         defence: str | Defence | None = None,
+        components: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
         """As `from_pretrained`, from one .safetensors file (or its address on the Hub). Without a network `config` is
         needed: the folder of a pipeline of that kind. A module for a tower that the file lacks is taken as it is.
         """
+        kwargs |= components or {}
         source, has = checked_file(pretrained_model_link_or_path, kwargs)
         given = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
         lacking = {part: one for part, one in given.items() if isinstance(one, nn.Module) and part not in has}
@@ -100,10 +110,11 @@ class LeafPipeline:
         adapter: str | Path | None = None,
         adapter_2: str | Path | None = None,
         defence: str | Defence | None = None,
+        components: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
         """As diffusers' `from_pipe`, sharing components; the given pipeline keeps its own text encoders."""
-        pipe = cast(Any, super()).from_pipe(pipeline, **kwargs)
+        pipe = cast(Any, super()).from_pipe(pipeline, **kwargs, **components or {})
         if isinstance(pipeline, LeafPipeline):
             pipe._defence, pipe._projections = pipeline._defence, dict(pipeline._projections or {})
             pipe._names = dict(pipeline._names or {})
@@ -171,13 +182,15 @@ class LeafPipeline:
         """Worst prompts within `k` edits, found on this pipeline's own CLIP text encoders (default attack: `Charmer()`).
 
         The default objective is the squared L2 drift of projected features where the projection is known, and of pooled
-        ones otherwise: the CLIPTextModel inside a Stable Diffusion has none. With two towers the score is the mean of
+        ones otherwise: the CLIPTextModel inside a Stable Diffusion has none (of pooled ones always in FLUX, which is given
+        those). With two towers the score is the mean of
         both drifts, each relative to its own clean embedding, so that the larger does not drown the other; `objective`
         takes the drift's place on each. `Drift("l2", feature=Hidden())` attacks the token states.
         """
         scorers = []
         for encoder in self.encoders:
-            own = objective or Drift("l2", feature="projected" if encoder.has_projection else "pooled")
+            default: Feature = "projected" if encoder.has_projection else "pooled"
+            own = objective or Drift("l2", feature=self._feature or default)
             scorers.append((Scorer(encoder, own), 1.0))
         scorer = scorers[0][0] if self._towers == 1 else MeanScorer(scorers)
         rule = constraint_from_name(constraint) if isinstance(constraint, str) else constraint

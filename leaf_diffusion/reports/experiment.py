@@ -17,6 +17,7 @@ from leaf_diffusion.reports.plots import Point, panel
 from leaf_diffusion.reports.results import Metric, Row
 from leaf_diffusion.reports.sections import Matrix, difference_cell, mean_cell
 from leaf_diffusion.runs import RunSpec, atomic_write
+from leaf_diffusion.text.visible import isolated
 
 PLACE = ("protocol", "source", "attack", "constraint", "k")
 """With the `more` columns of an experiment these say which line of a table a row belongs to."""
@@ -70,7 +71,7 @@ def line_label(row: Row) -> str:
     """ "clean", "charmer on itself, k=1, no-new-words"."""
     if row["protocol"] == "clean":
         return "clean"
-    against = "on itself" if row["protocol"] == "adaptive" else f"on {row['source']}"
+    against = "on itself" if row["protocol"] == "adaptive" else f"on {isolated(row['source'])}"
     rule = {None: "", "none": ", unconstrained"}.get(row["constraint"], f", {row['constraint']}")
     return f"{row['attack']} {against}, k={row['k']}{rule}"
 
@@ -84,7 +85,8 @@ def matrices(
 ) -> list[Matrix]:
     """For each metric a table of means, then one of paired differences: settings down, encoders across.
 
-    `more` names columns of the rows, besides protocol, source, attack, constraint and k, that part the lines.
+    Names are set apart (`isolated`), as whoever makes a Matrix does with what comes from outside. `more` names columns of
+    the rows, besides protocol, source, attack, constraint and k, that part the lines.
     """
     found = []
     for metric in metrics:
@@ -105,7 +107,7 @@ def matrices(
                 sizes = sorted({row["n"] for row in line.values()})
                 n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
                 made.append((label(next(iter(line.values()))), [cell(line.get(c), metric) for c in columns], n))
-            names = [f"{encoder} − {baseline}" if baseline else encoder for encoder, baseline in columns]
+            names = [" − ".join(isolated(name) for name in pair if name) for pair in columns]
             points = ", in points" if metric.unit == "%" else ""
             title = f"{metric.title}, differences{points}" if paired else metric.title
             found.append(Matrix(title, "" if paired else metric.meaning, names, made))
@@ -160,6 +162,7 @@ def write_page(folder: Path, page: Page, spec: RunSpec, environment: Mapping[str
         .get_template("experiment.html.j2")
         .render(
             page=page,
+            encoders=[isolated(label) for label in page.encoders],
             sections=sections,
             identity=spec.identity,
             command=environment.get("command", "not recorded"),

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from leaf_diffusion.reports import sections
+from leaf_diffusion.reports import costs, sections
 from leaf_diffusion.reports.gallery import gallery_rows
 from leaf_diffusion.reports.headline import headline
 from leaf_diffusion.reports.plots import plot_over_k
@@ -60,7 +60,8 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
     rows = gallery_rows(run, baseline=results.baseline)
     spec = json.dumps(run.spec.settings, indent=2, ensure_ascii=False)
     shown, left_out = sections.gallery(rows, results, budget - len(spec.encode()))
-    main = results.main
+    main, swap = results.main, found.get("swap_cost")
+    own_costs = costs.own_costs(results)
     keys = [key for key in PAIRED if results.has(key)]
     first = [main.key] if main else []
     sources = list(dict.fromkeys(s.source for s in results.settings if s.protocol == "transfer"))
@@ -77,13 +78,15 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
         "main_differences": [sections.differences(results, key) for key in first],
         "means": [sections.means(results, key) for key in keys if key not in first],
         "differences": [sections.differences(results, key) for key in keys if key not in first],
-        "sensitivity": [sections.means(results, "sensitivity")] if results.has("sensitivity") else [],
+        "sensitivity": [] if own_costs or not results.has("sensitivity") else [sections.means(results, "sensitivity")],
+        "costs": [*own_costs, *(costs.condition_costs(swap, results) if swap else [])],
+        "sensitivity_meaning": METRICS["sensitivity"].meaning if results.has("sensitivity") else "",
+        "swap_cost": costs.told(swap),
         "plots": [
             (METRICS[key].title, [(title, Markup(svg)) for title, svg in plot_over_k(results, key, sources)])
             for key in plotted
         ],
-        "sets": [sections.means(results, key) for key in SETS if results.has(key)],
-        "feature_space": found.get("feature_space"),
+        "sets": [(sections.means(results, key), results.space(key)) for key in SETS if results.has(key)],
         "real_pictures": found.get("real_pictures"),
         "attacks": found.get("attacks", []),
         "uncounted": uncounted(rows, results, found, run.records("scores")),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leaf_diffusion.runs import Run
+from leaf_diffusion.runs.costs import misfits
 from leaf_diffusion.runs.fields import COUNT, NUMBER, PROTOCOL, TEXT, Field, Fields, misfit
 from leaf_diffusion.text.visible import isolated
 
@@ -14,6 +15,10 @@ Row = Mapping[str, Any]
 
 _REST: Fields = {
     "feature_space": TEXT.or_null.if_any,
+    "feature_spaces": Field(
+        "an object of texts", lambda v: isinstance(v, dict) and all(isinstance(name, str) for name in v.values())
+    ).if_any,
+    "swap_cost": Field("an object", lambda value: isinstance(value, dict)).or_null.if_any,
     "real_pictures": COUNT.or_null.if_any,
     "counts": Field("an object", lambda value: isinstance(value, dict)).if_any,
     "attacks": Field("a list of objects", lambda v: isinstance(v, list) and all(isinstance(o, dict) for o in v)).if_any,
@@ -132,8 +137,11 @@ class Results:
     `Results.of` reads them from a run and checks them.
     """
 
-    def __init__(self, rows: Iterable[Row], run: object = "the run") -> None:
-        self.rows = list(rows)
+    def __init__(self, rows: Iterable[Row], run: object = "the run", spaces: Mapping[str, str] | None = None) -> None:
+        everything = list(rows)
+        self.rows = [row for row in everything if not _of_a_swap(row)]
+        self._swap = {(r["encoder"], r["metric"]): r for r in everything if _of_a_swap(r) and r["baseline"] is None}
+        self._spaces = spaces or {}
         if not self.rows:
             raise ValueError(f"{run} has no results yet: give the command that started it again, it goes on to the end")
         self._index = {(r["encoder"], setting_of(r), r["metric"], r["baseline"]): r for r in self.rows}
@@ -159,10 +167,14 @@ class Results:
                 wrong = 'the field "baseline" has to be an encoder of these rows'
             _refuse(run, f"row {number}", wrong)
         _refuse(run, "beside the rows", misfit(found, _REST))
+        _refuse(run, "swap_cost", misfits(found["swap_cost"]) if found.get("swap_cost") else "")
         _refuse(run, "counts", misfit(found.get("counts", {}), _COUNTS))
         for number, one in enumerate(found.get("attacks", [])):
             _refuse(run, f"attacks, item {number}", misfit(one, _ATTACKS))
-        return cls(found["rows"], run.folder)
+        one = (
+            dict.fromkeys(SETS, found["feature_space"]) if found.get("feature_space") else {}
+        )  # before there were several
+        return cls(found["rows"], run.folder, one | found.get("feature_spaces", {}))
 
     def get(self, encoder: str, setting: Setting, metric: str, baseline: str | None = None) -> Row | None:
         return self._index.get((encoder, setting, metric, baseline))
@@ -171,6 +183,14 @@ class Results:
         """Whether some encoder's mean was measured."""
         mine = (row for row in self.rows if row["metric"] == metric and row["protocol"] != "floor")
         return any(row["mean"] is not None and row["baseline"] is None for row in mine)
+
+    def swap_drift(self, encoder: str, metric: str) -> Row | None:
+        """How far the encoder's clean pictures are from the baseline's ("drift" or "drift_features")."""
+        return self._swap.get((encoder, metric))
+
+    def space(self, metric: str) -> str:
+        """The feature space of a distance between sets; "unrecorded" where nobody wrote it down."""
+        return self._spaces.get(metric, "unrecorded")
 
     def settings_of(self, metric: str) -> list[Setting]:
         found = {setting_of(row) for row in self.rows if row["metric"] == metric and row["baseline"] is None}
@@ -197,6 +217,11 @@ class Results:
     def floor(self) -> Row | None:
         """Drift with no attack at all, only another noise."""
         return next((r for r in self.rows if r["protocol"] == "floor" and r["metric"] == "drift"), None)
+
+
+def _of_a_swap(row: Row) -> bool:
+    """Drift is an attack's everywhere else."""
+    return row["protocol"] == "clean" and str(row["metric"]).startswith("drift")
 
 
 def _refuse(run: Run, where: str, wrong: str) -> None:

@@ -41,6 +41,8 @@ def _each(
             sizes = sorted({row["n"] for row in rows if row is not None})
             lines.append((setting.label, [*cells, "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))]))
         title = metric.title + ("" if metric.higher_is_better else ", lower is better")
+        if key in SETS:
+            title += f", features: {isolated(results.space(key))}"
         tables.append(table(title, [*map(isolated, results.encoders), "n"], lines))
     return tables
 

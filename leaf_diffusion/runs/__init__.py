@@ -6,10 +6,11 @@ from leaf_diffusion.runs.lines import DamagedRecords
 from leaf_diffusion.runs.read import Run, load_run
 from leaf_diffusion.runs.spec import RunSpec, environment
 from leaf_diffusion.runs.store import RunStore, image_name
-from leaf_diffusion.runs.values import FIELDS, Values, prompt_values
+from leaf_diffusion.runs.values import FIELDS, SWAP_FIELDS, Values, prompt_values
 
 __all__ = [
     "FIELDS",
+    "SWAP_FIELDS",
     "DamagedRecords",
     "Run",
     "RunFolderError",

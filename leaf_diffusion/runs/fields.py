@@ -81,6 +81,8 @@ RECORDS: Mapping[str, Fields] = {
         "clip_score_attacked_caption": NUMBER.or_null.if_any,
         "drift": NUMBER.or_null.if_any,
         "drift_features": NUMBER.or_null.if_any,
+        "swap_drift": NUMBER.or_null.if_any,
+        "swap_drift_features": NUMBER.or_null.if_any,
     },
 }
 """Kind -> fields of the records of the text-to-image evaluation; a record may have more."""

@@ -17,6 +17,9 @@ FIELDS = {
 }
 """Metric -> field of a score record. Drift (pixel RMSE, 0 to 1) has the protocol "floor" beside it."""
 
+SWAP_FIELDS = {"drift": "swap_drift", "drift_features": "swap_drift_features"}
+"""The same of clean pictures: how far they are from the first encoder's of the same prompt and noise."""
+
 Values = dict[str, float]
 """Prompt id -> value, the mean over noises."""
 Key = tuple[str, str, str | None, int]
@@ -24,14 +27,14 @@ Key = tuple[str, str, str | None, int]
 
 
 def prompt_values(
-    pictures: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]]
+    pictures: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]], fields: Mapping[str, str] = FIELDS
 ) -> dict[tuple[Key, str], Values]:
     """The values of every (key, metric) that some picture has a score for."""
     by_id = {row["id"]: row for row in scores}
     noises: dict[tuple[Key, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for picture in pictures:
         key: Key = (picture["encoder"], picture["protocol"], picture["source"], picture["k"])
-        for metric, name in FIELDS.items():
+        for metric, name in fields.items():
             if picture["protocol"] == "floor" and not metric.startswith("drift"):
                 continue
             value = by_id.get(picture["id"], {}).get(name)

@@ -18,6 +18,11 @@ def visible(text: str) -> str:
     return "".join(map(code, text))
 
 
+def readable(text: str) -> str:
+    """`visible` for a sentence of our own: the isolates around the names in it stay."""
+    return "".join(character if character in (ISOLATE, END) else code(character) for character in text)
+
+
 def isolated(text: str) -> str:
     """`visible`, and set apart where it holds letters from right to left: what stands beside it keeps its order."""
     return apart(text, visible(text))

@@ -18,11 +18,13 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import Attack, Charmer, LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
+from leaf_diffusion.eval.experiment import _table
 from leaf_diffusion.eval.prompts import marked, read_attacks, write_attacks
 from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.config import TextFAREConfig
 from leaf_diffusion.reports import write_report
-from leaf_diffusion.reports.results import Results
+from leaf_diffusion.reports.experiment import matrices
+from leaf_diffusion.reports.results import METRICS, Results
 from leaf_diffusion.reports.text_tables import latex, markdown
 from leaf_diffusion.runs import RunSpec, RunStore, image_name, load_run, results_csv, write_results
 from leaf_diffusion.scoring import Drift, Scorer
@@ -192,3 +194,17 @@ def test_the_terminal_is_not_commanded(prompt: str) -> None:
     rightward = any(0x590 <= ord(character) < 0x700 for character in prompt)
     assert (text[0] == "\u2068" and text[-1] == "\u2069") == rightward  # it does not reorder what stands beside it
     assert text.strip("\u2068\u2069").isprintable()
+
+
+@pytest.mark.parametrize("label", HOSTILE)
+def test_the_tables_of_an_experiment_set_their_names_apart(label: str) -> None:
+    rows = [result_row(name, "transfer", label, 1) for name in ("original", label)]
+    rows.append(result_row(label, "transfer", label, 1, baseline="original"))
+    screen = io.StringIO()
+    for matrix in matrices(rows, [METRICS["scene_accuracy"]]):
+        Console(file=screen, width=2000, color_system=None).print(_table(matrix))
+    shown = screen.getvalue()
+    named = len(re.findall("\u2068[^\u2068\u2069]*\u2069", shown))
+    rightward = any(0x590 <= ord(character) < 0x700 for character in label)
+    assert named == shown.count("\u2068") == shown.count("\u2069") == 4 * rightward  # two columns, a line in each table
+    assert re.sub(r"[\n\u2068\u2069]", "", shown).isprintable()

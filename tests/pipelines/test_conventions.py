@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoPipelineForImage2Image, StableDiffusionImg2ImgPipeline
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, StableDiffusionImg2ImgPipeline
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection, IPAdapterTimeImageProjection
 from PIL import Image
@@ -197,6 +197,15 @@ def test_on_to_image_to_image(kinds):
         pipe.set_progress_bar_config(disable=True)
         pictures.append(pipe("a cat", generator=torch.Generator().manual_seed(0), **ask).images)
     assert np.array_equal(*pictures)
+
+
+def test_the_auto_class_takes_the_stock_twin_and_says_that_it_knows_no_other(kind, pair):
+    expected = kind.picture(pair.stock)
+    with pytest.raises(ValueError, match=f"can't find a pipeline linked to {kind.leaf.__name__}"):
+        AutoPipelineForText2Image.from_pipe(pair.leaf)
+    auto = AutoPipelineForText2Image.from_pipe(kind.stock.from_pipe(pair.leaf))
+    assert type(auto) is kind.stock
+    assert np.array_equal(kind.picture(auto), expected)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5

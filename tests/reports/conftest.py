@@ -152,6 +152,10 @@ def results(values: dict[Any, dict[str, float]], labels: list[str], store: RunSt
             if protocol != "floor" and labels.index(encoder) > labels.index(baseline) in (0, 2):
                 other = (baseline, protocol, baseline if protocol == "adaptive" else source, k, metric)
                 add(key, baseline, paired_bootstrap(found, values[other]))
+    for number, label in enumerate(labels[1:], 1):
+        moved = {"mean": 0.01 * number, "ci_low": 0.005 * number, "ci_high": 0.02 * number, "n": 12, "seeds": 1}
+        row = dict.fromkeys(("baseline", "source", "attack", "constraint"))
+        rows.append({**row, "encoder": label, "protocol": "clean", "k": 0, "metric": "drift", **moved})
     for encoder, protocol, source, k in cells(dict.fromkeys(labels, 1.0), (1, 2) if attacked else ()):
         if protocol != "floor":
             for metric, value in (("kid", 0.0123), ("cmmd", 1.5), ("frechet", 44.0)):

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from leaf_diffusion.eval.zero_shot_page import ACCURACY
+from leaf_diffusion.eval.zero_shot_page import page as zero_shot_page
 from leaf_diffusion.reports import write_comparison, write_report
+from leaf_diffusion.reports.experiment import write_page
+from leaf_diffusion.runs import RunSpec
 
 Make = Callable[..., Path]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -171,5 +175,49 @@ def test_marks_of_direction_reorder_nothing_and_are_seen(browser: Browser, make_
     left = places(page, "#lead", "“", "דהו", "”", "keeps")
     assert left == sorted(left)
     assert "\u202e" not in str(page.locator("nav, .controls, table").all_inner_texts())
+    assert visit.overflow() <= 0
+    visit.quiet()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_an_experiments_page_keeps_its_order_whatever_the_letters_of_its_encoders(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    labels = ["אבג", "דהו", "x\u202ey"]
+    rows, records = [], []
+    for number, label in enumerate(labels):
+        for protocol, k in (("clean", 0), ("adaptive", 1)):
+            attacked = {"attack": "charmer", "constraint": "none"} if k else {"attack": None, "constraint": None}
+            fixed = {
+                "protocol": protocol,
+                "k": k,
+                "metric": ACCURACY.key,
+                "n": 4,
+                "seeds": 1,
+                "mean": 0.5 + number / 10,
+            }
+            around = {"source": label if k else None, "ci_low": 0.2, "ci_high": 0.9}
+            for baseline in (None, *labels[:number]):
+                rows.append({"encoder": label, "baseline": baseline, **attacked, **fixed, **around})
+        tried = [{"held": number > 0, "perturbed": "a czt"}]
+        records.append({"number": 0, "encoder": label, "right": True, "text": "a cat", "exact": [], "attacks": tried})
+    made = zero_shot_page(rows, {"texts": records}, {"texts": 1, "classes": 2, "truncated": 0}, labels, "דגים 12")
+    visit = Visit(browser, write_page(tmp_path, made, RunSpec({"experiment": "zero-shot-text"}), {}), width)
+    page = visit.page
+    if width > 1000:  # on a phone these lines break
+        # the sentence that leads: each label before its own figure
+        left = places(page, "h1", "Right", "אבג", "50%", "דהו", "60%")
+        assert left == sorted(left)
+        column = page.locator("table.differences thead th", has_text="−").first
+        column.evaluate("node => node.id = 'pair'")
+        left = places(page, "#pair", "דהו", "−", "אבג")
+        assert left == sorted(left)
+        # a label, then what became of its text
+        side = page.locator(".side", has_text="אבג")
+        side.evaluate("node => node.id = 'side'")
+        left = places(page, "#side", "אבג", "✗ ")
+        assert left == sorted(left)
+    assert "\u202e" not in page.locator("body").inner_text()
+    assert "x\\u202ey" in page.locator("h1").inner_text()
     assert visit.overflow() <= 0
     visit.quiet()

@@ -90,7 +90,18 @@ def test_the_sections_a_reader_looks_for_are_there(make_run: Make) -> None:
     ):
         assert said in found.text, said
     headings = [a["id"] for a in found.all("h2")]
-    assert headings == ["tables", "differences", "plots", "sets", "attacks", "gallery", "how", "run", "uncounted"]
+    assert headings == [
+        "tables",
+        "differences",
+        "cost",
+        "plots",
+        "sets",
+        "attacks",
+        "gallery",
+        "how",
+        "run",
+        "uncounted",
+    ]
     ids = [a["id"] for _, a in found.tags if a.get("id")]
     assert len(ids) == len(set(ids))
     links = {(a["href"] or "").removeprefix("#") for a in found.all("a")}

@@ -85,7 +85,7 @@ FULL: dict[str, dict[str, Any]] = {
                  "protocol": "clean", "source": None, "k": 0, "seed_index": 0, "image": f"images/{'0' * 24}.png",
                  "given": "a cat", "truncated": False},
     "scores": {"id": "a", "scene_correct": True, "clip_score": 20.0, "clip_score_attacked_caption": 20, "drift": None,
-               "drift_features": 0.1},
+               "drift_features": 0.1, "swap_drift": 0.2, "swap_drift_features": None},
 }  # fmt: skip
 
 

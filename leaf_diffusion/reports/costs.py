@@ -1,0 +1,121 @@
+"""What a swap costs, beside what it buys: every encoder in the baseline's place on clean prompts, from what runs recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from leaf_diffusion.reports.results import METRICS, Metric, Results, Row, Setting
+from leaf_diffusion.reports.sections import Cell, Matrix, difference_cell, mean_cell
+from leaf_diffusion.runs import RunSpec
+from leaf_diffusion.runs.costs import COST_ROW, misfits
+from leaf_diffusion.text.visible import isolated
+
+LINES = ("scene_accuracy", "clip_score", "sensitivity", "drift", "drift_features")
+TITLES = {"drift": "Pixels moved", "drift_features": "Features moved"}
+
+
+def own_costs(results: Results) -> list[Matrix]:
+    """A line a metric, a column an encoder, all of this run's clean prompts; empty where there is nothing to set apart.
+
+    Of drift the baseline's column has what another noise does: how far pictures lie apart when nothing is swapped.
+    """
+    others = [label for label in results.encoders if label != results.baseline]
+    clean, lines = Setting("clean"), list[tuple[str, Sequence[Cell], str]]()
+    for metric in (METRICS[key] for key in LINES):
+        drift = metric.key.startswith("drift")
+        rows = [
+            results.swap_drift(label, metric.key) if drift else results.get(label, clean, metric.key)
+            for label in others
+        ]
+        if not any(rows):
+            continue
+        first = _floor(results, metric) if drift else results.get(results.baseline, clean, metric.key)
+        cells = [_floor_cell(first, metric) if drift else _cell(first, None, metric)]
+        for label, row in zip(others, rows, strict=True):
+            difference = None if drift else results.get(label, clean, metric.key, results.baseline)
+            cells.append(_cell(row, difference, metric))
+        lines.append((TITLES.get(metric.key, metric.title), cells, _span([first, *rows])))
+    return [Matrix("On clean prompts", "", [results.baseline, *others], lines)] if lines else []
+
+
+def read_swap_cost(folder: Path) -> dict[str, Any]:
+    """The rows and conditions of a folder of `leaf-diffusion swap-cost`, and what it was measured with.
+
+    Raises FileNotFoundError where there is none, ValueError naming the file where it does not fit.
+    """
+    paths = folder / "results.json", folder / "spec.json"
+    if missing := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(
+            f"--swap-cost {folder}: no {missing[0].name}; give the folder of a finished swap-cost run"
+        )
+    try:
+        found, spec = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+        settings = dict(RunSpec.from_dict(spec).settings)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--swap-cost {folder}: results.json or spec.json is damaged ({error})") from error
+    if settings.get("experiment") != "swap-cost" or not isinstance(found, dict):
+        raise ValueError(
+            f"--swap-cost {folder} is the folder of another experiment; give one of `leaf-diffusion swap-cost`"
+        )
+    kept: dict[str, Any] = {name: found.get(name) for name in ("rows", "conditions")}
+    if wrong := misfits(kept):
+        raise ValueError(f"--swap-cost {folder}: results.json is damaged, {wrong}")
+    rows = [{name: row[name] for name in COST_ROW} for row in kept["rows"]]
+    conditions = [{"key": each["key"], "title": each["title"]} for each in kept["conditions"]]
+    return {"identity": found.get("identity"), "settings": settings, "rows": rows, "conditions": conditions}
+
+
+def condition_costs(found: Mapping[str, Any], results: Results) -> list[Matrix]:
+    """The leading metric, then pixels moved: a line a condition of a swap-cost run, a column an encoder."""
+    rows = {(r["condition"], r["encoder"], r["protocol"], r["metric"], r["baseline"]): r for r in found["rows"]}
+    others = [label for label in results.encoders if label != results.baseline]
+    main = next((key for key in ("scene_accuracy", "clip_score") if any(place[3] == key for place in rows)), None)
+    made = []
+    for metric in (METRICS[key] for key in (main, "drift") if key is not None):
+        drift, lines = metric.key == "drift", list[tuple[str, Sequence[Cell], str]]()
+        for condition in found["conditions"]:
+            at = (condition["key"], results.baseline)
+            first = rows.get((*at, "floor" if drift else "clean", metric.key, None))
+            mine = [rows.get((condition["key"], label, "clean", metric.key, None)) for label in others]
+            if any(mine):
+                apart = [rows.get((condition["key"], label, "clean", metric.key, results.baseline)) for label in others]
+                cells = [_cell(row, difference, metric) for row, difference in zip(mine, apart, strict=True)]
+                at_first = _floor_cell(first, metric) if drift else _cell(first, None, metric)
+                lines.append((condition["title"], [at_first, *cells], _span([first, *mine])))
+        if lines:
+            title = f"{TITLES.get(metric.key, metric.title)}, by what else a pipeline is given"
+            made.append(Matrix(title, "", [results.baseline, *others], lines))
+    return made
+
+
+def _floor(results: Results, metric: Metric) -> Row | None:
+    floors = (r for r in results.rows if r["protocol"] == "floor" and r["metric"] == metric.key)
+    return next(floors, None)
+
+
+def _floor_cell(row: Row | None, metric: Metric) -> Cell:
+    return Cell() if row is None else Cell(metric.show(row["mean"]), "another noise")
+
+
+def _cell(row: Row | None, difference: Row | None, metric: Metric) -> Cell:
+    """A mean; beside it the difference to the baseline with its interval, or the mean's own interval."""
+    mean = mean_cell(row, metric)
+    if difference is None:
+        return replace(mean, bar=None)
+    apart = difference_cell(difference, metric)
+    interval = f" ({apart.sub})" if apart.sub else ""
+    return Cell(mean.text, f"{apart.text}{interval}", apart.tone)
+
+
+def _span(rows: Sequence[Row | None]) -> str:
+    sizes = sorted({row["n"] for row in rows if row is not None})
+    return "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
+
+
+def told(found: Mapping[str, Any] | None) -> str:
+    """Where the conditions were measured, in a few words; "" without them."""
+    return "" if found is None else f"run {isolated(str(found.get('identity') or 'unrecorded')[:8])} of swap-cost"
