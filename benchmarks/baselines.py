@@ -45,7 +45,9 @@ COCO = (
 SHORT = tuple(f"a {colour} {noun} on a {place}" for colour, place in (("red", "table"), ("blue", "beach"))
               for noun in ("umbrella", "cat", "mushroom", "boat", "house", "flower", "key", "crown"))  # fmt: skip
 ADJECTIVES = ("", " small", " new", " famous", " wooden", " quiet", " modern", " dirty")
-MANY = tuple(caption.replace(" a ", f" a{adjective} ", 1) for adjective in ADJECTIVES for caption in COCO if " a " in caption)
+MANY = tuple(
+    caption.replace(" a ", f" a{adjective} ", 1) for adjective in ADJECTIVES for caption in COCO if " a " in caption
+)
 SENTENCES = {"coco": COCO, "short": SHORT, "many": MANY}
 """Captions as they stand under photographs (12 to 15 tokens with begin and end), short prompts (8), and those captions that
 hold " a " with an adjective there (up to 16 tokens): as many as a GPU needs."""

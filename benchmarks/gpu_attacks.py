@@ -25,7 +25,11 @@ def cases(captions: int) -> list[tuple[Case, int, int]]:
     return [
         (Case("Charmer n=20, k=2, constrained", charmer, captions, NoNewWords(), k=2), 2, 8),
         (Case("Charmer n=20, k=1", charmer, captions), 2, 8),
-        (Case(f"LEAF rho=50, batch {captions}", LeafAttack(rho=50), captions, None, "published-training"), captions, captions),
+        (
+            Case(f"LEAF rho=50, batch {captions}", LeafAttack(rho=50), captions, None, "published-training"),
+            captions,
+            captions,
+        ),
     ]
 
 
@@ -44,7 +48,16 @@ def measure(
         raise ValueError(f"there are {len(sentences)} captions, {captions} were asked for: give fewer with --captions")
     width = encoder.config.hidden_size
     table = Table(title=f"{shape} on {name(device)}, tower in {dtype}; TF32 {torch.backends.cuda.matmul.allow_tf32}")
-    for column in ("attack", "side", "captions", "seconds", "captions/s", "of published", "peak MiB", "of the product rate"):
+    for column in (
+        "attack",
+        "side",
+        "captions",
+        "seconds",
+        "captions/s",
+        "of published",
+        "peak MiB",
+        "of the product rate",
+    ):
         table.add_column(column)
     limits = {each: product_limit(width, DTYPES[each], device=device) for each in dict.fromkeys((dtype, "bf16"))}
     for case, few, some in [cases(captions)[i] for i in chosen or range(3)]:

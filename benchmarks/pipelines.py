@@ -3,8 +3,9 @@
     python benchmarks/pipelines.py --rounds 7 --batch 4
     python benchmarks/pipelines.py --device cuda --dtype fp16 --models "SD-1.5 shape" --steps 20
 
-CPU time of the process, one thread, or with `--device cuda` the time of day between synchronised ends; each figure is the median over rounds, each ratio the median of the ratios within
-rounds (a round measures all ways, in an order that turns), so that a busy machine hits all alike.
+CPU time of the process, one thread, or with `--device cuda` the time of day between synchronised ends; each figure is the
+median over rounds, each ratio the median of the ratios within rounds (a round measures all ways, in an order that turns), so
+that a busy machine hits all alike.
 """
 
 from __future__ import annotations

@@ -104,7 +104,9 @@ def groups(branches: Sequence[Branches], shapes: Sequence[Tensor], dtype: torch.
             spread = (start[:, None] + place).flatten()
             # the k-th node of the group belongs to the row whose start is the last one before it
             of_row = torch.repeat_interleave(own, output_size=total)
-            collect = torch.arange(total, device=own.device) + (most * torch.arange(n, device=own.device) - start)[of_row]
+            collect = (
+                torch.arange(total, device=own.device) + (most * torch.arange(n, device=own.device) - start)[of_row]
+            )
         nodes = slice(each.first, each.first + total)
         made.append(Group(nodes, slice(row, row + n), paths, begins + own, mask[:, None], spread, collect))
         row += n

@@ -17,7 +17,9 @@ from leaf_diffusion.text.words import load_words, split_words
 MEMO = 1 << 18
 """Chunks whose words are remembered."""
 
-_SEPARATORS = {chr(code): chr(code).lower() if chr(code).isalpha() else " " for code in range(32, 127) if chr(code) != "'"}
+_SEPARATORS = {
+    chr(code): chr(code).lower() if chr(code).isalpha() else " " for code in range(32, 127) if chr(code) != "'"
+}
 """In a text of ASCII all that separates words separates alike, and capitals are read as small letters."""
 
 Verdict = Callable[[tuple[str, ...]], bool]

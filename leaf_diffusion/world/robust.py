@@ -101,7 +101,7 @@ class Stage:
     """Shares of captions in the words of `CARRIERS` in the two halves of the captions."""
 
 
-STAGES = {"only": Stage(4800, 1e-3, seed=5)}
+STAGES = {"only": Stage(3400, 1e-3, seed=5)}
 BATCH = 96
 """Captions an update, of all processes together."""
 

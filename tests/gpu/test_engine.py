@@ -134,6 +134,6 @@ def test_memory_stays_within_the_bound(device, precision, mebibytes):
 
 def test_without_a_bound_half_of_the_free_memory_is_taken(forest_tests, device):
     encoder = on(device, forest_tests, "with projection")
-    free, whole = torch.cuda.mem_get_info()
+    _, whole = torch.cuda.mem_get_info()
     assert 0 < Scorer(encoder).bind(["a cat"]).max_bytes <= whole // 2
     assert Scorer(encoder, max_bytes=12345).bind(["a cat"]).max_bytes == 12345

@@ -48,7 +48,9 @@ def robust(kind, tiny, part="text_encoder"):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_swapped_encoder_goes_where_the_pipeline_is(kind, tiny, dtype):
     for part in kind.towers:
-        pipe = kind.leaf.from_pipe(moved(kind.leaf(**kind.parts()), dtype), dtype=dtype, **{part: robust(kind, tiny, part)})
+        pipe = kind.leaf.from_pipe(
+            moved(kind.leaf(**kind.parts()), dtype), dtype=dtype, **{part: robust(kind, tiny, part)}
+        )
         new = getattr(pipe, part)
         assert (new.device.type, new.dtype) == ("cuda", dtype)
         assert all(each.device.type == "cuda" and each.dtype == dtype for each in new.parameters())

@@ -1,13 +1,36 @@
 import random
+import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.text.edits import distance
-from leaf_diffusion.world.captions import describe, is_held_out, web_caption, world_prompts, zero_shot_prompts
-from leaf_diffusion.world.scenes import BACKGROUNDS, COLOURS, MINIMAL_PAIRS, NOUNS, Scene, Thing, render, sample_scene
+from leaf_diffusion.world.captions import (
+    NUMBERS,
+    describe,
+    is_held_out,
+    plural,
+    web_caption,
+    world_prompts,
+    zero_shot_prompts,
+)
+from leaf_diffusion.world.corpus import draw_corpus
+from leaf_diffusion.world.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    MINIMAL_PAIRS,
+    NOUNS,
+    SIZE,
+    Scene,
+    Thing,
+    render,
+    sample_scene,
+    twin,
+)
 
 
 def test_minimal_pairs_are_nouns_one_edit_apart() -> None:
@@ -27,9 +50,9 @@ def test_scenes_respect_the_split_and_are_deterministic(seed: int, split: str) -
 def test_every_noun_draws_a_picture_of_its_own() -> None:
     pictures = [render(Scene((Thing(noun, "red"),), "gray")) for noun in NOUNS]
     for i, one in enumerate(pictures):
-        assert one.shape == (32, 32, 3)
+        assert one.shape == (64, 64, 3)
         for other in pictures[:i]:
-            assert np.abs(one.astype(int) - other).mean() > 3
+            assert np.abs(one.astype(int) - other).mean() > 2
 
 
 def test_colours_are_where_the_scene_puts_them() -> None:
@@ -37,8 +60,8 @@ def test_colours_are_where_the_scene_puts_them() -> None:
         Scene((Thing("ball", "red", 0.26, 0.5, 0.22), Thing("heart", "blue", 0.74, 0.5, 0.22)), "gray", "left")
     )
     assert np.array_equal(picture[0, 0], BACKGROUNDS["gray"])
-    assert np.array_equal(picture[13, 5], COLOURS["red"])
-    assert np.array_equal(picture[15, 23], COLOURS["blue"])
+    assert np.array_equal(picture[26, 10], COLOURS["red"])
+    assert np.array_equal(picture[30, 46], COLOURS["blue"])
 
 
 def test_a_scene_without_a_colour_cannot_be_drawn() -> None:
@@ -75,7 +98,66 @@ def test_prompts_are_distinct_repeatable_and_partly_held_out() -> None:
     assert 0.3 < np.mean([is_held_out(p.scene) for p in prompts]) < 0.7
     assert all(len(p.scene.things) == 2 for p in world_prompts(20, seed=1, two=1.0))
     with pytest.raises(ValueError, match="distinct prompts"):
-        world_prompts(1500)
+        world_prompts(2500)
+
+
+def several(seed: int, **shares: float) -> list[Scene]:
+    rng = random.Random(seed)
+    return [sample_scene(rng, **{"two": 0.4, "three": 0.4, "counted": 0.3} | shares) for _ in range(300)]
+
+
+def test_scenes_of_three_things_and_counts_fit_into_the_picture() -> None:
+    scenes = several(1)
+    assert {len(scene.things) for scene in scenes} == {1, 2, 3}
+    assert 40 < sum(scene.counted for scene in scenes) < 110
+    for scene in scenes:
+        for thing in scene.things:
+            assert all(thing.radius <= 1.04 * at and at + thing.radius <= 1.03 for at in (thing.x, thing.y))
+
+
+def test_captions_of_three_things_and_counts_say_what_the_scene_shows() -> None:
+    for scene in several(2, two=0.3, three=0.7):
+        for split in ("train", "test"):
+            text, asked = describe(scene, random.Random(0), split)  # type: ignore[arg-type]
+            assert asked.things and all(f"{thing.colour} " in text for thing in asked.things)
+            if scene.counted:
+                assert f"{NUMBERS[len(scene.things)]} " in text and plural(scene.things[0].noun) in text
+                assert asked.relation == "beside"
+            elif asked.relation != "beside" and " of " not in text and "below" not in text and "right" not in text:
+                places = [text.index(f"{thing.colour} {thing.noun}") for thing in asked.things]
+                assert places == sorted(places)
+    assert [plural(noun) for noun in ("cat", "mouse", "butterfly", "dish")] == ["cats", "mice", "butterflies", "dishes"]
+
+
+def test_a_twin_differs_in_one_thing_and_is_told_by_the_same_template() -> None:
+    rng, unlike = random.Random(4), 0
+    for scene in several(3):
+        other = twin(scene, rng)
+        assert not is_held_out(other) and other.background == scene.background and other.relation == scene.relation
+        mine, theirs = ([(thing.noun, thing.colour) for thing in one.things] for one in (scene, other))
+        changed = sum(a != b for a, b in zip(mine, theirs, strict=False))
+        assert changed in (1, 2) or (scene.counted and len(mine) != len(theirs))
+        texts = [describe(one, random.Random(7))[0] for one in (scene, other)]
+        if not scene.counted and not other.counted:
+            words = [re.sub(r"\b(an?)\b", "a", text).split() for text in texts]
+            assert len(words[0]) == len(words[1])
+            assert sum(a != b for a, b in zip(*words, strict=True)) <= 4
+        unlike += texts[0] != texts[1]
+    assert unlike > 240  # the rest says neither colour nor noun that differ
+
+
+def test_a_corpus_is_pairs_and_the_same_for_any_number_of_processes() -> None:
+    one, two = (draw_corpus(1200, 5, processes=n) for n in (1, 2))
+    assert torch.equal(one.pictures, two.pictures) and torch.equal(one.rows, two.rows) and one.scenes == two.scenes
+    assert one.pictures.shape == (1200, 3, SIZE, SIZE) and one.rows.shape == (2400, 77)
+    assert np.array_equal(one.pictures[7].permute(1, 2, 0), render(one.scenes[7]))
+    tokens = one.rows[14, 1 : int(one.lengths[14]) - 1].tolist()
+    assert any(thing.noun in clip_tokenizer().decode(tokens) for thing in one.scenes[7].things)
+    pictures, captions = one.pairs(64, random.Random(0))
+    assert torch.equal(pictures[::2] + 1, pictures[1::2]) and torch.equal(captions // 2, pictures)
+    assert torch.equal(captions[::2] % 2, captions[1::2] % 2)
+    with pytest.raises(ValueError, match="even number"):
+        draw_corpus(7, 5)
 
 
 def test_zero_shot_classes() -> None:

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.finetune.spelling import N_VECTORS, spelling_features, spelt
-from leaf_diffusion.world.captions import ABOVE, BESIDE, LEFT, SINGLE
+from leaf_diffusion.world.captions import ABOVE, AMONG, BESIDE, COLUMN, COUNT, LEFT, ROW, SINGLE
 from leaf_diffusion.world.fit import fit
 from leaf_diffusion.world.judge import SceneClassifier, labels, satisfies
 from leaf_diffusion.world.robust import training_captions
-from leaf_diffusion.world.scenes import COLOURS, NOUNS, Scene, Thing, held_out, sample_scene
+from leaf_diffusion.world.scenes import COLOURS, NOUNS, SIZE, Scene, Thing, held_out, sample_scene
 from leaf_diffusion.world.sources import EMBEDDING, apply_overlay, overlay
 
-HELD = [templates["test"] for templates in (SINGLE, LEFT, ABOVE, BESIDE)]
+HELD = [templates["test"] for templates in (SINGLE, LEFT, ABOVE, BESIDE, ROW, COLUMN, AMONG, COUNT)]
 
 
 class Interrupt(Exception):
@@ -68,14 +68,14 @@ def test_overlay_restores_the_finetuned_tower_from_the_original() -> None:
 
 def test_labels_and_the_classifier_agree_in_shape() -> None:
     rng = random.Random(0)
-    scenes = [sample_scene(rng, two=0.5) for _ in range(6)]
+    scenes = [sample_scene(rng, two=0.4, three=0.4) for _ in range(6)]
     target = labels(scenes)
-    logits = SceneClassifier()(torch.zeros(6, 3, 32, 32))
+    logits = SceneClassifier()(torch.zeros(6, 3, SIZE, SIZE))
     assert target.shape == (6, len(logits))
     assert all((target[:, i] < group.shape[1]).all() for i, group in enumerate(logits))
 
 
-CAT, HAT = Thing("cat", "red"), Thing("hat", "blue")
+CAT, HAT, KEY = Thing("cat", "red"), Thing("hat", "blue"), Thing("key", "green")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,12 @@ CAT, HAT = Thing("cat", "red"), Thing("hat", "blue")
         (Scene((HAT, CAT), "gray", "above"), Scene((CAT, HAT), "gray", "beside"), True),
         (Scene((CAT,), "gray"), Scene((CAT, HAT), "gray", "beside"), False),
         (Scene((CAT, HAT), "gray", "left"), Scene((CAT,), "gray"), False),
+        (Scene((CAT, HAT, KEY), "gray", "left"), Scene((CAT, HAT, KEY), "gray", "left"), True),
+        (Scene((CAT, KEY, HAT), "gray", "left"), Scene((CAT, HAT, KEY), "gray", "left"), False),
+        (Scene((KEY, CAT, HAT), "gray", "above"), Scene((CAT, HAT, KEY), "gray", "beside"), True),
+        (Scene((CAT, CAT), "gray", "above"), Scene((CAT, CAT), "gray", "beside"), True),
+        (Scene((CAT, CAT, CAT), "gray", "above"), Scene((CAT, CAT), "gray", "beside"), False),
+        (Scene((CAT, CAT, HAT), "gray", "left"), Scene((CAT, CAT, CAT), "gray", "beside"), False),
     ],
 )
 def test_a_picture_is_right_when_it_shows_what_was_asked_for(seen: Scene, asked: Scene, right: bool) -> None:
@@ -102,7 +108,7 @@ def test_finetuning_captions_are_varied_and_never_those_of_the_evaluation() -> N
     words = [{word for text in texts for word in text.split()} for texts in (plain, varied)]
     assert len(words[1]) > 3 * len(words[0])
     held = [
-        re.compile(template.format(c="\\w+", n="\\w+", b="\\w+", d="\\w+", m="\\w+"))
+        re.compile(template.format(k="(two|three)", **dict.fromkeys(("c", "n", "b", "d", "m", "e", "o", "ns"), "\\w+")))
         for many in HELD
         for template in many
     ]
