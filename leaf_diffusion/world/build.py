@@ -213,11 +213,11 @@ FARE = FAREConfig(
 """At 4/255 no picture of the original's classes holds."""
 
 PARTS: dict[str, tuple[Callable[..., Figures], Recipe | dict[str, Stage] | FAREConfig]] = {
-    "scene-judge": (build_judge, Recipe(3000, 2, 2e-3, 512)),
-    "clip": (build_clip, Recipe(4000, 1, 1e-3, 1024)),
-    "judge-clip": (build_judge_clip, Recipe(3000, 101, 1e-3, 1024)),
-    "vae": (build_vae, Recipe(3000, 3, 2e-3, 256)),
-    "unet": (build_unet, Recipe(9000, 4, 1e-3, 512)),
+    "scene-judge": (build_judge, Recipe(3500, 2, 2e-3, 512)),
+    "clip": (build_clip, Recipe(1500, 1, 1e-3, 1024)),
+    "judge-clip": (build_judge_clip, Recipe(5100, 101, 1e-3, 1024)),
+    "vae": (build_vae, Recipe(600, 3, 2e-3, 256)),
+    "unet": (build_unet, Recipe(3300, 4, 1e-3, 512)),
     "encoders/leaf": (partial(build_robust, name="leaf"), STAGES),
     "encoders/typo-augmented": (partial(build_robust, name="typo-augmented"), STAGES),
     "fare": (build_fare, FARE),
