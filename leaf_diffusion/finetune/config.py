@@ -55,6 +55,8 @@ class TextFAREConfig:
     the last measurement before."""
     lora_rank: int | None = None
     """Train a LoRA of this rank on the blocks' linear layers, a file of a few MB, instead of all weights."""
+    lora_token_embedding: bool = True
+    """Whether the LoRA covers the token table too (2 or 4 bytes x rank x vocabulary): typos are made of rare tokens."""
     spelling: bool = False
     """Whether the token table learns from the spelling of its tokens (`spelling.py`): a small tower, or one that has
     met few misspellings, learns much faster."""
@@ -80,8 +82,8 @@ class TextFAREConfig:
             raise ValueError(f"replay must be a share of at least 0 and below 1, got {self.replay}")
         if self.replayed > self.replay_size:
             raise ValueError(f"replay_size={self.replay_size} is less than the {self.replayed} that a batch replays")
-        if self.spelling and self.lora_rank is not None:
-            raise ValueError("spelling trains the token table, which a LoRA leaves alone: choose one of the two")
+        if self.spelling and self.lora_rank is not None and not self.lora_token_embedding:
+            raise ValueError("spelling trains the token table, which this LoRA leaves alone: lora_token_embedding=True")
         check_choices(self, _CHOICES)
 
     @property

@@ -118,9 +118,11 @@ def _train(
     if state is not None and state["finished"]:
         return output
 
-    tower = trainable_copy(begin, spelling=config.spelling)
+    tower = trainable_copy(begin, spelling=config.spelling and config.lora_rank is None)
     if config.lora_rank is not None:
-        add_lora(tower, config.lora_rank, config.seed)
+        spelling_of = original.tokenizer if config.spelling else None
+        table = config.lora_token_embedding
+        add_lora(tower, config.lora_rank, config.seed, token_embedding=table, spelling_of=spelling_of)
     tower = tower.to(accelerator.device)
     trained = HFTextEncoder(tower, original.tokenizer, name="trained")
     model, optimiser = accelerator.prepare(
@@ -260,6 +262,8 @@ def _identity(
         del settings["batch_size"], settings["accumulation"]
     if not config.replay:
         del settings["replay"], settings["replay_size"]
+    if config.lora_rank is None:
+        del settings["lora_token_embedding"]
     texts = {"captions": captions, "held_out": held_out}
     hashes = {name: hashlib.sha256("\n".join(value).encode()).hexdigest() for name, value in texts.items()}
     return settings | hashes | {"encoder": encoder.fingerprint, "steps": steps, "per_update": per_update}

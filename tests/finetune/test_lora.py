@@ -15,7 +15,7 @@ from leaf_diffusion.encoders.causal import NotUnderstood
 from leaf_diffusion.encoders.huggingface import HFTextEncoder
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
-from leaf_diffusion.finetune.lora import DIFFUSERS, add_lora
+from leaf_diffusion.finetune.lora import DIFFUSERS, add_lora, save_lora
 from leaf_diffusion.finetune.textfare import embed
 from leaf_diffusion.finetune.tower import trainable_copy
 from leaf_diffusion.scoring import Scorer
@@ -46,11 +46,14 @@ def folder(encoder: HFTextEncoder, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_the_folder_is_small_and_says_what_it_is(encoder: HFTextEncoder, folder: Path) -> None:
     assert not (folder / "model.safetensors").exists()
-    assert (folder / "adapter_model.safetensors").stat().st_size < 1e5
+    assert (folder / "adapter_model.safetensors").stat().st_size < 1e5 + 4 * 4 * 49408
     assert 'load_lora_weights("this folder")' in (folder / "README.md").read_text()
     assert "lora_rank: 4" in (folder / "README.md").read_text()
     vectors = load_file(folder / "adapter_model.safetensors")
-    assert len(vectors) == 2 * 2 * 6
+    assert len(vectors) == 2 * (2 * 6 + 1)
+    (coefficients,) = (value for key, value in vectors.items() if key.endswith("token_embedding.lora_embedding_A"))
+    assert coefficients.shape == (4, 49408)
+    assert coefficients[:, TOKENIZER.get_vocab()["zebra</w>"]].abs().max() == 0  # no caption and no edit holds it
     assert all(value.abs().max() > 0 for value in vectors.values())
     with pytest.raises(ValueError, match="other settings"):
         finetune_text_encoder(encoder, CAPTIONS, folder, TextFAREConfig(warmup_steps=1), held_out=CAPTIONS)
@@ -125,8 +128,41 @@ def test_a_lora_trains_nothing_else(encoder: HFTextEncoder) -> None:
     tower = trainable_copy(encoder)
     add_lora(tower, 3, seed=0)
     assert {name.split(".lora_")[1][:1] for name, p in tower.named_parameters() if p.requires_grad} == {"A", "B"}
-    with pytest.raises(ValueError, match="choose one of the two"):
-        TextFAREConfig(lora_rank=4, spelling=True)
+    with pytest.raises(ValueError, match="lora_token_embedding=True"):
+        TextFAREConfig(lora_rank=4, spelling=True, lora_token_embedding=False)
+
+
+@pytest.mark.parametrize("spelling", [False, True])
+def test_the_token_tables_lora_is_trained_and_merged(encoder: HFTextEncoder, tmp_path: Path, spelling: bool) -> None:
+    tower = trainable_copy(encoder)
+    add_lora(tower, 3, seed=0, token_embedding=True, spelling_of=TOKENIZER if spelling else None)
+    trainable = {name for name, p in tower.named_parameters() if p.requires_grad and ".lora_" not in name}
+    where = "text_model.embeddings.token_embedding"
+    wanted = {f"{where}.coefficients.weight", f"{where}.directions"}
+    assert trainable == wanted | ({f"{where}.coefficients.spelling"} if spelling else set())
+    trained = HFTextEncoder(tower.eval(), TOKENIZER)
+    torch.testing.assert_close(embed(trained, CAPTIONS), embed(encoder, CAPTIONS))
+    with torch.no_grad():
+        for name in trainable:
+            tower.get_parameter(name).normal_()
+        if spelling:
+            tower.get_parameter(f"{where}.coefficients.spelling")[-1] = 0
+    engines = ("prefix", "plain")
+    fast, plain = (Scorer(trained, engine=e).bind(["a cat"])([neighbours("a cat", "xyz!")])[0] for e in engines)
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+    save_lora(tower, 3, "base", "card", tmp_path, torch.float32)
+    robust = load_text_encoder(encoder.module, tokenizer=TOKENIZER, adapter=tmp_path)
+    texts = [*CAPTIONS, "a zebra", "xqzzt"]
+    torch.testing.assert_close(embed(robust, texts), embed(trained, texts), rtol=1e-4, atol=1e-4)
+
+
+def test_without_the_token_table_it_is_left_alone(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    config = TextFAREConfig(
+        attack="random-typos", lora_rank=2, lora_token_embedding=False, batch_size=4, warmup_steps=0, max_steps=1
+    )
+    folder = finetune_text_encoder(encoder, CAPTIONS, tmp_path, config, held_out=CAPTIONS[:2])
+    assert not any("token_embedding" in key for key in load_file(folder / DIFFUSERS))
+    assert "token_embedding" not in json.loads((folder / "adapter_config.json").read_text())["target_modules"]
 
 
 def test_an_adapter_that_names_code_is_refused(encoder: HFTextEncoder, folder: Path, tmp_path: Path) -> None:
