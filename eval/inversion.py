@@ -77,7 +77,7 @@ class InversionExperiment(Experiment[InversionOptions]):
     def __init__(self, options: InversionOptions) -> None:
         super().__init__(options)
         if options.prompts is None:
-            self.prompts = from_world(options.limit or 24, options.prompt_seed, 0.5)
+            self.prompts = from_world(options.limit or 24, options.prompt_seed, two=0.5)
         else:
             self.prompts = from_file(options.prompts, options.prompt_column)[: options.limit]
         self.encoders = load_encoders(options.encoders, options.device)

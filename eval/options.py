@@ -53,6 +53,10 @@ class Options:
     """Seed of the world's prompts."""
     two_objects: float = 0.0
     """Share of two-object prompts among the world's."""
+    three_objects: float = 0.0
+    """Share of three-object prompts among them."""
+    counted: float = 0.0
+    """Share of counts ("two red cats") among those of several objects."""
     limit: int | None = None
     """Number of prompts. Default: 32 of the world's, all of a file's."""
     attack: str = "charmer"
@@ -138,7 +142,11 @@ class Options:
             value = getattr(self, name)
             require(value is None or value % 8 == 0, f"--{name} must be a multiple of 8, got {value}")
         require(self.attack != "exhaustive" or max(self.k) <= 1, "--attack exhaustive is exact for --k 1 only")
-        require(0 <= self.two_objects <= 1, f"--two-objects is a share between 0 and 1, got {self.two_objects}")
+        for name in ("two_objects", "three_objects", "counted"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"--{name.replace('_', '-')} is a share between 0 and 1, got {value}")
+        several = self.two_objects + self.three_objects
+        require(several <= 1, f"--two-objects and --three-objects are shares of one whole, got {several:g} together")
         if self.distance_features is not None:
             check_name(self.distance_features)
         require(self.guidance is None or self.guidance >= 0, f"--guidance cannot be negative, got {self.guidance}")

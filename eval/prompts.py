@@ -35,8 +35,9 @@ class Prompt:
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
 
-def from_world(n: int, seed: int, two: float) -> list[Prompt]:
-    prompts: list[WorldPrompt] = world_prompts(n, seed, two=two)
+def from_world(n: int, seed: int, **shares: float) -> list[Prompt]:
+    """The world's prompts, `shares` of which have several things (`world_prompts`)."""
+    prompts: list[WorldPrompt] = world_prompts(n, seed, **shares)
     return [Prompt(prompt.text, prompt.scene) for prompt in prompts]
 
 

@@ -86,7 +86,8 @@ def load_prompts(options: Options, given: Sequence[dict[str, Any]]) -> list[Prom
     elif given:
         prompts = [Prompt(text) for text in dict.fromkeys(row["prompt"] for row in given)]
     else:
-        prompts = prompt_sets.from_world(options.limit or 0, options.prompt_seed, options.two_objects)
+        shares = {"two": options.two_objects, "three": options.three_objects, "counted": options.counted}
+        prompts = prompt_sets.from_world(options.limit or 0, options.prompt_seed, **shares)
     prompts = prompts[: options.limit]
     for source, k in sorted({(row["source"], row["k"]) for row in given}):
         covered = {row["prompt"] for row in given if (row["source"], row["k"]) == (source, k)}

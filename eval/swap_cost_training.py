@@ -123,7 +123,7 @@ def flow_loss(unet: Any, clean: Tensor, condition: Tensor, draw: torch.Generator
 
 
 def styled(scene: Scene) -> np.ndarray:
-    """The scene in front of WALL, uint8 [32, 32, 3]: two renderings tell how much of each pixel is background."""
+    """The scene in front of WALL, uint8 [64, 64, 3]: two renderings tell how much of each pixel is background."""
     one, other = (render(replace(scene, background=name)).astype(float) for name in ("teal", "pink"))
     teal, pink = (np.array(BACKGROUNDS[name], float) for name in ("teal", "pink"))
     share = ((one - other) / (teal - pink)).mean(2, keepdims=True)

@@ -80,7 +80,7 @@ class TextFare(Experiment[TextFareOptions]):
     def __init__(self, options: TextFareOptions) -> None:
         super().__init__(options)
         if options.prompts is None:
-            self.prompts = from_world(options.limit or 32, options.prompt_seed, 0.0)
+            self.prompts = from_world(options.limit or 32, options.prompt_seed)
         else:
             self.prompts = from_file(options.prompts, options.prompt_column)[: options.limit]
         self.encoders = load_encoders(options.encoders, options.device)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from leaf_diffusion.eval.options import parse
 from leaf_diffusion.eval.plan import make_plan
 from leaf_diffusion.eval.prompts import Prompt, edits, from_file, from_world, marked, named, read_attacks, write_attacks
+from leaf_diffusion.eval.setup import load_prompts
 from leaf_diffusion.eval.towers import EncoderName
 from leaf_diffusion.world.figures import noise_seed
 
@@ -65,10 +66,26 @@ def test_switches_stand_in_a_configuration_file(tmp_path: Path) -> None:
     assert (options.dry_run, options.every_caption) == (True, False)
 
 
-@pytest.mark.parametrize("argv", [["--k", "-1"], ["--limit", "0"], ["--k", "1", "1"], ["--constraint", "maybe"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--k", "-1"],
+        ["--limit", "0"],
+        ["--k", "1", "1"],
+        ["--constraint", "maybe"],
+        ["--counted", "2"],
+        ["--two-objects", "0.6", "--three-objects", "0.6"],
+    ],
+)
 def test_impossible_values_are_refused(argv: list[str]) -> None:
     with pytest.raises(SystemExit):
         parse(argv)
+
+
+def test_shares_of_the_worlds_prompts() -> None:
+    options = parse(["--two-objects", "0.5", "--three-objects", "0.5", "--counted", "1", "--limit", "20"])
+    scenes = [prompt.scene for prompt in load_prompts(options.resolved(), [])]
+    assert {len(scene.things) for scene in scenes} == {2, 3} and all(scene.relation == "beside" for scene in scenes)
 
 
 def test_another_pipeline_needs_prompts() -> None:
@@ -158,9 +175,9 @@ def test_a_wrong_attack_set_is_refused_by_line(tmp_path: Path, row: dict[str, ob
 
 
 def test_noise_follows_from_prompt_and_index_alone() -> None:
-    everything = from_world(12, 3, 0.5)
+    everything = from_world(12, 3, two=0.5)
     seeds = {prompt.id: noise_seed(prompt.id, 0) for prompt in everything}
-    assert {prompt.id: noise_seed(prompt.id, 0) for prompt in from_world(5, 3, 0.5)}.items() <= seeds.items()
+    assert {prompt.id: noise_seed(prompt.id, 0) for prompt in from_world(5, 3, two=0.5)}.items() <= seeds.items()
     assert len({noise_seed(prompt.id, i) for prompt in everything for i in range(3)}) == 36
 
 
