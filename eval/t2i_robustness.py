@@ -65,7 +65,8 @@ def _run(console: Console, options: Options, argv: Sequence[str] | None) -> int:
         if not store.claim("results"):
             console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
             return 0
-        results = summarise(setup, judges, store, costs)
+        with console.status("intervals, and distances to real pictures" if judges.real else "intervals"):
+            results = summarise(setup, judges, store, costs)
         report = write_report(store.folder)
     except (KeyboardInterrupt, OSError) as error:
         Console().print(

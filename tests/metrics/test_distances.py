@@ -10,6 +10,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from leaf_diffusion.metrics import cmmd, frechet_distance, kid
+from leaf_diffusion.metrics.frechet import _few, _many
 
 
 class Flat(nn.Module):
@@ -50,6 +51,18 @@ def test_frechet_of_known_gaussians_and_of_few_pictures() -> None:
     x, y = np.zeros((2, 4)), np.zeros((2, 4))
     x[:, 0], y[:, 1] = [-1, 1], [-1, 1]
     assert float(frechet_distance(x, y)) == pytest.approx(4)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(40, 30, 12), (12, 13, 12), (12, 12, 12), (5, 30, 12), (30, 2, 12)])
+def test_frechet_is_the_same_by_pictures_and_by_dimensions(n: int, m: int, d: int) -> None:
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=(n, d)), rng.normal(2, 3, size=(m, d))
+    centred = [(each - each.mean(0)) / np.sqrt(len(each) - 1) for each in (x, y)]
+    assert _few(*centred) == pytest.approx(_many(*centred), rel=1e-5)
+    # the definition: the eigenvalues of the product of the covariances
+    product = np.cov(x, rowvar=False) @ np.cov(y, rowvar=False)
+    cross = np.sqrt(np.clip(np.linalg.eigvals(product).real, 0, None)).sum()
+    assert _few(*centred) == pytest.approx(cross, rel=1e-5)
 
 
 def test_frechet_is_biased_upwards_while_pictures_are_few() -> None:
