@@ -32,7 +32,7 @@ class TextFAREConfig:
     """Captions that a process attacks and learns from at once."""
     replay: float = 0.0
     """Share of a batch (0 to below 1) whose attacked texts are those of earlier updates, drawn from the last
-    `replay_size` of a process: an attack costs several times what learning from it does."""
+    `replay_size` of a process: finding an attack costs more than learning from it."""
     replay_size: int = 2048
     accumulation: int = 1
     """Batches an update."""

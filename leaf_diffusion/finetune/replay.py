@@ -1,6 +1,6 @@
 """Replay: attacked captions are learnt from again, so that an attack is paid once and used several times.
 
-A text that fooled the tower some updates ago still mostly does, and learning from it costs a fraction of finding a new
+A text that fooled the tower some updates ago still mostly does, and learning from it is cheaper than finding a new
 one. The memory is a replay buffer, as reinforcement learning has it: first in, first out, drawn from uniformly.
 """
 
