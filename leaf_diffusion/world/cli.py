@@ -31,9 +31,12 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.command == "show":
         rng = random.Random(options.seed)
-        cells = [np.pad(render(sample_scene(rng, split=None)), ((1, 1), (1, 1), (0, 0))) for _ in range(96)]
+        cells = [
+            np.pad(render(sample_scene(rng, three=0.25, counted=0.2, split=None)), ((1, 1), (1, 1), (0, 0)))
+            for _ in range(96)
+        ]
         sheet = np.concatenate([np.concatenate(cells[i : i + 16], 1) for i in range(0, 96, 16)])
-        Image.fromarray(sheet).resize((sheet.shape[1] * 3, sheet.shape[0] * 3), Image.Resampling.NEAREST).save(
+        Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST).save(
             options.output
         )
         print(f"drew 96 scenes into {options.output}")

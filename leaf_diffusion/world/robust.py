@@ -102,8 +102,8 @@ class Stage:
 
 
 STAGES = {
-    "only": Stage(3400, 1e-3, seed=5),
-    "further": Stage(2000, 7e-4, seed=6, warmup_steps=50, captions_seeds=(13, 14)),
+    "first": Stage(3400, 1e-3, seed=5),
+    "second": Stage(2000, 7e-4, seed=6, warmup_steps=50, captions_seeds=(13, 14)),
 }
 BATCH = 96
 """Captions an update, of all processes together."""

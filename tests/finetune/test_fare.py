@@ -192,7 +192,7 @@ def test_the_command_on_the_worlds_pictures(tmp_path: Path, capsys: pytest.Captu
     words += ["--batch-size", "4", "--max-steps", "1", "--warmup-steps", "1", "--attack-steps", "1", "--device", "cpu"]
     assert image_cli.main(words) == 0
     assert "finetuned tower" in capsys.readouterr().out
-    assert load_image_encoder(tmp_path / "t").preprocessing.size == (32, 32)
+    assert load_image_encoder(tmp_path / "t").preprocessing.size == (64, 64)
 
 
 def test_a_tower_of_open_clip_is_refused(tmp_path: Path) -> None:

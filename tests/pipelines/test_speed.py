@@ -86,7 +86,7 @@ def test_back_from_xformers_to_sdpa(kinds):
 def test_the_evaluation_keeps_what_drew_its_pictures(monkeypatch):
     few = ["--encoders", "original", "--limit", "1", "--protocols", "adaptive"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    judges, found = types.SimpleNamespace(space="none"), {}
+    judges, found = types.SimpleNamespace(space="none", distances=None), {}
     for name, arguments in {"default": [], "auto": ["--attention", "auto"], "layout": ["--channels-last"]}.items():
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
