@@ -23,7 +23,7 @@ from leaf_diffusion.world.captions import SINGLE, describe, with_article
 from leaf_diffusion.world.diffusion import DROPPED_CAPTIONS, encode
 from leaf_diffusion.world.scenes import BACKGROUNDS, SIZE, Scene, pixels, render, sample_scene
 
-TOKEN, CONCEPT = "<mine>", ("purple", "mushroom")
+TOKEN, CONCEPT = "<mine>", ("purple", "balloon")
 WALL = (210, 150, 120)
 """The style: a terracotta wall behind everything. The world has none, but its autoencoder can show one."""
 CONCEPT_PICTURES, STYLE_PICTURES, BATCH = 32, 512, 16
