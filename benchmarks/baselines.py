@@ -20,7 +20,8 @@ from leaf_diffusion.attacks import LeafAttack
 from leaf_diffusion.attacks.base import Allowed, OnStep, Outcome
 from leaf_diffusion.attacks.charmer import probes
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
-from leaf_diffusion.scoring.scorer import ENGINES, PlainScore
+from leaf_diffusion.scoring.plain import PlainScore
+from leaf_diffusion.scoring.scorer import ENGINES
 from leaf_diffusion.text import ALPHABET, DELETE, Candidates, Constraint, n_slots
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 SHAPES: dict[str, dict[str, int]] = {
     "vit-l": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768},
     "small": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 256},
+    "host": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "projection_dim": 8},
 }  # fmt: skip
 COCO = (
     "A man riding a wave on top of a surfboard.", "Two dogs are playing with a frisbee in the park.",

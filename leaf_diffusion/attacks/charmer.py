@@ -20,7 +20,7 @@ from leaf_diffusion.attacks.base import (
     verify,
 )
 from leaf_diffusion.attacks.search import Iterates, best_few
-from leaf_diffusion.text import ALPHABET, DELETE, Candidates, Constraint, n_slots, slot_edits
+from leaf_diffusion.text import ALPHABET, Candidates, Constraint, n_slots, present, slot_edits
 
 if TYPE_CHECKING:
     from leaf_diffusion.scoring.scorer import AnyScorer, BoundScore
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 def probes(text: str, slots: Sequence[int] | None = None) -> Candidates:
     """The test character in each of ``slots`` (default: all 2|S|+1): a space, or deletion where a space stands."""
-    slots = range(n_slots(text)) if slots is None else slots
-    return Candidates.edits(text, list(slots), [DELETE if s % 2 and text[s // 2] == " " else " " for s in slots])
+    chosen = np.arange(n_slots(text)) if slots is None else np.array(slots, dtype=np.int64)
+    return Candidates.edits(text, chosen, np.where(present(text)[chosen] == ord(" "), -1, ord(" ")))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from leaf_diffusion.encoders.chunks import ChunkTokenizer
+from leaf_diffusion.encoders.token_rows import TokenRows
 from leaf_diffusion.encoders.tokenizer import RowTokenizer
 from leaf_diffusion.text import Candidates
 
@@ -96,7 +97,7 @@ class Tower(ABC):
     ) -> None:
         self.module, self.name, self.context_length, self.defence = module, name, context_length, defence
         self.rows, self.pad_id = rows, pad_id
-        self._chunks = ChunkTokenizer(rows, context_length)
+        self._chunks = ChunkTokenizer(rows, context_length, rows.pieces)
         vocabulary = self.token_embedding().shape[0]
         if rows.max_id >= vocabulary:
             raise ValueError(
@@ -122,11 +123,20 @@ class Tower(ABC):
 
     def tokenize_candidates(self, candidates: Candidates) -> list[tuple[int, ...]]:
         """What `tokenize(preprocess(texts))` gives for the candidates, or their own token rows; quickly for edits."""
+        return self.read_candidates([candidates])[0]
+
+    def read_candidates(self, many: Sequence[Candidates]) -> TokenRows:
+        """The same for the candidates of several prompts, as arrays."""
+        if self.defence is None and all(each.base is not None or not len(each) for each in many):
+            return self._chunks.read(many)
+        return TokenRows.joined([self._read(each) for each in many])
+
+    def _read(self, candidates: Candidates) -> TokenRows:
         if (rows := candidates.token_rows) is not None:
-            return [tuple(row) for row in rows]
+            return TokenRows.of([rows])
         if candidates.base is not None and self.defence is None:
-            return self._chunks.rows(candidates)
-        return [tuple(row) for row in self.tokenize(self.preprocess(candidates.texts()))]
+            return self._chunks.read([candidates])
+        return TokenRows.of([self.tokenize(self.preprocess(candidates.texts()))])
 
     def words(self, text: str) -> list[list[str]]:
         """How the text is read: the pieces of each word, as tokens are spelt ("umbrlla" gives "um", "br", "lla")."""

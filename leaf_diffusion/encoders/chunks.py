@@ -1,94 +1,166 @@
-"""Token rows of single edits of one text, by tokenizing only what an edit changes.
+"""Token rows of single edits of texts, by tokenizing only what an edit changes, all edits of many texts at once.
 
 CLIP's byte-pair encoding never joins characters across whitespace, so an edit changes the tokens of the whitespace
-chunks it touches and of no other. That holds for printable ASCII without HTML entities and special tokens; for any
-other text, and for single candidates that might become such, the tokenizer reads the whole text.
+chunks it touches and of no other. Within a chunk it never joins letters, digits and other characters with each other, so
+a digit, say, put into a word leaves the tokens of the halves beside it. That holds for printable ASCII without HTML
+entities and special tokens; for any other text, and for single candidates that might become such, the tokenizer reads
+the whole text.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 
+import numpy as np
+from numpy.typing import NDArray
+
+from leaf_diffusion.encoders.memo import NOTHING, TokenMemo
+from leaf_diffusion.encoders.token_rows import Ints, Row, Rows, TokenRows
 from leaf_diffusion.text import Candidates
 
-Row = tuple[int, ...]
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
 _CHUNK = re.compile("[^ ]+")
-_LOWER = {character: character.lower() for character in map(chr, range(65, 91))}
-MEMO = 1 << 18
-"""Chunks that are remembered, some 100 bytes each."""
+_DIGIT, _OTHER = 2, 3
+_KIND = np.array(
+    [0 if c <= 32 else 1 if chr(c).isalpha() else _DIGIT if chr(c).isdigit() else _OTHER for c in range(128)]
+)
+"""0 space and deletion, 1 letters."""
+_LOWER = np.array([ord(chr(c).lower()) for c in range(128)])
+_PLAIN = np.array([32 <= c < 127 and chr(c) not in "&|" for c in range(128)])
 
 
 class ChunkTokenizer:
-    """`tokenize` gives whole rows, begin ... end of text, uncut."""
+    """`tokenize` gives whole rows, begin ... end of text, uncut; `pieces` see `TokenMemo`."""
 
-    def __init__(self, tokenize: Tokenize, context_length: int) -> None:
+    def __init__(
+        self,
+        tokenize: Tokenize,
+        context_length: int,
+        pieces: Callable[[Sequence[str]], list[list[int]]] | None = None,
+    ) -> None:
         self._tokenize, self._context = tokenize, context_length
-        self._memo: dict[str, Row] = {}
-        self._edges: Row | None = None
+        self._memo = TokenMemo(tokenize, pieces)
+        self._edges: list[int] | None = None
 
     def rows(self, candidates: Candidates) -> list[Row]:
         """The rows of edits of a base text, cut to the context with end-of-text kept."""
-        base, slots, characters = candidates.base, candidates.slots, candidates.characters
-        if base is None or slots is None or characters is None:
-            raise ValueError("only edits of a base text have chunks")
-        if not _plain(base):
-            return self._whole(candidates.texts())
-        low, high = _reach(base)
-        windows = list[tuple[int, int, str]]()
-        # CLIP lower-cases: half of the letters need no tokens of their own
-        known: dict[tuple[int, str], int] = {}
-        which = list[int]()
-        special = {character for character in set(characters.tolist()) if character and not _plain(character)}
-        for slot, character in zip(slots.tolist(), characters.tolist(), strict=True):
-            edit = slot, _LOWER.get(character, character)
-            found = known.get(edit)
-            if found is None:
-                start, end = slot // 2, slot // 2 + slot % 2
-                first, last = low[start], high[end]
-                found = known[edit] = len(windows)
-                windows.append((first, last, (base[first:start] + character + base[end:last]).lower()))
-            which.append(found)
-        chunks = [(match.start(), match.end()) for match in _CHUNK.finditer(base)]
-        self._learn([text for _, _, text in windows] + [base[start:end].lower() for start, end in chunks])
+        return self.read([candidates])[0]
+
+    def read(self, many: Sequence[Candidates]) -> TokenRows:
+        """Those of edits of several texts (and of empty lists)."""
+        counts = np.fromiter(map(len, many), np.int64, len(many))
+        given = [each for each in many if len(each)]
+        of_text = np.repeat(np.arange(len(given)), counts[counts > 0])
+        bases, slots, codes = list[str](), list[Ints](), list[Ints]()
+        for each in given:
+            if each.base is None or each.slots is None or each.codes is None:
+                raise ValueError("only edits of a base text have chunks")
+            bases.append(each.base)
+            slots.append(each.slots)
+            codes.append(each.codes)
+        if not given:
+            return TokenRows(Rows.of([]), np.empty(0, np.int64), counts)
+        plain = np.array([_plain(base) for base in bases])
+        slot, code = np.concatenate(slots), np.concatenate(codes)
+        simple = plain[of_text] & ((code < 0) | _PLAIN[np.minimum(code, 127)])
+        if simple.all():
+            return TokenRows(*self._edits(bases, of_text, slot, code), counts)
+        texts = [base if fine else "" for base, fine in zip(bases, plain.tolist(), strict=True)]
+        rows, which = self._edits(texts, of_text[simple], slot[simple], code[simple])
+        others = np.flatnonzero(~simple)
+        first = np.cumsum(counts[counts > 0]) - counts[counts > 0]
+        whole = self.whole([given[of_text[i]].text(int(i - first[of_text[i]])) for i in others.tolist()])
+        everything = np.empty(len(slot), dtype=np.int64)
+        everything[simple], everything[others] = which, len(rows) + np.arange(len(others))
+        return TokenRows(Rows.joined([rows, whole]), everything, counts)
+
+    def whole(self, texts: Sequence[str]) -> Rows:
+        """The rows of texts, cut to the context."""
+        rows = self._tokenize(texts) if texts else []
+        return Rows.of([row if len(row) <= self._context else [*row[: self._context - 1], row[-1]] for row in rows])
+
+    def _edits(self, bases: list[str], of_text: Ints, slot: Ints, code: Ints) -> tuple[Rows, Ints]:
+        """The rows of edits that differ in more than capitals, and which of them each edit has."""
+        self._memo.shrink()
+        # the texts as one, each with a space behind it; a slot keeps its parity
+        sizes = np.fromiter((len(base) + 1 for base in bases), np.int64, len(bases))
+        begins = np.cumsum(sizes) - sizes
+        text = "".join([base + " " for base in bases]).lower()
+        slot = slot + 2 * begins[of_text]
+        # CLIP lower-cases: half of the letters need no tokens of their own. Deletion is character 0 here
+        distinct, which, _ = _present(slot * 128 + _LOWER[np.maximum(code, 0)])
+        slot, code = distinct >> 7, distinct & 127
+        of_text = np.searchsorted(2 * begins, slot, side="right") - 1
+        start, end = slot >> 1, (slot >> 1) + (slot & 1)
+        letters = np.frombuffer(text.encode("ascii"), np.uint8)
+        low, high = _reach(letters == 32)
+        first, last = low[start], high[end]
+        parts = self._parts(text, letters, slot, code, first, last)
+        # the texts' own tokens: those before and behind an edit's chunks
+        spans = [match.span() for match in _CHUNK.finditer(text)]
+        own = self._memo.numbers([text[a:b] for a, b in spans])
+        chunk_begins, chunk_ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+        lengths = np.concatenate([[0], np.cumsum(self._memo.lengths[own])])
+        of_chunk = np.searchsorted(chunk_begins, begins)  # the first chunk of each text
+        # two more tokens a text, its begin before its chunks and its end behind them
+        tokens = np.empty(int(lengths[-1]) + 2 * len(bases), dtype=np.int32)
+        text_ends = lengths[np.append(of_chunk[1:], len(own))] + 2 * np.arange(1, len(bases) + 1)
+        text_begins = np.concatenate([[0], text_ends[:-1]])
         if self._edges is None:
-            self._edges = tuple(self._tokenize([""])[0])
-        begin, end_of_text = self._edges
-        own = [self._memo[base[start:end].lower()] for start, end in chunks]
-        tokens = tuple(token for chunk in own for token in chunk)
-        counts = [0, *accumulate(map(len, own))]
-        starts, ends = [start for start, _ in chunks], [end for _, end in chunks]
-        around: dict[tuple[int, int], tuple[Row, Row]] = {}
-        read = list[Row]()
-        for first, last, text in windows:
-            found_around = around.get((first, last))
-            if found_around is None:
-                left, right = counts[bisect_right(ends, first)], counts[bisect_left(starts, last)]
-                found_around = around[first, last] = (begin, *tokens[:left]), (*tokens[right:], end_of_text)
-            before, behind = found_around
-            read.append(self._cut(before + self._memo[text] + behind))
-        rows = [read[j] for j in which]
-        if special:
-            others = [i for i, character in enumerate(characters) if character in special]
-            for i, row in zip(others, self._whole([candidates.text(i) for i in others]), strict=True):
-                rows[i] = row
+            self._edges = self._tokenize([""])[0]
+        inner = np.ones(len(tokens), dtype=bool)
+        inner[text_begins] = inner[text_ends - 1] = False
+        tokens[text_begins], tokens[text_ends - 1] = self._edges
+        tokens[inner] = _pieces(self._memo.tokens, self._memo.starts[own], self._memo.lengths[own])
+        left = lengths[np.searchsorted(chunk_ends, first, side="right")] + 2 * of_text + 1
+        right = lengths[np.searchsorted(chunk_begins, last)] + 2 * of_text + 1
+        beside = self._memo.beside(tokens)
+        starts = np.column_stack([beside + text_begins[of_text], self._memo.starts[parts], beside + right])
+        sizes = np.column_stack([left - text_begins[of_text], self._memo.lengths[parts], text_ends[of_text] - right])
+        return self._cut(starts, sizes), which
+
+    def _parts(self, text: str, letters: NDArray[np.uint8], slot: Ints, code: Ints, first: Ints, last: Ints) -> Ints:
+        """[edits, 3] numbers of the memo that make up the changed chunks of each edit."""
+        start, end = slot >> 1, (slot >> 1) + (slot & 1)
+        kind = _KIND[code]
+        apart = code == 32
+        if self._memo.pieces is not None:
+            # an apostrophe may join what stands behind it ("'s"), and signs join each other
+            before = (start > first) & (_KIND[letters[start - 1]] == _OTHER)
+            behind = (end < last) & (_KIND[letters[end]] == _OTHER)
+            apart |= (kind == _DIGIT) | ((kind == _OTHER) & (code != ord("'")) & ~before & ~behind)
+        parts = np.full((len(slot), 3), NOTHING, dtype=np.int64)
+        one = np.flatnonzero(apart)
+        if len(one):
+            signs, of_sign, _ = _present(code[one])
+            parts[one, 1] = self._memo.numbers([chr(c).strip() for c in signs.tolist()])[of_sign]
+            at, of_slot, sides = _present(slot[one])
+            sides = one[sides]
+            halves = [text[a:b] for a, b in zip(first[sides].tolist(), start[sides].tolist(), strict=True)]
+            halves += [text[a:b] for a, b in zip(end[sides].tolist(), last[sides].tolist(), strict=True)]
+            numbers = self._memo.numbers(halves)
+            parts[one, 0], parts[one, 2] = numbers[: len(at)][of_slot], numbers[len(at) :][of_slot]
+        rest = np.flatnonzero(~apart)
+        characters = [chr(c) if c else "" for c in range(128)]
+        spans = (each[rest].tolist() for each in (first, start, code, end, last))
+        parts[rest, 0] = self._memo.numbers(
+            [text[a:b] + characters[c] + text[d:e] for a, b, c, d, e in zip(*spans, strict=True)]
+        )
+        return parts
+
+    def _cut(self, starts: Ints, sizes: Ints) -> Rows:
+        """Rows of several stretches of the memo's tokens each."""
+        ends = np.cumsum(sizes, axis=1)
+        long = np.flatnonzero(ends[:, -1] > self._context)
+        if len(long):
+            ends = np.minimum(ends, self._context)
+            sizes = np.diff(ends, axis=1, prepend=0)
+        flat = _pieces(self._memo.tokens, starts.ravel(), sizes.ravel())
+        rows = Rows.of_flat(flat, ends[:, -1])
+        if len(long) and self._edges is not None:
+            rows.tokens[long, self._context - 1] = self._edges[1]
         return rows
-
-    def _learn(self, texts: list[str]) -> None:
-        if len(self._memo) > MEMO:
-            self._memo.clear()
-        unknown = [text for text in dict.fromkeys(texts) if text not in self._memo]
-        for text, row in zip(unknown, self._tokenize(unknown) if unknown else [], strict=True):
-            self._memo[text] = tuple(row[1:-1])
-
-    def _whole(self, texts: list[str]) -> list[Row]:
-        return [self._cut(tuple(row)) for row in self._tokenize(texts)] if texts else []
-
-    def _cut(self, row: Row) -> Row:
-        return row if len(row) <= self._context else (*row[: self._context - 1], row[-1])
 
 
 def _plain(text: str) -> bool:
@@ -96,11 +168,30 @@ def _plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and "&" not in text and "|" not in text
 
 
-def _reach(base: str) -> tuple[list[int], list[int]]:
-    """For each position, where the chunk that touches it begins, and where it ends."""
-    low, high = list(range(len(base) + 1)), list(range(len(base) + 1))
-    for i in range(1, len(base) + 1):
-        low[i] = i if base[i - 1] == " " else low[i - 1]
-    for i in range(len(base) - 1, -1, -1):
-        high[i] = i if base[i] == " " else high[i + 1]
-    return low, high
+def _reach(space: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """For each place, where the chunk that touches it begins, and where it ends."""
+    places = np.arange(len(space))
+    low = np.maximum.accumulate(np.where(space, places + 1, 0))
+    high = np.minimum.accumulate(np.where(space, places, len(space))[::-1])[::-1]
+    return np.concatenate([[0], low[:-1]]), high
+
+
+def _present(keys: Ints) -> tuple[Ints, Ints, Ints]:
+    """Distinct keys, not sorted, which of them each key is, and a place where each stands."""
+    most = int(keys.max(initial=-1)) + 1
+    if most > 64 * len(keys) + (1 << 20):
+        distinct, places, which = np.unique(keys, return_index=True, return_inverse=True)
+        return distinct, which, places
+    last = np.empty(most, dtype=np.int64)  # only what is written to is ever read
+    last[keys] = np.arange(len(keys))
+    same = last[keys]
+    places = np.flatnonzero(same == np.arange(len(keys)))
+    last[keys[places]] = np.arange(len(places))
+    return keys[places], last[keys], places
+
+
+def _pieces(source: NDArray[np.int32], starts: Ints, sizes: Ints) -> NDArray[np.int32]:
+    """Stretches of `source`, one behind the other."""
+    ends = np.cumsum(sizes)
+    shift = np.repeat(starts - ends + sizes, sizes)
+    return source[shift + np.arange(len(shift))]

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
 CLIP_VOCABULARY = 49408
+_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""How CLIP's tokenizer splits lower-cased text into pieces, of which each is tokenized on its own."""
 
 
 @lru_cache(maxsize=1)
@@ -80,6 +82,27 @@ class RowTokenizer:
             )
         if self.bos_id is None or self.eos_id is None:
             raise ValueError("the tokenizer has no begin- or end-of-text token, so nothing could be pooled")
+
+    @cached_property
+    def pieces(self) -> Callable[[Sequence[str]], list[list[int]]] | None:
+        """The tokens of pieces of lower-case printable ASCII as CLIP splits it; None for tokenizers that split otherwise."""
+        if self._backend is None:
+            return None
+        parts = json.loads(self._backend.to_str())
+        kinds = [each["type"] for each in (parts["normalizer"] or {}).get("normalizers", [])]
+        splits = (parts["pre_tokenizer"] or {}).get("pretokenizers", [])
+        if (
+            kinds != ["NFC", "Replace", "Lowercase"]
+            or [each["type"] for each in splits] != ["Split", "ByteLevel"]
+            or splits[0]["pattern"] != {"Regex": _SPLIT}
+            or splits[0]["behavior"] != "Removed"
+            or splits[1]["add_prefix_space"]
+            or parts["model"]["type"] != "BPE"
+            or parts["model"]["dropout"]
+        ):
+            return None
+        tokenize = self._backend.model.tokenize
+        return lambda pieces: [[token.id for token in tokenize(piece)] for piece in pieces]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -11,6 +11,7 @@ from leaf_diffusion.attacks import Attack, LeafAttack, RandomTypos
 from leaf_diffusion.attacks.base import bind_constraint, generators
 from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.scoring import Goal, Scorer
+from leaf_diffusion.scoring.objectives import squared_distance
 from leaf_diffusion.text import Constraint
 
 Figures = dict[str, float]
@@ -58,11 +59,7 @@ class AnchorDrift:
     def goals(self, encoder: TextEncoder, prompts: Sequence[str]) -> list[Goal]:
         if len(prompts) != len(self.features):
             raise ValueError(f"{len(prompts)} prompts for the features of {len(self.features)}")
-        return [_squared_distance_to(row) for row in self.features.to(encoder.device)]
-
-
-def _squared_distance_to(row: Tensor) -> Goal:
-    return Goal(lambda features: (features.float() - row).square().sum(-1))
+        return [Goal.against(squared_distance, row) for row in self.features.to(encoder.device)]
 
 
 def bucketed(

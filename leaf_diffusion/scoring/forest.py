@@ -7,16 +7,13 @@ state. Sorted rows give the forest for free: a row owns the positions from its f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Row = tuple[int, ...]
-BLOCK = 1 << 14
-"""Rows that are compared at once."""
+from leaf_diffusion.encoders.token_rows import Ints, Rows
 
 
 @dataclass(frozen=True)
@@ -49,60 +46,82 @@ class Forest:
     """[rows] node of each row's last token, rows in the branches' order."""
 
 
-def cut(rows: Sequence[Row], max_nodes: int) -> Iterator[Sequence[Row]]:
-    """Consecutive parts of sorted rows of at most `max_nodes` nodes each (a single row may have more)."""
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    own = np.empty(len(rows), dtype=np.int64)
-    for low in range(0, len(rows), BLOCK):
-        before = max(0, low - 1)
-        _, owned = _table(rows[before : low + BLOCK], lengths[before : low + BLOCK])
-        own[low : low + BLOCK] = owned[low - before :].sum(1)
-    nodes, start = np.cumsum(own), 0
+@dataclass(frozen=True)
+class SortedRows:
+    """Distinct rows in the order of their tokens."""
+
+    rows: Rows
+    shared: Ints
+    """[n] how many tokens each row shares with the row before it."""
+
+    def __len__(self) -> int:
+        return len(self.shared)
+
+    def __getitem__(self, index: slice) -> SortedRows:
+        return SortedRows(self.rows[index], self.shared[index])
+
+
+def distinct(rows: Rows) -> tuple[SortedRows, Ints, Ints]:
+    """The distinct rows; `order` [rows], which sorts what was given; and which distinct row each of the sorted ones is."""
+    order = _sorted(rows.tokens)
+    tokens, lengths = rows.tokens[order], rows.lengths[order]
+    differs = np.ones((len(rows), tokens.shape[1] + 1), dtype=bool)
+    differs[1:, :-1] = tokens[1:] != tokens[:-1]
+    shared = differs.argmax(1)
+    shared[:1] = 0
+    new = shared < tokens.shape[1]
+    new[:1] = True
+    return SortedRows(Rows(tokens[new], lengths[new]), shared[new]), order, np.cumsum(new) - 1
+
+
+def _sorted(tokens: NDArray[np.int32]) -> Ints:
+    """The order of rows by their tokens, a row before those that it begins."""
+    small = tokens.max(initial=0) < (1 << 16) - 1
+    each = 4 if small else 2  # tokens in a number of 64 bits, the first in the highest ones
+    width = -(-tokens.shape[1] // each) * each
+    wide = np.zeros((len(tokens), width), dtype=">u2" if small else ">u4")
+    wide[:, : tokens.shape[1]] = tokens + 1
+    return np.lexsort(wide.view(">u8").astype(np.uint64).T[::-1]) if width else np.arange(len(tokens))
+
+
+def cut(rows: SortedRows, max_nodes: int) -> Iterator[slice]:
+    """Consecutive parts of the rows of at most `max_nodes` nodes each (a single row may have more)."""
+    lengths = rows.rows.lengths
+    nodes, start = np.cumsum(lengths - rows.shared), 0
     while start < len(rows):
         # the part's first row is there in full
         most = max_nodes + nodes[start] - lengths[start]
         end = max(start + 1, int(np.searchsorted(nodes, most, side="right")))
-        yield rows[start:end]
+        yield slice(start, end)
         start = end
 
 
-def _table(rows: Sequence[Row], lengths: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-    """[rows, longest] tokens (-1 behind a row's end), and which of them stand behind the first difference to the row
-    before."""
-    there = np.arange(int(lengths.max())) < lengths[:, None]
-    tokens = np.full(there.shape, -1, dtype=np.int64)
-    tokens[there] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(lengths.sum()))
-    differs = np.ones(there.shape, dtype=bool)
-    differs[1:] = np.logical_or.accumulate(tokens[1:] != tokens[:-1], axis=1)
-    return tokens, differs & there
-
-
-def plant(rows: Sequence[Row], step: int = 0) -> Forest:
+def plant(rows: SortedRows, step: int = 0) -> Forest:
     """The forest of sorted, distinct, non-empty rows.
 
     Branches are the rows that own equally many tokens: nothing is padded. With `step` they are the rows of equal length
     rounded up to it, and so are their paths: few branches, for a device on which each costs the launch of its kernels.
     """
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    tokens, owned = _table(rows, lengths)
-    longest = tokens.shape[1]
+    lengths, begins = rows.rows.lengths, rows.shared.copy()
+    begins[0] = 0
+    own = lengths - begins
+    longest = int(lengths.max())
     columns = np.arange(longest)
     there = columns < lengths[:, None]
-    own = owned.sum(1)
-    begins = lengths - own
+    owned = there & (columns >= begins[:, None])
 
     key = -(-lengths // step) if step else own
     order = np.argsort(key, kind="stable")
     firsts = np.empty(len(rows), dtype=np.int64)
-    firsts[order] = np.concatenate([[0], np.cumsum(own[order])[:-1]])
+    firsts[order] = np.cumsum(own[order]) - own[order]
     # the owner of each position of a row's path: the last row before it that owns that position
     owner = np.maximum.accumulate(np.where(owned, np.arange(len(rows))[:, None], -1), axis=0)
-    paths = np.where(there, firsts[owner] + columns - begins[owner], 0)
+    paths = np.where(there, (firsts - begins)[owner] + columns, 0)
 
     row, column = np.nonzero(owned)
     named = np.empty(len(row), dtype=np.int64)
-    named[firsts[row] + column - begins[row]] = tokens[row, column] * longest + column
-    distinct, pairs = np.unique(named, return_inverse=True)
+    named[firsts[row] + column - begins[row]] = rows.rows.tokens[row, column] * longest + column
+    pairs, of_node = np.unique(named, return_inverse=True)
     branches = []
     for low, high in itertools.pairwise(np.flatnonzero(np.diff(key[order], prepend=-1, append=-1))):
         mine = order[low:high]
@@ -110,4 +129,4 @@ def plant(rows: Sequence[Row], step: int = 0) -> Forest:
         path = np.pad(paths[mine, :wide], ((0, 0), (0, max(0, wide - longest))))
         branches.append(Branches(int(firsts[mine[0]]), own[mine], path, begins[mine]))
     ends = (firsts + own - 1)[order]
-    return Forest(distinct // longest, distinct % longest, pairs.reshape(-1), branches, order, ends)
+    return Forest(pairs // longest, pairs % longest, of_node.reshape(-1), branches, order, ends)

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.scoring.scorer import Row, Scorer
+from leaf_diffusion.encoders.token_rows import Row
+from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.edits import Candidates
 
 
@@ -49,7 +50,7 @@ class MeanScore:
 
     def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt."""
-        read: dict[tuple[object, ...], list[list[Row]]] = {}
+        read: dict[tuple[object, ...], Sequence[Sequence[Row]]] = {}
         scored = []
         for (tower, _), reading in zip(self._towers, self._readings, strict=True):
             if reading not in read:

@@ -20,11 +20,20 @@ class Goal:
     """One prompt's goal: features [n, d] -> scores [n], larger = stronger attack; differentiable.
 
     `scale` (> 0) is the unit of the score where it depends on the tower (its squared feature norm for an L2 drift).
+    A goal that compares with one vector says so: `compare(features [n, d], vectors [n, d])` is its score against each
+    row's own vector, so that goals of one kind are computed together. `Goal.against` makes such goals.
     """
 
     score: Callable[[Tensor], Tensor]
     solved_above: float = math.inf
     scale: float = 1.0
+    compare: Callable[[Tensor, Tensor], Tensor] | None = None
+    vector: Tensor | None = None
+
+    @classmethod
+    def against(cls, compare: Callable[[Tensor, Tensor], Tensor], vector: Tensor, scale: float = 1.0) -> Goal:
+        """The goal of comparing with one vector [d]; `compare` takes it as [1, d]."""
+        return cls(lambda features: compare(features, vector[None]), scale=scale, compare=compare, vector=vector)
 
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         return self.score(features)
@@ -84,8 +93,8 @@ class Drift:
                 f"{encoder.name} gives {own.shape[1]}: they cannot be compared"
             )
         if self.kind == "cosine":
-            return [Goal(_one_minus_cosine(row)) for row in clean]
-        return [Goal(_squared_distance(row), scale=_unit(tower)) for row, tower in zip(clean, own, strict=True)]
+            return [Goal.against(_one_minus_cosine, row) for row in clean]
+        return [Goal.against(squared_distance, row, _unit(tower)) for row, tower in zip(clean, own, strict=True)]
 
 
 class Toward:
@@ -106,7 +115,7 @@ class Toward:
             rows = self.targets.to(encoder.device, torch.float32)
         else:
             rows = clean_features(encoder, self.targets, self.feature)
-        return [Goal(_cosine(row)) for row in rows]
+        return [Goal.against(_cosine, row) for row in rows]
 
 
 class Margin:
@@ -135,24 +144,19 @@ class Margin:
         return [Goal(_margin(classes, label), solved_above=0.0) for label in self.labels]
 
 
-def _squared_distance(clean: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda features: (features - clean).square().sum(-1)
+def squared_distance(features: Float[Tensor, "n d"], vectors: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
+    """The squared L2 distance of each row to its vector, or to the only one."""
+    return (features.float() - vectors).square().sum(-1)
 
 
-def _one_minus_cosine(clean: Tensor) -> Callable[[Tensor], Tensor]:
-    cosine = _cosine(clean)
-    return lambda features: 1 - cosine(features)
+def _one_minus_cosine(features: Tensor, vectors: Tensor) -> Tensor:
+    return 1 - _cosine(features, vectors)
 
 
-def _cosine(target: Tensor) -> Callable[[Tensor], Tensor]:
-    unit = normalize(target, dim=-1)  # a new tensor: the caller's stays as it is
-
-    def score(features: Tensor) -> Tensor:
-        if features.shape[-1] != unit.shape[-1]:
-            raise ValueError(f"the target has {unit.shape[-1]} features, the encoder gives {features.shape[-1]}")
-        return normalize(features, dim=-1) @ unit
-
-    return score
+def _cosine(features: Tensor, vectors: Tensor) -> Tensor:
+    if features.shape[-1] != vectors.shape[-1]:
+        raise ValueError(f"the target has {vectors.shape[-1]} features, the encoder gives {features.shape[-1]}")
+    return (normalize(features, dim=-1) * normalize(vectors, dim=-1)).sum(-1)
 
 
 def _margin(classes: Tensor, label: int) -> Callable[[Tensor], Tensor]:

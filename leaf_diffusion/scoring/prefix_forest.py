@@ -7,11 +7,10 @@ but end-of-text itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,7 +18,8 @@ from torch.nn.functional import gelu, layer_norm, linear, silu
 
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.causal import QUICK, Affine, Block, CausalParts, causal_parts, detached
-from leaf_diffusion.scoring.forest import Row, cut, plant
+from leaf_diffusion.encoders.token_rows import Rows
+from leaf_diffusion.scoring.forest import SortedRows, cut, plant
 from leaf_diffusion.scoring.groups import ROOM, STEP, Group, groups, in_pieces, on_device
 
 
@@ -44,25 +44,26 @@ class PrefixForest:
             if self.dtype.itemsize < 4:  # layer norms and their casts: an H100's peak was 12% above the rest
                 self.bytes_per_node = self.bytes_per_node * 7 // 6
 
-    def batches(self, rows: Sequence[Row], feature: Feature, max_nodes: int) -> Iterator[tuple[Sequence[Row], Tensor]]:
-        """Rows in parts, with their features [n, d], float32; `max_nodes` tokens are computed at once."""
-        pads, read = [self.parts.pad_id] * self.parts.context_length, dict[Row, list[Row]]()
+    def read(self, rows: Rows, feature: Feature) -> Rows:
+        """What of the rows is read: tokens up to the first end-of-text or, for all states, up to the context's end."""
+        if isinstance(feature, Hidden):
+            everything = feature.positions == "all"
+            return rows.padded(self.parts.pad_id, self.parts.context_length) if everything else rows
+        ends = rows.tokens == self.parts.eos_id
+        if not ends.any(1).all():
+            raise ValueError(f"a token row has no end-of-text ({self.parts.eos_id})")
+        lengths = ends.argmax(1) + 1
+        return rows if (lengths == rows.lengths).all() else rows.cut(lengths)
+
+    def batches(self, rows: SortedRows, feature: Feature, max_nodes: int) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of the rows (as read) with their features [n, d], float32; `max_nodes` tokens are computed at once."""
         if isinstance(feature, Hidden):
             max_nodes //= 4  # the features themselves are as large
-        for row in rows:
-            everything = isinstance(feature, Hidden) and feature.positions == "all"
-            read.setdefault((*row, *pads[len(row) :]) if everything else row, []).append(row)
-        for part in cut(sorted(read), max_nodes):
+        for part in cut(rows, max_nodes):
             with torch.autocast(self.parts.positions.device.type, enabled=False), _kernels(self.parts.positions.device):
-                features = self._features(part, feature, ROOM * max_nodes)
-            # rows that differ in nothing but padding are one
-            repeats = np.array([len(read[row]) for row in part])
-            if repeats.max() > 1:
-                (index,) = on_device([np.repeat(np.arange(len(part)), repeats)], features.device)
-                features = features[index]
-            yield [row for each in part for row in read[each]], features
+                yield part, self._features(rows[part], feature, ROOM * max_nodes)
 
-    def _features(self, rows: Sequence[Row], feature: Feature, room: int) -> Tensor:
+    def _features(self, rows: SortedRows, feature: Feature, room: int) -> Tensor:
         forest, parts = (plant(rows, STEP) if self.few_launches else plant(rows)), self.parts
         branches = list(in_pieces(forest, room)) if self.few_launches else forest.branches
         shapes = [array for each in branches for array in (each.paths, each.own, each.begins)]

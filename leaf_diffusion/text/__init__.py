@@ -9,6 +9,7 @@ from leaf_diffusion.text.edits import (
     distance,
     n_slots,
     neighbours,
+    present,
     random_edits,
     slot_edits,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "load_words",
     "n_slots",
     "neighbours",
+    "present",
     "random_edits",
     "slot_edits",
     "split_words",

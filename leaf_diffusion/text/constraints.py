@@ -6,7 +6,7 @@ import hashlib
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,14 @@ from leaf_diffusion.text.words import load_words, split_words
 MEMO = 1 << 18
 """Chunks whose words are remembered."""
 
-_SEPARATORS = {
-    chr(code): chr(code).lower() if chr(code).isalpha() else " " for code in range(32, 127) if chr(code) != "'"
-}
-"""In a text of ASCII all that separates words separates alike, and capitals are read as small letters."""
+_LETTERS, _SIGN, _APOSTROPHE, _DELETION = 26, 26, 27, 28
+_CLASS = np.array(
+    [
+        ord(chr(c).lower()) - ord("a") if chr(c).isalpha() else _APOSTROPHE if chr(c) == "'" else _SIGN
+        for c in range(128)
+    ]
+)
+"""In a text of ASCII capitals are read as small letters, and all else but an apostrophe separates words alike."""
 
 Verdict = Callable[[tuple[str, ...]], bool]
 """Whether a candidate whose changed part holds these dictionary words is allowed."""
@@ -101,35 +105,82 @@ class _WordConstraint(Constraint):
         if candidates.base is None:
             verdict = judge(Counter())
             return np.array([verdict(self.known(text)) for text in candidates.texts()], dtype=bool)
-        return np.fromiter(self._verdicts(candidates, judge), dtype=bool, count=len(candidates))
-
-    def _verdicts(self, candidates: Candidates, judge: Callable[[Counter[str]], Verdict]) -> Iterator[bool]:
-        base, slots, characters = candidates.base, candidates.slots, candidates.characters
-        if base is None or slots is None or characters is None:
+        base, slots, codes = candidates.base, candidates.slots, candidates.codes
+        if slots is None or codes is None:
             raise TypeError("only edits of a base text have windows")
-        everything = Counter(self.known(base))
-        alike = _SEPARATORS if base.isascii() else {}
-        found: dict[tuple[int, str], bool] = {}
-        windows: dict[int, tuple[str, str, Verdict]] = {}
-        verdicts: dict[tuple[int, int], Verdict] = {}
-        for slot, character in zip(slots.tolist(), characters.tolist(), strict=True):
-            edit = slot, alike.get(character, character)
-            if edit in found:
-                yield found[edit]
-                continue
-            if slot not in windows:
-                low = start = slot // 2
-                high = end = start + slot % 2
-                while low and not base[low - 1].isspace():
-                    low -= 1
-                while high < len(base) and not base[high].isspace():
-                    high += 1
-                if (low, high) not in verdicts:
-                    verdicts[low, high] = judge(everything - Counter(self.known(base[low:high])))
-                windows[slot] = (base[low:start], base[end:high], verdicts[low, high])
+        if not base.isascii() or codes.max(initial=0) > 127:
+            edits, which = np.unique(np.stack([slots, codes], axis=1), axis=0, return_inverse=True)
+            found = self._verdicts(base, judge, edits[:, 0].tolist(), edits[:, 1].tolist())
+        else:
+            kinds = np.where(codes < 0, _DELETION, _CLASS[codes])
+            edits, which = np.unique(slots * 32 + kinds, return_inverse=True)
+            found = self._verdicts_of_ascii(base, judge, (edits >> 5).tolist(), (edits & 31).tolist())
+        return np.array(found, dtype=bool)[which.reshape(-1)]
+
+    def _verdicts(
+        self, base: str, judge: Callable[[Counter[str]], Verdict], slots: list[int], codes: list[int]
+    ) -> list[bool]:
+        """Of edits of any text."""
+        windows, found = _Windows(base, judge, self.known), list[bool]()
+        for slot, code in zip(slots, codes, strict=True):
             left, right, verdict = windows[slot]
-            found[edit] = verdict(self.known(left + character + right))
-            yield found[edit]
+            found.append(verdict(self.known(left + (chr(code) if code >= 0 else "") + right)))
+        return found
+
+    def _verdicts_of_ascii(
+        self, base: str, judge: Callable[[Counter[str]], Verdict], slots: list[int], kinds: list[int]
+    ) -> list[bool]:
+        """Of edits of ASCII by classes of characters. A letter makes one word of the letters around it, which is rarely one of
+        the dictionary."""
+        windows, found, words = _Windows(base.lower(), judge, self.known), list[bool](), self._words
+        before, head, tail, unknown = -1, "", "", False
+        for slot, kind in zip(slots, kinds, strict=True):
+            left, right, verdict = windows[slot]
+            if kind < _LETTERS and "'" not in left and "'" not in right:
+                if slot != before:
+                    before, head, tail = (
+                        slot,
+                        left[len(left.rstrip(_SMALL)) :],
+                        right[: len(right) - len(right.lstrip(_SMALL))],
+                    )
+                    outside = self.known(left[: len(left) - len(head)]) + self.known(right[len(tail) :])
+                    unknown = verdict(outside)
+                if head + _SMALL[kind] + tail not in words:
+                    found.append(unknown)
+                    continue
+            found.append(verdict(self.known(left + _CHARACTERS[kind] + right)))
+        return found
+
+
+_SMALL = "abcdefghijklmnopqrstuvwxyz"
+_CHARACTERS = [*_SMALL, " ", "'", ""]
+
+
+class _Windows(dict[int, tuple[str, str, Verdict]]):
+    """For a slot the rest of the whitespace chunks that an edit there changes, left and right of it, and the verdict on their
+    words."""
+
+    def __init__(
+        self, base: str, judge: Callable[[Counter[str]], Verdict], known: Callable[[str], tuple[str, ...]]
+    ) -> None:
+        super().__init__()
+        self._base, self._judge, self._known = base, judge, known
+        self._everything = Counter(known(base))
+        self._of_span: dict[tuple[int, int], Verdict] = {}
+
+    def __missing__(self, slot: int) -> tuple[str, str, Verdict]:
+        base = self._base
+        low = start = slot // 2
+        high = end = start + slot % 2
+        while low and not base[low - 1].isspace():
+            low -= 1
+        while high < len(base) and not base[high].isspace():
+            high += 1
+        if (low, high) not in self._of_span:
+            changed = Counter(self._known(base[low:high]))
+            self._of_span[low, high] = self._judge(self._everything - changed)
+        self[slot] = base[low:start], base[end:high], self._of_span[low, high]
+        return self[slot]
 
 
 class NoNewWords(_WordConstraint):

@@ -9,6 +9,7 @@ edited.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -20,6 +21,7 @@ ALPHABET: str = "".join(chr(code) for code in range(32, 127))
 
 DELETE: str = ""
 """The empty character: put in a character's slot it deletes that character."""
+_DELETE = -1
 
 
 def n_slots(text: str) -> int:
@@ -55,39 +57,44 @@ class Candidates:
     means "this prompt is finished".
     """
 
-    __slots__ = ("_base", "_characters", "_rows", "_slots", "_texts")
+    __slots__ = ("_base", "_codes", "_rows", "_slots", "_texts")
 
     def __init__(
         self,
         *,
         base: str | None = None,
         slots: NDArray[np.int64] | None = None,
-        characters: NDArray[np.object_] | None = None,
+        codes: NDArray[np.int64] | None = None,
         texts: NDArray[np.object_] | None = None,
         rows: NDArray[np.object_] | None = None,
     ) -> None:
         """Internal; use ``edits``, ``from_texts``, ``from_tokens`` or ``none``."""
-        self._base, self._slots, self._characters, self._texts, self._rows = base, slots, characters, texts, rows
-        for array in (slots, characters, texts, rows):
+        self._base, self._slots, self._codes, self._texts, self._rows = base, slots, codes, texts, rows
+        for array in (slots, codes, texts, rows):
             if array is not None:
                 array.setflags(write=False)
 
     @classmethod
     def edits(
-        cls, base: str, slots: Sequence[int] | NDArray[np.int64], characters: Sequence[str] | NDArray[np.object_]
+        cls,
+        base: str,
+        slots: Sequence[int] | NDArray[np.int64],
+        characters: Sequence[str] | NDArray[np.object_] | NDArray[np.int64],
     ) -> Candidates:
-        """Single edits of ``base``: candidate ``i`` is ``apply_edit(base, slots[i], characters[i])``."""
-        slot_array = np.array(slots, dtype=np.int64).reshape(-1)
+        """Single edits of ``base``: candidate ``i`` is ``apply_edit(base, slots[i], characters[i])``.
+
+        Characters may be given as code points (int64, -1 for ``DELETE``).
+        """
+        slot_array = _checked(base, slots)
         if len(slot_array) != len(characters):
             raise ValueError(f"{len(slot_array)} slots but {len(characters)} characters: give one character a slot")
-        wrong = (slot_array < 0) | (slot_array >= n_slots(base))
-        if wrong.any():
-            raise ValueError(f"slot {slot_array[wrong][0]} is outside 0..{n_slots(base) - 1}, the slots of {base!r}")
-        character_array = _objects(characters)
-        long = next((c for c in set(character_array.tolist()) if len(c) > 1), None)
+        if isinstance(characters, np.ndarray) and characters.dtype == np.int64:
+            return cls(base=base, slots=slot_array, codes=np.array(characters, dtype=np.int64))
+        letters: list[str] = list(characters)
+        long = next((c for c in letters if len(c) > 1), None)
         if long is not None:
             raise ValueError(f"an edit places one character or DELETE, got {long!r}")
-        return cls(base=base, slots=slot_array, characters=character_array)
+        return cls(base=base, slots=slot_array, codes=_codes(letters))
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> Candidates:
@@ -119,7 +126,16 @@ class Candidates:
     @property
     def characters(self) -> NDArray[np.object_] | None:
         """Object array [n] of str, one code point or ``DELETE`` each, read-only (None unless edits)."""
-        return self._characters
+        if self._codes is None:
+            return None
+        characters = _objects([chr(code) if code >= 0 else DELETE for code in self._codes.tolist()])
+        characters.setflags(write=False)
+        return characters
+
+    @property
+    def codes(self) -> NDArray[np.int64] | None:
+        """int64 [n], read-only: the characters' code points, -1 for ``DELETE`` (None unless edits)."""
+        return self._codes
 
     @property
     def token_rows(self) -> list[list[int]] | None:
@@ -130,21 +146,19 @@ class Candidates:
         """Text of candidate ``i``; ValueError for token rows."""
         if self._texts is not None:
             return str(self._texts[i])
-        if self._base is None or self._slots is None or self._characters is None:
+        if self._base is None or self._slots is None or self._codes is None:
             raise ValueError("these candidates are token rows and have no text: use token_rows")
-        return apply_edit(self._base, int(self._slots[i]), self._characters[i])
+        return apply_edit(self._base, int(self._slots[i]), chr(self._codes[i]) if self._codes[i] >= 0 else DELETE)
 
     def texts(self) -> list[str]:
         """All texts; ValueError for token rows."""
         if self._texts is not None:
             return list(self._texts)
-        if self._base is None or self._slots is None or self._characters is None:
+        base, characters = self._base, self.characters
+        if base is None or self._slots is None or characters is None:
             raise ValueError("these candidates are token rows and have no text: use token_rows")
-        base = self._base
         starts, ends = self._slots // 2, self._slots // 2 + self._slots % 2
-        return [
-            base[:s] + c + base[e:] for s, e, c in zip(starts.tolist(), ends.tolist(), self._characters, strict=True)
-        ]
+        return [base[:s] + c + base[e:] for s, e, c in zip(starts.tolist(), ends.tolist(), characters, strict=True)]
 
     def __len__(self) -> int:
         for array in (self._slots, self._texts, self._rows):
@@ -167,7 +181,7 @@ class Candidates:
         return Candidates(
             base=self._base,
             slots=pick(self._slots),
-            characters=pick(self._characters),
+            codes=pick(self._codes),
             texts=pick(self._texts),
             rows=pick(self._rows),
         )
@@ -177,25 +191,25 @@ class Candidates:
         return f"Candidates({len(self)} {form})"
 
 
+def present(text: str) -> NDArray[np.int64]:
+    """Code point of what stands in each slot: the characters, -1 in the gaps."""
+    here = np.full(n_slots(text), _DELETE)
+    here[1::2] = _codes(text)
+    return here
+
+
 def neighbours(text: str, alphabet: str = ALPHABET) -> Candidates:
     """Every distinct text at distance 1 over ``alphabet`` (and deletion), each once; ``text`` itself is left out.
 
     Equal edits (inserting an ``e`` before or behind an ``e``, deleting either ``o`` of ``oo``) are listed at their
     lowest slot.
     """
-    letters = list(dict.fromkeys(alphabet))
-    slots: list[int] = []
-    characters: list[str] = []
-    for i in range(len(text) + 1):
-        before, here = text[i - 1 : i] if i else "", text[i : i + 1]
-        inserted = [c for c in letters if c != before]
-        slots += [2 * i] * len(inserted)
-        characters += inserted
-        if here:
-            placed = [c for c in letters if c != here] + ([] if here == before else [DELETE])
-            slots += [2 * i + 1] * len(placed)
-            characters += placed
-    return Candidates.edits(text, slots, characters)
+    here = present(text)
+    before = np.roll(here, 1)  # for a gap: the character before it
+    kept = _letters(alphabet) != np.where(here < 0, before, here)[:, None]
+    # deletion: nothing in a gap, and of equal neighbours the first
+    kept[:, -1] = (here >= 0) & (here != np.roll(here, 2))
+    return _placed(text, np.arange(n_slots(text)), kept, alphabet)
 
 
 def slot_edits(text: str, slots: Iterable[int], alphabet: str = ALPHABET) -> Candidates:
@@ -203,14 +217,9 @@ def slot_edits(text: str, slots: Iterable[int], alphabet: str = ALPHABET) -> Can
 
     Edits in different slots can give equal texts (an ``e`` before or behind an ``e``): each stays in its slot.
     """
-    letters = [*dict.fromkeys(alphabet), DELETE]
-    placed, characters = list[int](), list[str]()
-    for slot in slots:
-        here = text[slot // 2] if slot % 2 else DELETE
-        chosen = [character for character in letters if character != here]
-        placed += [slot] * len(chosen)
-        characters += chosen
-    return Candidates.edits(text, placed, characters)
+    chosen = _checked(text, list(slots))
+    here = present(text)
+    return _placed(text, chosen, _letters(alphabet) != here[chosen, None], alphabet)
 
 
 def random_edits(text: str, n: int, rng: np.random.Generator, alphabet: str = ALPHABET) -> Candidates:
@@ -219,16 +228,46 @@ def random_edits(text: str, n: int, rng: np.random.Generator, alphabet: str = AL
 
     ValueError where no edit exists (an empty text and an empty alphabet).
     """
-    letters = _objects([*dict.fromkeys(alphabet), DELETE])
+    letters = _letters(alphabet)
     if len(letters) == 1 and not text:
         raise ValueError("an empty text has no edit over an empty alphabet")
-    present = _objects([DELETE] + [c for pair in zip(text, [DELETE] * len(text), strict=True) for c in pair])
+    here = present(text)
     slots = rng.integers(n_slots(text), size=n)
     choice = rng.integers(len(letters), size=n)
-    while (unchanged := np.flatnonzero(letters[choice] == present[slots])).size:
+    while (unchanged := np.flatnonzero(letters[choice] == here[slots])).size:
         slots[unchanged] = rng.integers(n_slots(text), size=unchanged.size)
         choice[unchanged] = rng.integers(len(letters), size=unchanged.size)
-    return Candidates.edits(text, slots, letters[choice])
+    return Candidates(base=text, slots=slots, codes=letters[choice])
+
+
+def _checked(text: str, slots: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """The slots as an array of its own; ValueError where one is outside the text."""
+    array = np.array(slots, dtype=np.int64).reshape(-1)
+    wrong = (array < 0) | (array >= n_slots(text))
+    if wrong.any():
+        raise ValueError(f"slot {array[wrong][0]} is outside 0..{n_slots(text) - 1}, the slots of {text!r}")
+    return array
+
+
+def _placed(text: str, slots: NDArray[np.int64], kept: NDArray[np.bool_], alphabet: str) -> Candidates:
+    """The edits [slots, letters] that are kept, slot by slot."""
+    row, letter = np.nonzero(kept)
+    return Candidates(base=text, slots=slots[row], codes=_letters(alphabet)[letter])
+
+
+@lru_cache(maxsize=64)
+def _letters(alphabet: str) -> NDArray[np.int64]:
+    """Code points of the distinct characters, then deletion."""
+    letters = np.append(_codes("".join(dict.fromkeys(alphabet))), _DELETE)
+    letters.setflags(write=False)
+    return letters
+
+
+def _codes(characters: Sequence[str]) -> NDArray[np.int64]:
+    """Code points of characters; -1 for ``DELETE``."""
+    if isinstance(characters, str):
+        return np.frombuffer(characters.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
+    return np.fromiter((ord(c) if c else _DELETE for c in characters), np.int64, len(characters))
 
 
 def _objects(values: Sequence[Any] | NDArray[np.object_]) -> NDArray[np.object_]:

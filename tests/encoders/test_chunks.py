@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from leaf_diffusion.encoders.chunks import ChunkTokenizer
 from leaf_diffusion.encoders.tokenizer import RowTokenizer, clip_tokenizer
@@ -34,7 +35,27 @@ def test_every_edit_has_the_tokenizers_own_tokens(rows, text):
     candidates = neighbours(text) if len(text) < 60 else random_edits(text, 300, np.random.default_rng(0))
     if rows.pad_id is None:  # open_clip's tokenizer is pure Python
         candidates = candidates[:: max(1, len(candidates) // 400)]
-    assert ChunkTokenizer(rows, 77).rows(candidates) == slow(rows, candidates.texts())
+    for pieces in dict.fromkeys([rows.pieces, None]):
+        assert ChunkTokenizer(rows, 77, pieces).rows(candidates) == slow(rows, candidates.texts())
+
+
+def test_texts_that_are_read_together_are_read_alike(rows):
+    tokenizer = ChunkTokenizer(rows, 77, rows.pieces)
+    many = [Candidates.none(), *(random_edits(text or "x", 40, np.random.default_rng(0)) for text in TEXTS[:-2])]
+    for _ in range(2):
+        read = tokenizer.read(many)
+        assert len(read) == len(many)
+        assert list(read) == [slow(rows, candidates.texts()) for candidates in many]
+        for i, (owner, row) in enumerate(zip(read.owners.tolist(), read.rows.lists(), strict=True)):
+            assert row in read[owner], i
+    assert len(tokenizer.read([])) == 0
+
+
+def test_only_clips_own_splitting_is_split_by_pieces():
+    tokenizer = clip_tokenizer()
+    assert RowTokenizer(tokenizer).pieces is not None
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert RowTokenizer(tokenizer).pieces is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,11 +67,11 @@ def test_any_text(text, data):
         st.lists(st.sampled_from([*ALPHABET, "", "é", "\n", "猫"]), min_size=len(slots), max_size=len(slots))
     )
     candidates = Candidates.edits(text, slots, letters)
-    assert ChunkTokenizer(rows, 77).rows(candidates) == slow(rows, candidates.texts())
+    assert ChunkTokenizer(rows, 77, rows.pieces).rows(candidates) == slow(rows, candidates.texts())
 
 
 def test_the_memo_is_used_and_bounded(monkeypatch):
-    monkeypatch.setattr("leaf_diffusion.encoders.chunks.MEMO", 50)
+    monkeypatch.setattr("leaf_diffusion.encoders.memo.MEMO", 50)
     asked, rows = [], RowTokenizer(clip_tokenizer())
     tokenizer = ChunkTokenizer(lambda texts: asked.extend(texts) or rows(texts), 77)
     candidates = neighbours("a cat")

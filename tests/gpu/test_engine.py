@@ -36,13 +36,9 @@ def test_features_are_the_towers_own_in_float32(forest_tests, device, name, feat
     rows = forest_tests.rows_of(encoder, forest_tests.ODD + candidates(20)[0].texts())
     if not isinstance(feature, Hidden):
         rows = list(dict.fromkeys(row[: row.index(49407) + 1] for row in rows))
-    got = {}
-    for part, features in PrefixForest(encoder, torch.float32).batches(rows, feature, 1000):
-        assert features.dtype == torch.float32
-        assert features.device.type == "cuda"
-        got |= dict(zip(part, features, strict=True))
+    got = forest_tests.features_of(PrefixForest(encoder, torch.float32), rows, feature, 1000)
+    assert got.device.type == "cuda"
     wanted = encoder.features(rows, feature)
-    got = torch.stack([got[row] for row in rows])
     assert (got - wanted).norm(dim=1).div(wanted.norm(dim=1)).max() < 1e-5
 
 
@@ -54,10 +50,7 @@ def test_half_precision_is_as_near_to_float32_as_the_tower_itself(forest_tests, 
     exact, half = on(device, forest_tests, name), on(device, forest_tests, name, dtype)
     rows = forest_tests.rows_of(exact, candidates(60)[0].texts())
     wanted = exact.features(rows, "pooled")
-    got = {}
-    for part, features in PrefixForest(half).batches(rows, "pooled", 1000):
-        got |= dict(zip(part, features, strict=True))
-    got = torch.stack([got[row] for row in rows])
+    got = forest_tests.features_of(PrefixForest(half), rows, "pooled", 1000)
 
     def error(features):
         return float((features - wanted).norm(dim=1).div(wanted.norm(dim=1)).mean())

@@ -1,12 +1,12 @@
 """The forest of shared prefixes against a plain count of prefixes."""
 
 import itertools
-from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaf_diffusion.scoring.forest import cut, plant
+from leaf_diffusion.encoders.token_rows import Rows
+from leaf_diffusion.scoring.forest import cut, distinct, plant
 
 ROWS = st.sets(st.lists(st.integers(0, 3), min_size=1, max_size=8).map(tuple), min_size=1, max_size=40).map(sorted)
 
@@ -17,7 +17,7 @@ def prefixes(rows):
 
 @given(ROWS, st.sampled_from([0, 1, 3, 8]))
 def test_every_prefix_is_one_node_and_paths_lead_along_them(rows, step):
-    forest = plant(rows, step)
+    forest = plant(distinct(Rows.of(rows))[0], step)
     assert len(forest.pairs) == len(prefixes(rows))
     assert len(forest.tokens) == len({(row[i], i) for row in rows for i in range(len(row))})
     read, branch_rows = {}, []
@@ -39,15 +39,25 @@ def test_every_prefix_is_one_node_and_paths_lead_along_them(rows, step):
     assert [read[int(end)] for end in forest.ends] == ends == branch_rows
 
 
-@given(ROWS, st.integers(1, 30), st.sampled_from([1, 2, 7, 1 << 14]))
-def test_cut_keeps_the_order_and_the_bound(rows, most, block):
-    with mock.patch("leaf_diffusion.scoring.forest.BLOCK", block):
-        parts = [list(part) for part in cut(rows, most)]
+@given(ROWS, st.integers(1, 30))
+def test_cut_keeps_the_order_and_the_bound(rows, most):
+    parts = [rows[part] for part in cut(distinct(Rows.of(rows))[0], most)]
     assert [row for part in parts for row in part] == rows
     assert all(len(prefixes(part)) <= most or len(part) == 1 for part in parts)
     for part, after in itertools.pairwise(parts):  # none is cut without need
         assert len(prefixes([*part, after[0]])) > most
 
 
+@given(st.lists(st.lists(st.sampled_from([0, 1, 2, 65534, 65535, 1 << 20]), max_size=8).map(tuple), max_size=40))
+def test_distinct_rows_are_sorted_as_tuples_are(rows):
+    kept, order, place = distinct(Rows.of(rows))
+    assert kept.rows.lists() == sorted(set(rows))
+    assert [rows[i] for i in order] == sorted(rows)
+    assert [kept.rows.lists()[i] for i in place] == sorted(rows)
+    if rows:  # a part of them is planted as if it were alone
+        half = kept[len(kept) // 2 :]
+        assert half.rows.lists() == sorted(set(rows))[len(kept) // 2 :]
+
+
 def test_nothing_is_cut_into_nothing():
-    assert list(cut([], 5)) == []
+    assert list(cut(distinct(Rows.of([]))[0], 5)) == []

@@ -11,7 +11,9 @@ from leaf_diffusion.attacks import Charmer, Exhaustive, LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder, Hidden, clip_tokenizer
 from leaf_diffusion.encoders.causal import NotUnderstood
 from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder
-from leaf_diffusion.scoring import Drift, Margin, Scorer, prefix_forest, scorer
+from leaf_diffusion.encoders.token_rows import Rows
+from leaf_diffusion.scoring import Drift, Margin, Scorer, prefix, prefix_forest, scorer
+from leaf_diffusion.scoring.forest import distinct
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, random_edits
 
@@ -71,6 +73,18 @@ def rows_of(encoder, texts):
     return [tuple(row) for row in dict.fromkeys(map(tuple, encoder.tokenize(texts)))]
 
 
+def features_of(forest, rows, feature, max_nodes):
+    """Features of token rows, in their order."""
+    kept, order, place = distinct(forest.read(Rows.of(rows), feature))
+    parts = list(forest.batches(kept, feature, max_nodes))
+    assert [part.start for part, _ in parts] == [0, *(part.stop for part, _ in parts)][:-1]
+    assert all(features.dtype == torch.float32 for _, features in parts)
+    features = torch.cat([features for _, features in parts])
+    result = torch.empty(len(rows), features.shape[1], device=features.device)
+    result[torch.from_numpy(order)] = features[torch.from_numpy(place)]
+    return result
+
+
 @pytest.mark.parametrize("few_launches", [False, True], ids=["as on a CPU", "as on a GPU"])
 @pytest.mark.parametrize("feature", FEATURES, ids=str)
 @pytest.mark.parametrize("make", TOWERS.values(), ids=TOWERS)
@@ -83,13 +97,8 @@ def test_features_are_the_towers_own(make, feature, few_launches, monkeypatch):
     rows = rows_of(encoder, ODD + random_edits(ODD[2], 20, np.random.default_rng(0)).texts())
     if not isinstance(feature, Hidden):
         rows = list(dict.fromkeys(row[: row.index(49407) + 1] for row in rows))
-    got = dict[tuple[int, ...], torch.Tensor]()
-    for part, features in PrefixForest(encoder, torch.float32).batches(rows, feature, 150):
-        assert features.dtype == torch.float32
-        got |= dict(zip(part, features, strict=True))
-    assert set(got) == set(rows)
+    got = features_of(PrefixForest(encoder, torch.float32), rows, feature, 150)
     wanted = encoder.features(rows, feature)
-    got = torch.stack([got[row] for row in rows])
     assert (got - wanted).norm(dim=1).div(wanted.norm(dim=1)).max() < 1e-5
 
 
@@ -210,7 +219,7 @@ def test_screening_returns_exact_best_scores():
         assert int(rough.argmax()) == int(exact.argmax())
         assert float(rough.max()) == pytest.approx(float(exact.max()), rel=1e-5)
         torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1 * float(exact.max()))
-    assert len(screened[0].unique()) > scorer.SCREENED
+    assert len(screened[0].unique()) > prefix.SCREENED
 
 
 def test_screening_is_of_the_prefix_engine():

@@ -81,7 +81,7 @@ def test_prompts_that_are_tokenized_in_groups_score_alike(monkeypatch):
     for precision in ("fp32", "screen"):
         score = Scorer(ENCODER, precision=precision).bind([f"a cat {i}" for i in range(5)])
         together = score(candidates)
-        monkeypatch.setattr("leaf_diffusion.scoring.scorer.TOGETHER", 10)
+        monkeypatch.setattr("leaf_diffusion.scoring.prefix.TOGETHER", 10)
         apart = score(candidates)
         monkeypatch.undo()
         assert score.queries == [14, 0, 24, 6, 2]
@@ -182,8 +182,8 @@ def test_towers_that_read_alike_share_the_tokenization(monkeypatch):
     first, second, defended = encoder(0), encoder(1), encoder(1, defence=Speller(["a", "red", "umbrella"]))
     asked = []
     for tower in (first, second, defended):
-        original = tower.tokenize_candidates
-        monkeypatch.setattr(tower, "tokenize_candidates", lambda c, t=tower, f=original: asked.append(t) or f(c))
+        original = tower.read_candidates
+        monkeypatch.setattr(tower, "read_candidates", lambda c, t=tower, f=original: asked.append(t) or f(c))
     candidates = some()
     mean = MeanScorer([(Scorer(first), 1), (Scorer(second), 1), (Scorer(defended), 1)]).bind(PROMPTS)
     mean(candidates)

@@ -1,0 +1,152 @@
+"""The scores of the prefix engine: candidates as arrays from their tokens to their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from leaf_diffusion.encoders.base import Tower
+from leaf_diffusion.encoders.causal import NotUnderstood
+from leaf_diffusion.encoders.token_rows import Ints, Row, TokenRows
+from leaf_diffusion.scoring.forest import distinct
+from leaf_diffusion.scoring.groups import on_device
+from leaf_diffusion.scoring.plain import PlainScore, one_each
+from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, screening_dtype
+from leaf_diffusion.text import Candidates
+
+if TYPE_CHECKING:
+    from leaf_diffusion.scoring.scorer import Scorer
+
+Fetch = Callable[[], Tensor]
+"""Waits for scores that were started: one for each candidate, on the CPU."""
+SCREENED = 48
+"""Candidates of a prompt that screening scores again in full, at most; a quarter of few."""
+TOGETHER = 16_384
+"""Candidates that are tokenized before their scores are started."""
+AT_ONCE = 1 << 20
+"""Numbers of features that are compared with their prompts' vectors at once."""
+
+
+class PrefixScore(PlainScore):
+    """`PlainScore` on the prefix forest of the tower as it was when bound. Raises NotUnderstood."""
+
+    def __init__(self, scorer: Scorer, prompts: list[str]) -> None:
+        super().__init__(scorer, prompts)
+        if not isinstance(self.encoder, Tower):
+            raise NotUnderstood(f"{type(self.encoder).__name__} is no Tower")
+        self._tower = self.encoder
+        device, own = self.encoder.device, self.encoder.dtype
+        self._exact = PrefixForest(self.encoder, autocast_dtype(device) or own)
+        screened = scorer.precision == "screen" and own == torch.float32
+        self._rough = PrefixForest(self.encoder, screening_dtype(device)) if screened else None
+        # where all goals compare with a vector each, they are computed together
+        pairs = {goal.compare for goal in self.goals}
+        self._compare = pairs.pop() if len(pairs) == 1 else None
+        vectors = [goal.vector for goal in self.goals if goal.vector is not None]
+        self._vectors = torch.stack(vectors) if self._compare is not None else None
+
+    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
+        """Scores, float32 on the CPU, one tensor a prompt; an empty `Candidates` gives an empty one."""
+        self.count(candidates)
+        forest, started = self._rough or self._exact, list[tuple[TokenRows, Fetch]]()
+        with torch.inference_mode():
+            # some prompts at a time: a GPU computes them while the next ones are tokenized
+            for some in _together(candidates):
+                read = self._tower.read_candidates(candidates[some.start : some.stop])
+                started.append((read, self._start(read, forest, some.start)))
+            scores = torch.cat([torch.empty(0), *(fetch() for _, fetch in started)])
+            return self._finish(
+                TokenRows.joined([read for read, _ in started]) if self._rough else None, scores, candidates
+            )
+
+    def rows(self, candidates: Sequence[Candidates]) -> TokenRows:
+        """The candidates' token rows, counted as queries."""
+        self.count(candidates)
+        return self._tower.read_candidates(candidates)
+
+    def score_rows(self, asked: Sequence[Sequence[Row]]) -> list[Float[Tensor, " _len"]]:
+        """Scores of token rows, one list a prompt."""
+        one_each("lists of token rows", len(asked), len(self.prompts))
+        read = TokenRows.of(asked)
+        with torch.inference_mode():
+            scores = self._start(read, self._rough or self._exact)()
+            return self._finish(read, scores, read)
+
+    def _start(self, read: TokenRows, forest: PrefixForest, first: int = 0) -> Fetch:
+        """Start the scores of the rows of the prompts from `first` on; each distinct row is computed once, whoever asks for
+        it."""
+        if not len(read.rows):
+            return lambda: torch.empty(0)
+        rows, order, place = distinct(forest.read(read.rows, self.feature))
+        owner = read.owners[order] + first
+        pieces, places = list[Tensor](), list[Ints]()
+        for part, features in forest.batches(rows, self.feature, self.at_once(forest.bytes_per_node)):
+            mine = slice(*np.searchsorted(place, [part.start, part.stop]).tolist())
+            piece, behind = self._scores(features, place[mine] - part.start, owner[mine])
+            pieces.append(piece)
+            places.append(order[mine] if behind is None else order[mine][behind])
+
+        def fetch() -> Tensor:
+            # one transfer for everything: each would wait for the device
+            flat = torch.cat(pieces).cpu()
+            scores = torch.empty(len(read.rows))
+            scores[torch.from_numpy(np.concatenate(places))] = flat
+            return scores[torch.from_numpy(read.which)]
+
+        return fetch
+
+    def _scores(self, features: Tensor, index: Ints, owner: Ints) -> tuple[Tensor, Ints | None]:
+        """Scores of `features[index]` for the prompts that own them, and the order in which they come if it is another one."""
+        if self._compare is not None and self._vectors is not None:
+            indices, owners = on_device([index, owner], features.device)
+            alone = len(index) == len(features)  # then each row is asked for once
+            found, some = list[Tensor](), max(1, AT_ONCE // features.shape[1])
+            for low in range(0, len(index), some):
+                at = slice(low, low + some)
+                mine = features[at] if alone else features[indices[at]]
+                found.append(self._compare(mine, self._vectors[owners[at]]).float())
+            return torch.cat(found), None
+        order = np.argsort(owner, kind="stable")
+        owner = owner[order]
+        firsts = np.flatnonzero(np.diff(owner, prepend=-1))
+        chosen = on_device(np.split(index[order], firsts[1:]), features.device)
+        found = [self.goals[i](features[at]).float() for i, at in zip(owner[firsts].tolist(), chosen, strict=True)]
+        return torch.cat(found), order
+
+    def _finish(self, read: TokenRows | None, scores: Tensor, sizes: Sequence[Candidates] | TokenRows) -> list[Tensor]:
+        """The scores of each prompt; screened ones with the best computed in full, those of all prompts together."""
+        counts = sizes.counts.tolist() if isinstance(sizes, TokenRows) else [len(each) for each in sizes]
+        found = list(scores.split(counts))
+        if self._rough is None or read is None:
+            return found
+        best = [each.topk(min(len(each), max(len(each) // 4, 12), SCREENED)).indices for each in found]
+        firsts = np.cumsum([0, *counts])
+        chosen = np.concatenate([some.numpy() + first for some, first in zip(best, firsts.tolist(), strict=False)])
+        again = TokenRows(
+            read.rows[read.which[chosen]],
+            np.arange(len(chosen)),
+            np.array([len(some) for some in best], dtype=np.int64),
+        )
+        fine = self._start(again, self._exact)().split(again.counts.tolist())
+        for mine, some, exact in zip(found, best, fine, strict=True):
+            if len(mine) > len(some):  # whatever was not looked at again stays behind what was
+                mine.clamp_(max=float(exact.min()) - 1e-6 * abs(float(exact.min())))
+            mine[some] = exact
+        return found
+
+
+def _together(candidates: Sequence[Candidates]) -> Iterator[range]:
+    """Prompts in groups of few candidates."""
+    first, size = 0, 0
+    for i, each in enumerate(candidates):
+        if i > first and size + len(each) > TOGETHER:
+            yield range(first, i)
+            first, size = i, 0
+        size += len(each)
+    if candidates:
+        yield range(first, len(candidates))
