@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from leaf_diffusion.text import Candidates
@@ -28,22 +30,26 @@ def argbest(scores: Tensor, floor: float = 0.0) -> int:
 
     ValueError for no scores or for NaN.
     """
+    return _argbest(scores.numpy(force=True), floor)
+
+
+def _argbest(scores: NDArray[np.floating], floor: float) -> int:
     if not len(scores):
         raise ValueError("no scores to choose from")
     best = float(scores.max())
     if math.isnan(best):
         raise ValueError("a score is NaN: the encoder overflowed, use a higher precision")
     slack = max(TIE * abs(best), floor) if math.isfinite(best) else 0.0
-    return int(torch.nonzero(scores >= best - slack)[0])
+    return int((scores >= best - slack).argmax())
 
 
 def best_first(scores: Tensor) -> Iterator[int]:
     """Indices from the highest score down, each each chosen among those left; ties (``TIE``, ``FLOOR``) by index."""
-    left = scores.clone()
+    left = scores.numpy(force=True).copy()
     for _ in range(len(left)):
-        best = argbest(left, FLOOR)
+        best = _argbest(left, FLOOR)
         yield best
-        left[best] = -torch.inf
+        left[best] = -np.inf
 
 
 def best_few(scores: Tensor, n: int) -> list[int]:

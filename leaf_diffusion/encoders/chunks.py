@@ -27,7 +27,9 @@ _KIND = np.array(
 )
 """0 space and deletion, 1 letters."""
 _LOWER = np.array([ord(chr(c).lower()) for c in range(128)])
-_PLAIN = np.array([32 <= c < 127 and chr(c) not in "&|" for c in range(128)])
+_HALVES = ("<|startof", "<|endo", "ftext|>")
+"""An edit that makes a special token leaves one half of it as it was."""
+_FINE = np.array([32 <= c < 127 for c in range(128)])
 
 
 class ChunkTokenizer:
@@ -41,6 +43,9 @@ class ChunkTokenizer:
     ) -> None:
         self._tokenize, self._context = tokenize, context_length
         self._memo = TokenMemo(tokenize, pieces)
+        # a tokenizer with `pieces` knows no entities, and without a half of one no special token is an edit away
+        self._fine = _FINE.copy()
+        self._fine[[ord("&"), ord("|")]] = pieces is not None
         self._edges: list[int] | None = None
 
     def rows(self, candidates: Candidates) -> list[Row]:
@@ -61,9 +66,9 @@ class ChunkTokenizer:
             codes.append(each.codes)
         if not given:
             return TokenRows(Rows.of([]), np.empty(0, np.int64), counts)
-        plain = np.array([_plain(base) for base in bases])
+        plain = np.array([self._plain(base) for base in bases])
         slot, code = np.concatenate(slots), np.concatenate(codes)
-        simple = plain[of_text] & ((code < 0) | _PLAIN[np.minimum(code, 127)])
+        simple = plain[of_text] & ((code < 0) | self._fine[np.minimum(code, 127)])
         if simple.all():
             return TokenRows(*self._edits(bases, of_text, slot, code), counts)
         texts = [base if fine else "" for base, fine in zip(bases, plain.tolist(), strict=True)]
@@ -74,6 +79,14 @@ class ChunkTokenizer:
         everything = np.empty(len(slot), dtype=np.int64)
         everything[simple], everything[others] = which, len(rows) + np.arange(len(others))
         return TokenRows(Rows.joined([rows, whole]), everything, counts)
+
+    def _plain(self, text: str) -> bool:
+        """Printable ASCII in which no entity and no special token can be, after an edit neither."""
+        if not text.isascii() or not text.isprintable():
+            return False
+        if self._memo.pieces is None:
+            return "&" not in text and "|" not in text
+        return "|" not in text or not any(half in text for half in _HALVES)
 
     def whole(self, texts: Sequence[str]) -> Rows:
         """The rows of texts, cut to the context."""
@@ -161,11 +174,6 @@ class ChunkTokenizer:
         if len(long) and self._edges is not None:
             rows.tokens[long, self._context - 1] = self._edges[1]
         return rows
-
-
-def _plain(text: str) -> bool:
-    """Printable ASCII in which no entity and no special token can be."""
-    return text.isascii() and text.isprintable() and "&" not in text and "|" not in text
 
 
 def _reach(space: NDArray[np.bool_]) -> tuple[Ints, Ints]:

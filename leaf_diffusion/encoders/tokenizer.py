@@ -101,8 +101,18 @@ class RowTokenizer:
             or parts["model"]["dropout"]
         ):
             return None
-        tokenize = self._backend.model.tokenize
-        return lambda pieces: [[token.id for token in tokenize(piece)] for piece in pieces]
+        # what is a token wherever it stands: CLIP's own two need two "|" and are left to the caller, "!" is SD2's padding
+        added = [each for each in parts["added_tokens"] if each["content"].count("|") < 2]
+        if not added:
+            tokenize = self._backend.model.tokenize
+            return lambda pieces: [[token.id for token in tokenize(piece)] for piece in pieces]
+        if any(each["single_word"] or each["lstrip"] or each["rstrip"] for each in added) or any(
+            not character.isascii() or character.isalnum() or character.isspace()
+            for each in added
+            for character in each["content"]
+        ):
+            return None
+        return lambda pieces: [row[1:-1] for row in self(pieces)]
 
     @cached_property
     def fingerprint(self) -> str:

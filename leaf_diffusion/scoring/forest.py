@@ -105,28 +105,27 @@ def plant(rows: SortedRows, step: int = 0) -> Forest:
     lengths, begins = rows.rows.lengths, rows.shared.copy()
     begins[0] = 0
     own = lengths - begins
-    longest = int(lengths.max())
+    longest = -(-int(lengths.max()) // (step or 1)) * (step or 1)
     columns = np.arange(longest)
     there = columns < lengths[:, None]
-    owned = there & (columns >= begins[:, None])
 
     key = -(-lengths // step) if step else own
     order = np.argsort(key, kind="stable")
     firsts = np.empty(len(rows), dtype=np.int64)
     firsts[order] = np.cumsum(own[order]) - own[order]
     # the owner of each position of a row's path: the last row before it that owns that position
-    owner = np.maximum.accumulate(np.where(owned, np.arange(len(rows))[:, None], -1), axis=0)
-    paths = np.where(there, (firsts - begins)[owner] + columns, 0)
+    owner = np.where(there & (columns >= begins[:, None]), np.arange(len(rows))[:, None], 0)
+    np.maximum.accumulate(owner, axis=0, out=owner)
+    shift = firsts - begins
+    paths = np.where(there, shift[owner] + columns, 0)
 
-    row, column = np.nonzero(owned)
-    named = np.empty(len(row), dtype=np.int64)
-    named[firsts[row] + column - begins[row]] = rows.rows.tokens[row, column] * longest + column
-    pairs, of_node = np.unique(named, return_inverse=True)
+    row = np.repeat(order, own[order])
+    column = np.arange(len(row)) - shift[row]
+    pairs, of_node = np.unique(rows.rows.tokens[row, column] * longest + column, return_inverse=True)
     branches = []
     for low, high in itertools.pairwise(np.flatnonzero(np.diff(key[order], prepend=-1, append=-1))):
         mine = order[low:high]
         wide = int(key[mine[0]]) * step or int(lengths[mine].max())
-        path = np.pad(paths[mine, :wide], ((0, 0), (0, max(0, wide - longest))))
-        branches.append(Branches(int(firsts[mine[0]]), own[mine], path, begins[mine]))
+        branches.append(Branches(int(firsts[mine[0]]), own[mine], paths[mine, :wide], begins[mine]))
     ends = (firsts + own - 1)[order]
     return Forest(pairs // longest, pairs % longest, of_node.reshape(-1), branches, order, ends)

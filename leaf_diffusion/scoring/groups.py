@@ -94,7 +94,8 @@ def groups(branches: Sequence[Branches], shapes: Sequence[Tensor], dtype: torch.
         paths, own, begins = shapes[3 * i : 3 * i + 3]
         n, most, total = len(each.own), int(each.own.max()), int(each.own.sum())
         column = torch.arange(most, device=paths.device)
-        place = torch.minimum(column, own[:, None] - 1)  # [rows, most]: beyond its own, a row's last token again
+        # [rows, most]: beyond its own, a row's last token again
+        place = column if total == n * most else torch.minimum(column, own[:, None] - 1)
         mask = torch.arange(paths.shape[1], device=paths.device) <= (begins[:, None] + place)[..., None]
         if dtype is not None:
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)

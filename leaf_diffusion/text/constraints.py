@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -17,7 +18,7 @@ from leaf_diffusion.text.words import load_words, split_words
 MEMO = 1 << 18
 """Chunks whose words are remembered."""
 
-_LETTERS, _SIGN, _APOSTROPHE, _DELETION = 26, 26, 27, 28
+_SIGN, _APOSTROPHE, _DELETION = 26, 27, 28
 _CLASS = np.array(
     [
         ord(chr(c).lower()) - ord("a") if chr(c).isalpha() else _APOSTROPHE if chr(c) == "'" else _SIGN
@@ -26,6 +27,8 @@ _CLASS = np.array(
 )
 """In a text of ASCII capitals are read as small letters, and all else but an apostrophe separates words alike."""
 
+Counts = dict[str, int]
+"""How often each word occurs."""
 Verdict = Callable[[tuple[str, ...]], bool]
 """Whether a candidate whose changed part holds these dictionary words is allowed."""
 
@@ -87,7 +90,7 @@ class _WordConstraint(Constraint):
         self.name = f"{self.rule}:{digest}" if digest else self.rule
 
     @abstractmethod
-    def _judge(self, original: str, current: str) -> Callable[[Counter[str]], Verdict]:
+    def _judge(self, original: str, current: str) -> Callable[[Counts], Verdict]:
         """The rule, as a function of the rest's words and then of the changed part's."""
 
     def known(self, text: str) -> tuple[str, ...]:
@@ -103,7 +106,7 @@ class _WordConstraint(Constraint):
     def allows(self, original: str, current: str, candidates: Candidates) -> NDArray[np.bool_]:
         judge = self._judge(original, current)
         if candidates.base is None:
-            verdict = judge(Counter())
+            verdict = judge({})
             return np.array([verdict(self.known(text)) for text in candidates.texts()], dtype=bool)
         base, slots, codes = candidates.base, candidates.slots, candidates.codes
         if slots is None or codes is None:
@@ -118,7 +121,7 @@ class _WordConstraint(Constraint):
         return np.array(found, dtype=bool)[which.reshape(-1)]
 
     def _verdicts(
-        self, base: str, judge: Callable[[Counter[str]], Verdict], slots: list[int], codes: list[int]
+        self, base: str, judge: Callable[[Counts], Verdict], slots: list[int], codes: list[int]
     ) -> list[bool]:
         """Of edits of any text."""
         windows, found = _Windows(base, judge, self.known), list[bool]()
@@ -128,31 +131,28 @@ class _WordConstraint(Constraint):
         return found
 
     def _verdicts_of_ascii(
-        self, base: str, judge: Callable[[Counter[str]], Verdict], slots: list[int], kinds: list[int]
+        self, base: str, judge: Callable[[Counts], Verdict], slots: list[int], kinds: list[int]
     ) -> list[bool]:
         """Of edits of ASCII by classes of characters. A letter makes one word of the letters around it, which is rarely one of
         the dictionary."""
         windows, found, words = _Windows(base.lower(), judge, self.known), list[bool](), self._words
-        before, head, tail, unknown = -1, "", "", False
-        for slot, kind in zip(slots, kinds, strict=True):
+        for slot, some in itertools.groupby(zip(slots, kinds, strict=True), key=lambda edit: edit[0]):
             left, right, verdict = windows[slot]
-            if kind < _LETTERS and "'" not in left and "'" not in right:
-                if slot != before:
-                    before, head, tail = (
-                        slot,
-                        left[len(left.rstrip(_SMALL)) :],
-                        right[: len(right) - len(right.lstrip(_SMALL))],
-                    )
-                    outside = self.known(left[: len(left) - len(head)]) + self.known(right[len(tail) :])
-                    unknown = verdict(outside)
-                if head + _SMALL[kind] + tail not in words:
-                    found.append(unknown)
-                    continue
-            found.append(verdict(self.known(left + _CHARACTERS[kind] + right)))
+            characters = [_CHARACTERS[kind] for _, kind in some]
+            if "'" not in left and "'" not in right:
+                head, tail = left[len(left.rstrip(_SMALL)) :], right[: len(right) - len(right.lstrip(_SMALL))]
+                unknown = verdict(self.known(left[: len(left) - len(head)]) + self.known(right[len(tail) :]))
+                found += [
+                    verdict(self.known(left + c + right)) if c not in _SET or head + c + tail in words else unknown
+                    for c in characters
+                ]
+            else:
+                found += [verdict(self.known(left + c + right)) for c in characters]
         return found
 
 
 _SMALL = "abcdefghijklmnopqrstuvwxyz"
+_SET = frozenset(_SMALL)
 _CHARACTERS = [*_SMALL, " ", "'", ""]
 
 
@@ -160,12 +160,10 @@ class _Windows(dict[int, tuple[str, str, Verdict]]):
     """For a slot the rest of the whitespace chunks that an edit there changes, left and right of it, and the verdict on their
     words."""
 
-    def __init__(
-        self, base: str, judge: Callable[[Counter[str]], Verdict], known: Callable[[str], tuple[str, ...]]
-    ) -> None:
+    def __init__(self, base: str, judge: Callable[[Counts], Verdict], known: Callable[[str], tuple[str, ...]]) -> None:
         super().__init__()
         self._base, self._judge, self._known = base, judge, known
-        self._everything = Counter(known(base))
+        self._everything: Counts = dict(Counter(known(base)))
         self._of_span: dict[tuple[int, int], Verdict] = {}
 
     def __missing__(self, slot: int) -> tuple[str, str, Verdict]:
@@ -177,8 +175,12 @@ class _Windows(dict[int, tuple[str, str, Verdict]]):
         while high < len(base) and not base[high].isspace():
             high += 1
         if (low, high) not in self._of_span:
-            changed = Counter(self._known(base[low:high]))
-            self._of_span[low, high] = self._judge(self._everything - changed)
+            rest = self._everything.copy()
+            for word in self._known(base[low:high]):
+                rest[word] -= 1
+                if not rest[word]:
+                    del rest[word]
+            self._of_span[low, high] = self._judge(rest)
         self[slot] = base[low:start], base[end:high], self._of_span[low, high]
         return self[slot]
 
@@ -194,14 +196,19 @@ class NoNewWords(_WordConstraint):
 
     rule = "no-new-words"
 
-    def _judge(self, original: str, current: str) -> Callable[[Counter[str]], Verdict]:
-        budget = Counter(self.known(original))
+    def _judge(self, original: str, current: str) -> Callable[[Counts], Verdict]:
+        budget = dict(Counter(self.known(original)))
 
-        def for_rest(rest: Counter[str]) -> Verdict:
-            spent = any(count > budget[word] for word, count in rest.items())
+        def for_rest(rest: Counts) -> Verdict:
+            spent = any(count > budget.get(word, 0) for word, count in rest.items())
 
             def verdict(changed: tuple[str, ...]) -> bool:
-                return not spent and all(changed.count(word) + rest[word] <= budget[word] for word in changed)
+                if spent:
+                    return False
+                for word in changed:
+                    if changed.count(word) + rest.get(word, 0) > budget.get(word, 0):
+                        return False
+                return True
 
             return verdict
 
@@ -218,10 +225,10 @@ class PublishedNoNewWords(_WordConstraint):
 
     rule = "published"
 
-    def _judge(self, original: str, current: str) -> Callable[[Counter[str]], Verdict]:
+    def _judge(self, original: str, current: str) -> Callable[[Counts], Verdict]:
         size = len(set(self.known(current)))
 
-        def for_rest(rest: Counter[str]) -> Verdict:
+        def for_rest(rest: Counts) -> Verdict:
             return lambda changed: len(rest.keys() | set(changed)) < size
 
         return for_rest

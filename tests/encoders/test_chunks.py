@@ -12,7 +12,7 @@ from leaf_diffusion.text import ALPHABET, Candidates, n_slots, neighbours, rando
 
 TEXTS = [
     "a Photo of a red umbrella", "it's 20% off, isn't it?", "  double  spaces, at both ends ", "a&amp;b &lt;3", "x", "",
-    "café naïve", "tab\there", "😀 party", "<|endoftext|> in a text", "a <| b |> c", "endoftext> &", "1234 don't stop!!",
+    "café naïve", "tab\there", "😀 party", "<|endoftext|> in a text", "a <| b |> c", "endoftext> &", "a <|endoftext> b|c", "<endoftext|>", "x|startoftext|>", "<|startoftxt|>", "1234 don't stop!!",
     "word " * 80, "un" * 60 + " tail of it",
 ]  # fmt: skip
 
@@ -49,6 +49,19 @@ def test_texts_that_are_read_together_are_read_alike(rows):
         for i, (owner, row) in enumerate(zip(read.owners.tolist(), read.rows.lists(), strict=True)):
             assert row in read[owner], i
     assert len(tokenizer.read([])) == 0
+
+
+def test_padding_that_is_a_token_wherever_it_stands():
+    """SD2 pads with "!", which its tokenizer then reads as padding in every text."""
+    tokenizer = clip_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "!"})
+    rows = RowTokenizer(tokenizer)
+    assert rows.pieces is not None
+    for text in ("stop! here", "a?!?b c!", "no sign"):
+        candidates = neighbours(text)
+        assert ChunkTokenizer(rows, 77, rows.pieces).rows(candidates) == slow(rows, candidates.texts())
+    tokenizer.add_tokens(["<cat>"])  # a token of letters may stand within a word
+    assert RowTokenizer(tokenizer).pieces is None
 
 
 def test_only_clips_own_splitting_is_split_by_pieces():
