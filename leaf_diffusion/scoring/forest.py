@@ -121,7 +121,7 @@ def plant(rows: SortedRows, step: int = 0) -> Forest:
 
     row = np.repeat(order, own[order])
     column = np.arange(len(row)) - shift[row]
-    pairs, of_node = np.unique(rows.rows.tokens[row, column] * longest + column, return_inverse=True)
+    pairs, of_node = np.unique(rows.rows.tokens[row, column].astype(np.int64) * longest + column, return_inverse=True)
     branches = []
     for low, high in itertools.pairwise(np.flatnonzero(np.diff(key[order], prepend=-1, append=-1))):
         mine = order[low:high]

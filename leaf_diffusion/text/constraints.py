@@ -203,12 +203,7 @@ class NoNewWords(_WordConstraint):
             spent = any(count > budget.get(word, 0) for word, count in rest.items())
 
             def verdict(changed: tuple[str, ...]) -> bool:
-                if spent:
-                    return False
-                for word in changed:
-                    if changed.count(word) + rest.get(word, 0) > budget.get(word, 0):
-                        return False
-                return True
+                return not spent and all(changed.count(w) + rest.get(w, 0) <= budget.get(w, 0) for w in changed)
 
             return verdict
 

@@ -12,7 +12,9 @@ from leaf_diffusion.text import ALPHABET, Candidates, n_slots, neighbours, rando
 
 TEXTS = [
     "a Photo of a red umbrella", "it's 20% off, isn't it?", "  double  spaces, at both ends ", "a&amp;b &lt;3", "x", "",
-    "café naïve", "tab\there", "😀 party", "<|endoftext|> in a text", "a <| b |> c", "endoftext> &", "a <|endoftext> b|c", "<endoftext|>", "x|startoftext|>", "<|startoftxt|>", "1234 don't stop!!",
+    "café naïve", "tab\there", "😀 party", "<|endoftext|> in a text", "a <| b |> c", "endoftext> &",
+    "a <|endoftext> b|c", "<endoftext|>", "x|startoftext|>", "<|startoftxt|>",
+    "1234 don't stop!!",
     "word " * 80, "un" * 60 + " tail of it",
 ]  # fmt: skip
 
