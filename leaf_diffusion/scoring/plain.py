@@ -50,20 +50,23 @@ class PlainScore:
         for i, rows in enumerate(asked):
             for row in dict.fromkeys(rows):
                 owners.setdefault(row, []).append(i)
-        found: list[dict[Row, Tensor]] = [{} for _ in asked]
+        places: list[dict[Row, int]] = [{} for _ in asked]
+        pieces: list[list[Tensor]] = [[] for _ in asked]
         with torch.inference_mode():
             for batch, features in self._batches(list(owners)):
                 mine: dict[int, list[int]] = {}
                 for position, row in enumerate(batch):
                     for i in owners[row]:
                         mine.setdefault(i, []).append(position)
+                        places[i][row] = len(places[i])
                 for i, positions in mine.items():
-                    scores = self.goals[i](features[torch.tensor(positions, device=features.device)]).float().cpu()
-                    found[i].update(zip([batch[position] for position in positions], scores, strict=True))
-            return [
-                torch.stack([scores[row] for row in rows]) if rows else torch.empty(0)
-                for scores, rows in zip(found, map(list, asked), strict=True)
-            ]
+                    pieces[i].append(self.goals[i](features[torch.tensor(positions, device=features.device)]).float())
+            # one transfer for everything: each would wait for the device
+            flat = torch.cat([piece for each in pieces for piece in each]).cpu() if owners else torch.empty(0)
+        return [
+            scores[torch.tensor([place[row] for row in rows], dtype=torch.long)]
+            for scores, place, rows in zip(flat.split([len(each) for each in places]), places, asked, strict=True)
+        ]
 
     def count(self, candidates: Sequence[Candidates]) -> None:
         """Count the candidates as queries."""
