@@ -104,6 +104,8 @@ class Stage:
 STAGES = {
     "first": Stage(3400, 1e-3, seed=5),
     "second": Stage(2000, 7e-4, seed=6, warmup_steps=50, captions_seeds=(13, 14)),
+    # an encoder that few edits still fool learns more from a deeper search, each of whose finds it meets three times
+    "third": Stage(2400, 6e-4, seed=7, rho=48, slots=12, replay=0.67, warmup_steps=50, captions_seeds=(15, 16)),
 }
 BATCH = 96
 """Captions an update, of all processes together."""
