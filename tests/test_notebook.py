@@ -25,14 +25,14 @@ def test_gallery_runs_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(PATH.parent)}}
     ).execute()
-    assert outputs(notebook, "image/png")
+    assert outputs(notebook, "image/jpeg")
     assert any("<ins" in str(html) for html in outputs(notebook, "text/html"))
 
 
 def test_gallery_is_kept_executed_and_small() -> None:
     notebook = nbformat.read(PATH, as_version=4)
     assert PATH.stat().st_size < 300_000
-    assert outputs(notebook, "image/png"), "run the notebook and save it with its outputs"
+    assert outputs(notebook, "image/jpeg"), "run the notebook and save it with its outputs"
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not [out for cell in code for out in cell.outputs if out.output_type == "error"]
