@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leaf_diffusion.encoders.memo import NOTHING, TokenMemo
-from leaf_diffusion.encoders.token_rows import Ints, Row, Rows, TokenRows
+from leaf_diffusion.encoders.token_rows import Ints, Rows, TokenRows
 from leaf_diffusion.text import Candidates
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
@@ -48,12 +48,8 @@ class ChunkTokenizer:
         self._fine[[ord("&"), ord("|")]] = pieces is not None
         self._edges: list[int] | None = None
 
-    def rows(self, candidates: Candidates) -> list[Row]:
-        """The rows of edits of a base text, cut to the context with end-of-text kept."""
-        return self.read([candidates])[0]
-
     def read(self, many: Sequence[Candidates]) -> TokenRows:
-        """Those of edits of several texts (and of empty lists)."""
+        """The rows of edits of several texts (and of empty lists), cut to the context with end-of-text kept."""
         counts = np.fromiter(map(len, many), np.int64, len(many))
         given = [each for each in many if len(each)]
         of_text = np.repeat(np.arange(len(given)), counts[counts > 0])

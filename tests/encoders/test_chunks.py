@@ -38,7 +38,7 @@ def test_every_edit_has_the_tokenizers_own_tokens(rows, text):
     if rows.pad_id is None:  # open_clip's tokenizer is pure Python
         candidates = candidates[:: max(1, len(candidates) // 400)]
     for pieces in dict.fromkeys([rows.pieces, None]):
-        assert ChunkTokenizer(rows, 77, pieces).rows(candidates) == slow(rows, candidates.texts())
+        assert ChunkTokenizer(rows, 77, pieces).read([candidates])[0] == slow(rows, candidates.texts())
 
 
 def test_texts_that_are_read_together_are_read_alike(rows):
@@ -61,7 +61,7 @@ def test_padding_that_is_a_token_wherever_it_stands():
     assert rows.pieces is not None
     for text in ("stop! here", "a?!?b c!", "no sign"):
         candidates = neighbours(text)
-        assert ChunkTokenizer(rows, 77, rows.pieces).rows(candidates) == slow(rows, candidates.texts())
+        assert ChunkTokenizer(rows, 77, rows.pieces).read([candidates])[0] == slow(rows, candidates.texts())
     tokenizer.add_tokens(["<cat>"])  # a token of letters may stand within a word
     assert RowTokenizer(tokenizer).pieces is None
 
@@ -82,7 +82,7 @@ def test_any_text(text, data):
         st.lists(st.sampled_from([*ALPHABET, "", "é", "\n", "猫"]), min_size=len(slots), max_size=len(slots))
     )
     candidates = Candidates.edits(text, slots, letters)
-    assert ChunkTokenizer(rows, 77, rows.pieces).rows(candidates) == slow(rows, candidates.texts())
+    assert ChunkTokenizer(rows, 77, rows.pieces).read([candidates])[0] == slow(rows, candidates.texts())
 
 
 def test_the_memo_is_used_and_bounded(monkeypatch):
@@ -90,13 +90,13 @@ def test_the_memo_is_used_and_bounded(monkeypatch):
     asked, rows = [], RowTokenizer(clip_tokenizer())
     tokenizer = ChunkTokenizer(lambda texts: asked.extend(texts) or rows(texts), 77)
     candidates = neighbours("a cat")
-    first = tokenizer.rows(candidates)
+    first = tokenizer.read([candidates])[0]
     assert len(asked) < 0.8 * len(candidates)  # lower case, and chunks in place of texts
     asked.clear()
-    assert tokenizer.rows(neighbours("a dog")) != first  # forgets, and is right all the same
-    assert tokenizer.rows(candidates) == first == slow(rows, candidates.texts())
+    assert tokenizer.read([neighbours("a dog")])[0] != first  # forgets, and is right all the same
+    assert tokenizer.read([candidates])[0] == first == slow(rows, candidates.texts())
 
 
 def test_only_edits_have_chunks():
     with pytest.raises(ValueError, match="edits of a base text"):
-        ChunkTokenizer(RowTokenizer(clip_tokenizer()), 77).rows(Candidates.from_texts(["a"]))
+        ChunkTokenizer(RowTokenizer(clip_tokenizer()), 77).read([Candidates.from_texts(["a"])])
