@@ -79,9 +79,10 @@ class Counted:
 
     def __call__(self, rows: Any, *given: Any) -> Any:
         forest = self.plant(rows, *given)
-        self.nodes += len(forest.pairs)
+        needed = forest.pairs[: forest.ends[-1] + 1]  # without what fills the last chunk
+        self.nodes += len(needed)
         self.rows += len(rows)
-        self.keys += int((forest.positions[forest.pairs] + 1).sum())
+        self.keys += int((forest.positions[needed] + 1).sum())
         return forest
 
 

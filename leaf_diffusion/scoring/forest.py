@@ -6,7 +6,6 @@ state. Sorted rows give the forest for free: a row owns the positions from its f
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,21 +16,11 @@ from leaf_diffusion.encoders.token_rows import Ints, Rows
 
 
 @dataclass(frozen=True)
-class Branches:
-    """Rows that are computed together; the tokens they own are the nodes from `first` on, row by row."""
-
-    first: int
-    own: Ints
-    """[rows] how many tokens each row owns."""
-    paths: Ints
-    """[rows, longest] node of every position of each row; positions behind a row's end repeat node 0."""
-    begins: Ints
-    """[rows] position of the first token that each row owns."""
-
-
-@dataclass(frozen=True)
 class Forest:
-    """Rows (sorted) as nodes. Node order: by branches, within these by row, within a row by position."""
+    """Rows (sorted) as nodes, row by row and within a row by position: a node's descendants follow it.
+
+    Nodes come in chunks of equal size; the last chunk is filled up with nodes that nothing reads.
+    """
 
     tokens: Ints
     """[distinct] token of each distinct pair of token and position."""
@@ -39,11 +28,16 @@ class Forest:
     """[distinct] its position."""
     pairs: Ints
     """[nodes] which of these pairs each node is."""
-    branches: list[Branches]
-    order: Ints
-    """[rows] the row (in the sorted order) that each row of the branches is."""
     ends: Ints
-    """[rows] node of each row's last token, rows in the branches' order."""
+    """[rows] node of each row's last token."""
+    paths: Ints
+    """[rows, longest] node of every position of each row; positions behind a row's end repeat node 0."""
+    chunk: int
+    """Nodes of a chunk."""
+    keys: Ints
+    """[chunks, keys] nodes that the chunk's nodes may attend to: ancestors of the first, then the chunk itself."""
+    stops: Ints
+    """[chunks, keys] the first node behind each key's descendants; 0 where the key only fills up."""
 
 
 @dataclass(frozen=True)
@@ -96,36 +90,41 @@ def cut(rows: SortedRows, max_nodes: int) -> Iterator[slice]:
         start = end
 
 
-def plant(rows: SortedRows, step: int = 0) -> Forest:
-    """The forest of sorted, distinct, non-empty rows.
-
-    Branches are the rows that own equally many tokens: nothing is padded. With `step` they are the rows of equal length
-    rounded up to it, and so are their paths: few branches, for a device on which each costs the launch of its kernels.
-    """
+def plant(rows: SortedRows, chunk: int, aligned: int = 1) -> Forest:
+    """The forest of sorted, distinct, non-empty rows, in chunks of `chunk` nodes (fewer where there are not as many);
+    the number of a chunk's keys is a multiple of `aligned`."""
     lengths, begins = rows.rows.lengths, rows.shared.copy()
     begins[0] = 0
-    own = lengths - begins
-    longest = -(-int(lengths.max()) // (step or 1)) * (step or 1)
-    columns = np.arange(longest)
-    there = columns < lengths[:, None]
+    n, columns, owned = len(rows), np.arange(int(lengths.max())), lengths - begins
+    firsts = np.cumsum(owned) - owned
+    # the owner of each position of a row's path: the last row up to it that owns that position
+    owns, each = begins[:, None] <= columns, np.arange(n)[:, None]
+    owner = np.maximum.accumulate(np.where(owns, each, 0), axis=0)
+    paths = np.where(columns < lengths[:, None], (firsts - begins)[owner] + columns, 0)
 
-    key = -(-lengths // step) if step else own
-    order = np.argsort(key, kind="stable")
-    firsts = np.empty(len(rows), dtype=np.int64)
-    firsts[order] = np.cumsum(own[order]) - own[order]
-    # the owner of each position of a row's path: the last row before it that owns that position
-    owner = np.where(there & (columns >= begins[:, None]), np.arange(len(rows))[:, None], 0)
-    np.maximum.accumulate(owner, axis=0, out=owner)
-    shift = firsts - begins
-    paths = np.where(there, shift[owner] + columns, 0)
+    row = np.repeat(np.arange(n), owned)
+    total = len(row)
+    column = np.arange(total) - (firsts - begins)[row]
+    of_pair = rows.rows.tokens[row, column].astype(np.int64) * len(columns) + column
+    pairs, of_node = np.unique(of_pair, return_inverse=True)
 
-    row = np.repeat(order, own[order])
-    column = np.arange(len(row)) - shift[row]
-    pairs, of_node = np.unique(rows.rows.tokens[row, column].astype(np.int64) * longest + column, return_inverse=True)
-    branches = []
-    for low, high in itertools.pairwise(np.flatnonzero(np.diff(key[order], prepend=-1, append=-1))):
-        mine = order[low:high]
-        wide = int(key[mine[0]]) * step or int(lengths[mine].max())
-        branches.append(Branches(int(firsts[mine[0]]), own[mine], paths[mine, :wide], begins[mine]))
-    ends = (firsts + own - 1)[order]
-    return Forest(pairs // longest, pairs % longest, of_node.reshape(-1), branches, order, ends)
+    # the descendants of a node end at the next row that owns its position too
+    behind = np.full((n + 1, len(columns)), n)
+    behind[:n] = np.where(owns, each, n)
+    behind = np.minimum.accumulate(behind[::-1], axis=0)[::-1]
+    chunk = min(chunk, -(-total // aligned) * aligned)
+    chunks = -(-total // chunk)
+    stops = np.arange(1, chunks * chunk + 1)
+    stops[:total] = np.append(firsts, total)[behind[row + 1, column]]
+
+    heads = np.arange(chunks) * chunk
+    above = column[heads]  # how many ancestors the first node of a chunk has
+    most = -(-(int(above.max()) + chunk) // aligned) * aligned - chunk
+    ancestors, there = np.zeros((chunks, most), dtype=np.int64), np.arange(most) < above[:, None]
+    ancestors[there] = paths[row[heads], : len(columns)][:, :most][there[:, : len(columns)]]
+    keys = np.concatenate([ancestors, heads[:, None] + np.arange(chunk)], axis=1)
+    reaches = np.where(np.pad(there, ((0, 0), (0, chunk)), constant_values=True), stops[keys], 0)
+    node_pairs = np.zeros(chunks * chunk, dtype=np.int64)
+    node_pairs[:total] = of_node.reshape(-1)
+    ends = firsts + owned - 1
+    return Forest(pairs // len(columns), pairs % len(columns), node_pairs, ends, paths, chunk, keys, reaches)

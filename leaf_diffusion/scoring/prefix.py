@@ -13,8 +13,8 @@ from torch import Tensor
 from leaf_diffusion.encoders.base import Tower
 from leaf_diffusion.encoders.causal import NotUnderstood
 from leaf_diffusion.encoders.token_rows import Ints, Row, TokenRows
+from leaf_diffusion.scoring.attention import on_device
 from leaf_diffusion.scoring.forest import distinct
-from leaf_diffusion.scoring.groups import on_device
 from leaf_diffusion.scoring.plain import PlainScore, one_each
 from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, screening_dtype
 from leaf_diffusion.text import Candidates

@@ -14,13 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import gelu, layer_norm, linear, silu
+from torch.nn.functional import gelu, layer_norm, linear, pad, silu
 
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.causal import QUICK, Affine, Block, CausalParts, causal_parts, detached
 from leaf_diffusion.encoders.token_rows import Rows
+from leaf_diffusion.scoring.attention import ALIGNED, MOST_CHUNKS, attend, chunk_size, mask, on_device
 from leaf_diffusion.scoring.forest import SortedRows, cut, plant
-from leaf_diffusion.scoring.groups import ROOM, STEP, Group, groups, in_pieces, on_device
 
 
 class PrefixForest:
@@ -37,12 +37,17 @@ class PrefixForest:
         width = self.parts.positions.shape[1]
         widest = max(len(block.up.weight) for block in self.parts.blocks)
         self._kept: dict[str, Tensor] = {}
-        # residual, normed, qkv and its gathered copies, attention, the widest layer twice
-        self.bytes_per_node = 4 * width * 3 + self.dtype.itemsize * (10 * width + 2 * widest)
-        if self.few_launches:  # gathered keys and values, and queries, results and masks as rectangles
-            self.bytes_per_node += self.dtype.itemsize * ROOM * (4 * width + self.parts.context_length)
-            if self.dtype.itemsize < 4:  # layer norms and their casts: an H100's peak was 12% above the rest
-                self.bytes_per_node = self.bytes_per_node * 7 // 6
+        self.chunk = chunk_size(encoder.device)
+        keys = self.chunk + self.parts.context_length  # of a chunk, at most
+        # residual, normed, distinct; qkv, cast, attention and its like, the keys and values of chunks, the widest layer twice
+        self.bytes_per_node = 4 * width * 3 + self.dtype.itemsize * (
+            6 * width + 2 * width * keys // self.chunk + 2 * widest
+        )
+        self.bytes_per_node += keys * (self.dtype.itemsize + 3)  # the mask, and what it is made of
+        if (
+            self.few_launches and self.dtype.itemsize < 4
+        ):  # layer norms and their casts: an H100's peak was 12% above the rest
+            self.bytes_per_node = self.bytes_per_node * 7 // 6
 
     def read(self, rows: Rows, feature: Feature) -> Rows:
         """What of the rows is read: tokens up to the first end-of-text or, for all states, up to the context's end."""
@@ -59,76 +64,73 @@ class PrefixForest:
         """Parts of the rows (as read) with their features [n, d], float32; `max_nodes` tokens are computed at once."""
         if isinstance(feature, Hidden):
             max_nodes //= 4  # the features themselves are as large
+        chunk = max(1, min(max_nodes, self.chunk))
+        max_nodes = min(max_nodes // chunk, MOST_CHUNKS) * chunk  # the last chunk is filled up
         for part in cut(rows, max_nodes):
             with torch.autocast(self.parts.positions.device.type, enabled=False), _kernels(self.parts.positions.device):
-                yield part, self._features(rows[part], feature, ROOM * max_nodes)
+                yield part, self._features(rows[part], feature, chunk)
 
-    def _features(self, rows: SortedRows, feature: Feature, room: int) -> Tensor:
-        forest, parts = (plant(rows, STEP) if self.few_launches else plant(rows)), self.parts
-        branches = list(in_pieces(forest, room)) if self.few_launches else forest.branches
-        shapes = [array for each in branches for array in (each.paths, each.own, each.begins)]
-        arrays = [forest.ends, forest.tokens, forest.positions, forest.pairs, forest.order, *shapes]
-        ends, tokens, positions, of_pair, order, *shapes_there = on_device(arrays, parts.positions.device)
-        grouped = groups(branches, shapes_there, self.dtype if self.few_launches else None)
+    def _features(self, rows: SortedRows, feature: Feature, chunk: int) -> Tensor:
+        parts, device = self.parts, self.parts.positions.device
+        forest = plant(rows, chunk, ALIGNED if self.few_launches else 1)
+        states = isinstance(feature, Hidden)
+        arrays = [forest.tokens, forest.positions, forest.pairs, forest.ends, forest.keys, forest.stops]
+        tokens, positions, of_pair, ends, keys, stops, *paths = on_device(
+            [*arrays, forest.paths] if states else arrays, device
+        )
+        masked, keys = mask(keys, stops, forest.chunk, self.dtype), keys.flatten()
         # the first block's queries, keys and values depend on token and place alone, and these recur
         first = parts.embed(tokens).float() + parts.positions[positions]
         x = first[of_pair]
-        states = isinstance(feature, Hidden)
         depth = len(parts.blocks)
         if isinstance(feature, Hidden) and feature.layer != -1:
             depth = range(depth + 1)[feature.layer]
         for i, block in enumerate(parts.blocks[:depth]):
             only = ends if i == depth - 1 and not states else None
-            x = self._block(block, x, grouped, only, (first, of_pair) if i == 0 else None)
+            x = self._block(block, x, keys, masked, only, (first, of_pair) if i == 0 else None)
         if not states and not depth:
             x = x[ends]
         if not isinstance(feature, Hidden) or feature.layer == -1:
             x = _norm(parts.norm, x)
         if isinstance(feature, Hidden):
-            x = torch.cat([group.states(x, self.parts.context_length) for group in grouped])
-        elif feature == "projected":
+            return _states(x, paths[0], torch.from_numpy(rows.rows.lengths).to(device), parts.context_length)
+        if feature == "projected":
             assert parts.projection is not None
-            x = linear(x.to(self.dtype), parts.projection.weight, parts.projection.bias).float()
-        result = torch.empty_like(x)
-        result[order] = x
-        return result
+            return linear(x.to(self.dtype), parts.projection.weight, parts.projection.bias).float()
+        return x
 
     def _block(
         self,
         block: Block,
         x: Tensor,
-        grouped: list[Group],
+        keys: Tensor,
+        masked: Tensor,
         only: Tensor | None,
         recurring: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """All nodes [n, width] through a block; with `only`, their keys and values but no other node's output.
 
-        `recurring`: distinct rows of `x`, and which of them each row is.
+        `keys`: the nodes that each chunk reads. `recurring`: distinct rows of `x`, and which of them each row is.
         """
         width = x.shape[1]
         (qkv,) = block.qkv
         if recurring is not None:
             distinct, of_row = recurring
             h = linear(_norm(block.norm1, distinct).to(self.dtype), qkv.weight, qkv.bias)
-            q = h[:, :width][of_row if only is None else of_row[only]]
-            kv = self._room("qkv", len(x), 2 * width)
-            torch.index_select(h[:, width:], 0, of_row, out=kv)
+            q, kv, keys = h[:, :width][of_row], h[:, width:], of_row[keys]
         elif only is None:
             h = self._linear("qkv", _norm(block.norm1, x), qkv)
             q, kv = h.split([width, 2 * width], dim=1)
         else:
             h = _norm(block.norm1, x).to(self.dtype)
             bias_q, bias_kv = (None, None) if qkv.bias is None else qkv.bias.split([width, 2 * width])
-            q = linear(h[only], qkv.weight[:width], bias_q)
+            q = self._room("q", len(x), width).zero_()
+            q[only] = linear(h[only], qkv.weight[:width], bias_q)
             kv = self._linear("qkv", h, Affine(qkv.weight[width:], bias_kv))
+        read = torch.index_select(kv, 0, keys, out=self._room("read", len(keys), 2 * width))
+        attended = attend(q, read, masked, block.heads)
         if only is not None:
-            x = x[only]
-        attended = self._room("attended", len(q), width)
-        for group in grouped:
-            where = group.nodes if only is None else group.rows
-            paths = self._room("paths", group.paths.numel(), 2 * width)
-            torch.index_select(kv, 0, group.paths.flatten(), out=paths)
-            attended[where] = group.attend(q[where], paths, block.heads, last=only is not None)
+            x, attended = x[only], attended[only]
         self._add(x, attended, block.out)
         if block.quick:  # 1.702 goes into one product and comes out of the next
             scale = 1.0 if self.few_launches else QUICK
@@ -160,6 +162,14 @@ class PrefixForest:
             with torch.inference_mode(False):  # usable in both modes
                 self._kept[name] = torch.empty(rows * columns, dtype=self.dtype, device=self.parts.positions.device)
         return self._kept[name][: rows * columns].view(rows, columns)
+
+
+def _states(x: Tensor, paths: Tensor, lengths: Tensor, context: int) -> Tensor:
+    """The rows' states [rows, context * width], zero behind their ends."""
+    n, longest = paths.shape
+    there = torch.arange(longest, device=x.device) < lengths[:, None]
+    states = torch.where(there[..., None], x[paths.flatten()].view(n, longest, -1), 0.0)
+    return pad(states, (0, 0, 0, context - longest)).flatten(1)
 
 
 def few_launches(device: torch.device) -> bool:

@@ -15,28 +15,25 @@ def prefixes(rows):
     return {row[: i + 1] for row in rows for i in range(len(row))}
 
 
-@given(ROWS, st.sampled_from([0, 1, 3, 8]))
-def test_every_prefix_is_one_node_and_paths_lead_along_them(rows, step):
-    forest = plant(distinct(Rows.of(rows))[0], step)
-    assert len(forest.pairs) == len(prefixes(rows))
+@given(ROWS, st.sampled_from([1, 3, 8, 64]), st.sampled_from([1, 8]))
+def test_every_prefix_is_one_node_and_reads_its_own_prefixes(rows, chunk, aligned):
+    forest = plant(distinct(Rows.of(rows))[0], chunk, aligned)
+    total = len(prefixes(rows))
     assert len(forest.tokens) == len({(row[i], i) for row in rows for i in range(len(row))})
-    read, branch_rows = {}, []
-    for branches in forest.branches:
-        assert branches.paths.shape[1] % (step or 1) == 0
-        assert step or len(set(branches.own.tolist())) == 1
-        for path, begin, own in zip(branches.paths, branches.begins, branches.own, strict=True):
-            row = rows[forest.order[len(branch_rows)]]
-            branch_rows.append(row)
-            assert begin + own == len(row)
-            assert path[begin : len(row)].tolist() == list(range(path[begin], path[begin] + own))
-            assert not path[len(row) :].any()
-            for i in range(len(row)):
-                assert forest.tokens[forest.pairs[path[i]]] == row[i]
-                assert forest.positions[forest.pairs[path[i]]] == i
-                assert read.setdefault(int(path[i]), row[: i + 1]) == row[: i + 1]  # one node, one prefix
-    assert sorted(branch_rows) == rows
-    ends = [rows[i] for i in forest.order]
-    assert [read[int(end)] for end in forest.ends] == ends == branch_rows
+    assert len(forest.pairs) == len(forest.keys) * forest.chunk < total + forest.chunk
+    assert forest.keys.shape == forest.stops.shape and forest.keys.shape[1] % aligned == 0
+    read = {}
+    for row, path, end in zip(rows, forest.paths.tolist(), forest.ends.tolist(), strict=True):
+        assert path[len(row) - 1] == end and not any(path[len(row) :])
+        for i, node in enumerate(path[: len(row)]):
+            assert (forest.tokens[forest.pairs[node]], forest.positions[forest.pairs[node]]) == (row[i], i)
+            assert read.setdefault(node, row[: i + 1]) == row[: i + 1]  # one node, one prefix
+    assert sorted(read) == list(range(total))
+    for node in range(len(forest.pairs)):
+        keys, stops = forest.keys[node // forest.chunk], forest.stops[node // forest.chunk]
+        reads = keys[(keys <= node) & (node < stops)].tolist()
+        path = read.get(node, ())  # what fills up reads itself
+        assert [read.get(key, ()) for key in reads] == ([path[: i + 1] for i in range(len(path))] or [()])
 
 
 @given(ROWS, st.integers(1, 30))
