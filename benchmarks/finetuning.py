@@ -16,7 +16,6 @@ import torch
 from baselines import COCO, SHAPES, tower
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from leaf_diffusion.attacks import LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder
@@ -39,10 +38,10 @@ def update(
 ) -> tuple[float, float]:
     """Seconds of the attack and of the whole update."""
 
-    def scorer(encoder: HFTextEncoder, targets: Tensor) -> Scorer:
-        return Scorer(encoder, AnchorDrift(targets), ENGINE[side])  # type: ignore[arg-type]
+    def scorer(encoder: HFTextEncoder, objective: AnchorDrift, **_: object) -> Scorer:
+        return Scorer(encoder, objective, ENGINE[side])  # type: ignore[arg-type]
 
-    textfare._scorer = scorer  # type: ignore[assignment]
+    textfare.Scorer = scorer  # type: ignore[assignment, misc]
     started = perf_counter()
     clean = embed(original, batch)
     attacked = attack_captions(LeafAttack(rho=rho), trained, batch, clean, k=1, constraint=NoNewWords(), seed=0)

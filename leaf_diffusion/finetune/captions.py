@@ -1,6 +1,7 @@
 """Captions: from files, the held-out ones, and the order in which training sees them."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.text import neighbours, random_edits
 from leaf_diffusion.text.files import read_texts
 
 
@@ -53,6 +56,21 @@ def split_captions(
     kept = ranked[: n if at_most is None else min(n, at_most)]
     out = set(kept)
     return [text for text in captions if text not in out], kept
+
+
+def reachable_tokens(encoder: TextEncoder, captions: Sequence[str], *, often: int = 4) -> list[int]:
+    """Tokens that single edits of the captions lead to, at least `often` times; sorted.
+
+    Every edit of every word, and 40 random ones of each distinct caption (which also join words).
+    """
+    found: Counter[int] = Counter()
+    for word in sorted({word for caption in captions for word in caption.split()}):
+        for row in set(encoder.tokenize_candidates(neighbours(word))):
+            found.update(set(row))
+    for i, caption in enumerate(dict.fromkeys(captions)):
+        for row in encoder.tokenize_candidates(random_edits(caption, 40, np.random.default_rng(i))):
+            found.update(set(row))
+    return sorted(token for token, times in found.items() if times >= often)
 
 
 def batch_indices(n: int, start: int, count: int, seed: int) -> list[int]:

@@ -11,6 +11,7 @@ _CHOICES = {
     "attack": ("leaf", "random-typos"),
     "constraint": ("no-new-words", "published", "none"),
     "mixed_precision": ("no", "fp16", "bf16"),
+    "attack_precision": ("fp32", "half"),
     "save_dtype": ("float32", "float16"),
 }
 
@@ -46,6 +47,9 @@ class TextFAREConfig:
     """Updates of linear warm-up; a cosine to zero follows."""
     seed: int = 0
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    attack_precision: Literal["fp32", "half"] = "fp32"
+    """What the attack's candidates are scored in: "half" is bfloat16 (float16 on GPUs without it), much faster where the
+    machine multiplies such numbers; what is learnt is computed as `mixed_precision` says."""
     eval_every: int = 500
     """Updates between held-out measurements; before and after training they are always made."""
     checkpoint_every: int = 500

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 
 
@@ -33,6 +33,8 @@ def accelerator_for(config: Settings, device: torch.device) -> Iterator[Accelera
             cpu=device.type == "cpu",
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.accumulation,
+            # buffers never change, and one may be larger than all that is trained
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         # accelerate runs fp16 on a CPU as float32, in silence
         if config.mixed_precision == "fp16" and accelerator.scaler is None:

@@ -8,13 +8,14 @@ original; after training the sum is added into the table, and the tower is a pla
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding, embedding_bag
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _END, _OTHER = len(_LETTERS), len(_LETTERS) + 1
@@ -61,28 +62,58 @@ def spelling_features(vocabulary: dict[str, int], size: int) -> NDArray[np.int64
     return np.sort(np.concatenate(found, axis=1), axis=1)
 
 
-class SpellingEmbedding(nn.Embedding):  # type: ignore[misc]  # strict mode without torch's types
+class TokenTable(nn.Embedding):  # type: ignore[misc]  # strict mode without torch's types
+    """A token table of which only some rows are trained: the others have no gradient and no moments, which for a whole table
+    cost more than the rest of a small tower. `tokens`: whose rows; None: all.
+    """
+
+    places: Tensor
+
+    def __init__(self, table: nn.Embedding, tokens: Sequence[int] | None = None) -> None:
+        size, width = table.weight.shape
+        super().__init__(size, width, _weight=table.weight.detach().clone())
+        self.own: nn.Parameter | None = None
+        if tokens is not None:
+            self.weight.requires_grad_(False)
+            self.own = nn.Parameter(torch.zeros(len(tokens) + 1, width))  # the last one, for all others, stays zero
+            places = torch.full((size,), len(tokens))
+            places[torch.tensor(list(tokens), dtype=torch.long)] = torch.arange(len(tokens))
+            self.register_buffer("places", places, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = super().forward(ids)
+        if self.own is None:
+            return rows
+        return rows + embedding(self.places[ids], self.own, padding_idx=len(self.own) - 1)
+
+    @torch.no_grad()
+    def merged(self) -> Tensor:
+        """The table [tokens, width] as a plain one."""
+        return self.weight.clone() if self.own is None else self.weight + self.own[self.places]
+
+
+class SpellingEmbedding(TokenTable):
     """A token table whose rows are its own plus the sum of their spelling's vectors (zero at first)."""
 
     letters: Tensor
 
-    def __init__(self, table: nn.Embedding, tokenizer: Any) -> None:
+    def __init__(self, table: nn.Embedding, tokenizer: Any, tokens: Sequence[int] | None = None) -> None:
         vocabulary = tokenizer.get_vocab()
         if not any(token.endswith("</w>") for token in vocabulary):
             raise ValueError("spelling=True reads the pieces of CLIP's byte-pair encoding; this tokenizer has others")
-        super().__init__(table.num_embeddings, table.embedding_dim, _weight=table.weight.detach().clone())
+        super().__init__(table, tokens)
         self.spelling = nn.Parameter(torch.zeros(N_VECTORS + 1, table.embedding_dim))
         features = spelling_features(vocabulary, table.num_embeddings)
         self.register_buffer("letters", torch.from_numpy(features), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         tokens, places = ids.unique(return_inverse=True)
-        return (self.weight[tokens] + spelt(self.letters[tokens], self.spelling))[places]
+        return (super().forward(tokens) + spelt(self.letters[tokens], self.spelling))[places]
 
     @torch.no_grad()
     def merged(self) -> Tensor:
         """The table [tokens, width] with the spelling added in."""
-        return self.weight + spelt(self.letters, self.spelling)
+        return super().merged() + spelt(self.letters, self.spelling)
 
 
 def spelt(letters: Tensor, vectors: Tensor) -> Tensor:

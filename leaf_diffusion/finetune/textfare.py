@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from leaf_diffusion.attacks import Attack, LeafAttack, RandomTypos
 from leaf_diffusion.attacks.base import bind_constraint, generators
 from leaf_diffusion.encoders.base import Feature, TextEncoder
-from leaf_diffusion.scoring import Goal, Scorer
+from leaf_diffusion.scoring import Goal, Precision, Scorer
 from leaf_diffusion.scoring.objectives import squared_distance
 from leaf_diffusion.text import Constraint
 
@@ -67,12 +67,12 @@ def bucketed(
 ) -> Float[Tensor, "n d"]:
     """Features of token rows [n, d], computed among rows of like length, so that little of it is padding.
 
-    Four buckets of equally many rows, or more where a bucket would have over `at_once`.
+    Four buckets of equally many rows; fewer where these would have less than 24 each, more where over `at_once`.
     """
     if not rows:
         return features([])
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    size = min(max(-(-len(rows) // 4), 8), at_once)
+    size = min(max(-(-len(rows) // 4), 24), at_once)
     parts = [features([rows[i] for i in order[j : j + size]]) for j in range(0, len(rows), size)]
     places = torch.empty(len(rows), dtype=torch.long, device=parts[0].device)
     places[torch.tensor(order, device=places.device)] = torch.arange(len(rows), device=places.device)
@@ -85,8 +85,25 @@ def embed(encoder: TextEncoder, texts: Sequence[str]) -> Float[Tensor, "n d"]:
     return bucketed(encoder.features, encoder.tokenize(texts))
 
 
-def _scorer(encoder: TextEncoder, targets: Float[Tensor, "n d"]) -> Scorer:
-    return Scorer(encoder, AnchorDrift(targets))
+class Anchors:
+    """The original's features of the batches of a training, computed for many batches to come at once.
+
+    `batches(i)` are the captions of batch `i` of `n`, all batches equally large. What comes of a batch follows from its number
+    alone, wherever a training is taken up again.
+    """
+
+    def __init__(self, original: TextEncoder, batches: Callable[[int], list[str]], n: int, at_once: int = 1024) -> None:
+        self._original, self._batches, self._n, self._at_once = original, batches, n, at_once
+        self._first, self._held = 0, list[Tensor]()
+
+    def __getitem__(self, i: int) -> Float[Tensor, "batch d"]:
+        if not self._first <= i < self._first + len(self._held):
+            size = len(self._batches(i))
+            many = max(1, self._at_once // size)
+            self._first = i // many * many
+            coming = [self._batches(j) for j in range(self._first, min(self._first + many, self._n))]
+            self._held = list(embed(self._original, [text for batch in coming for text in batch]).split(size))
+        return self._held[i - self._first]
 
 
 def attack_captions(
@@ -98,12 +115,13 @@ def attack_captions(
     k: int,
     constraint: Constraint | None,
     seed: int,
+    precision: Precision = "fp32",
 ) -> list[str]:
     """Each caption as `attack` perturbs it on `encoder` as it is now, away from its target.
 
     Runs the attack without the verification of its call, which would cost a training step another pass.
     """
-    score = _scorer(encoder, targets).bind(captions)
+    score = Scorer(encoder, AnchorDrift(targets), precision=precision).bind(captions)
     allowed, rngs = bind_constraint(constraint, captions), generators(captions, seed)
     found = attack.run(captions, score, k=k, allowed=allowed, rngs=rngs, on_step=None)
     return [str(text) for text in found]
@@ -150,7 +168,7 @@ def held_out_figures(
     attacks: dict[str, Attack] = {"typos": RandomTypos(), "leaf": LeafAttack(rho=rho)}
     given = {"clean": list(captions)}
     for name, attack in attacks.items():
-        results = attack(captions, _scorer(encoder, targets), k=k, constraint=constraint, seed=seed)
+        results = attack(captions, Scorer(encoder, AnchorDrift(targets)), k=k, constraint=constraint, seed=seed)
         given[name] = [result.perturbed for result in results]
     unit = float(targets.square().sum(-1).mean())
     figures: Figures = {}

@@ -10,7 +10,8 @@ from transformers import CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_model_of, token_table
-from leaf_diffusion.finetune.spelling import SpellingEmbedding
+from leaf_diffusion.finetune.config import TextFAREConfig
+from leaf_diffusion.finetune.spelling import SpellingEmbedding, TokenTable
 from leaf_diffusion.finetune.textfare import bucketed
 
 SEEN = Hidden(-1, positions="all")
@@ -54,10 +55,22 @@ def check_encoder(encoder: TextEncoder) -> HFTextEncoder:
     return encoder
 
 
-def trainable_copy(encoder: HFTextEncoder, *, spelling: bool = False) -> CLIPTextModelWithProjection:
+def check_tokens(encoder: HFTextEncoder, tokens: Sequence[int], config: TextFAREConfig) -> None:
+    """ValueError where the rows of these tokens alone cannot be trained."""
+    size = len(encoder.token_embedding())
+    if not tokens or not 0 <= min(tokens) <= max(tokens) < size:
+        raise ValueError(f"tokens must be token ids from 0 to {size - 1}, at least one")
+    if config.lora_rank is not None:
+        raise ValueError("a LoRA trains no rows of the token table: leave tokens out")
+
+
+def trainable_copy(
+    encoder: HFTextEncoder, *, spelling: bool = False, tokens: Sequence[int] | None = None
+) -> CLIPTextModelWithProjection:
     """The text half of the encoder's model in float32, on its own, ready to train.
 
-    With `spelling` its token table is a `SpellingEmbedding`, until `merge_spelling`.
+    With `spelling` its token table is a `SpellingEmbedding`, with `tokens` (the only rows of the table that are trained) a
+    `TokenTable`, until `merge_table`.
     """
     assert encoder.projection is not None
     settings = copy.deepcopy(encoder.config)
@@ -68,20 +81,23 @@ def trainable_copy(encoder: HFTextEncoder, *, spelling: bool = False) -> CLIPTex
     inner = cast(nn.Module, tower.text_model)
     inner.load_state_dict({name: flat[name.removeprefix("text_model.")] for name in inner.state_dict()})
     tower.text_projection.load_state_dict(encoder.projection.state_dict())
+    tower.requires_grad_()
+    embeddings = _embeddings(tower)
     if spelling:
-        embeddings = _embeddings(tower)
-        embeddings.token_embedding = SpellingEmbedding(embeddings.token_embedding, encoder.tokenizer)
-    return tower.requires_grad_()
+        embeddings.token_embedding = SpellingEmbedding(embeddings.token_embedding, encoder.tokenizer, tokens)
+    elif tokens is not None:
+        embeddings.token_embedding = TokenTable(embeddings.token_embedding, tokens)
+    return tower
 
 
-def merge_spelling(tower: CLIPTextModelWithProjection) -> Tensor | None:
-    """Make the token table a plain one again; the vectors [n, width] that were added into it, None without any."""
+def merge_table(tower: CLIPTextModelWithProjection) -> Tensor | None:
+    """Make the token table a plain one again; the spelling's vectors [n, width] that were added into it, None without any."""
     embeddings = _embeddings(tower)
     table = embeddings.token_embedding
-    if not isinstance(table, SpellingEmbedding):
+    if not isinstance(table, TokenTable):
         return None
     embeddings.token_embedding = nn.Embedding(*table.weight.shape, _weight=table.merged())
-    return table.spelling.detach()
+    return table.spelling.detach() if isinstance(table, SpellingEmbedding) else None
 
 
 def _embeddings(tower: CLIPTextModelWithProjection) -> Any:

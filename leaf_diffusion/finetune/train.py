@@ -31,6 +31,7 @@ from leaf_diffusion.finetune.processes import accelerator_for
 from leaf_diffusion.finetune.replay import Pairs, Replay
 from leaf_diffusion.finetune.save import save_encoder
 from leaf_diffusion.finetune.textfare import (
+    Anchors,
     Figures,
     attack_captions,
     embed,
@@ -41,7 +42,8 @@ from leaf_diffusion.finetune.textfare import (
 from leaf_diffusion.finetune.tower import (
     Features,
     check_encoder,
-    merge_spelling,
+    check_tokens,
+    merge_table,
     new_optimiser,
     token_states,
     trainable_copy,
@@ -66,16 +68,19 @@ def finetune_text_encoder(
     *,
     held_out: Sequence[str] | None = None,
     start: TextEncoder | None = None,
+    tokens: Sequence[int] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
     """Finetune a copy of `encoder` (a transformers CLIP text tower) and save it in `output`; returns that folder.
 
     Minimises the squared L2 distance between the original's embedding of a caption and the copy's of the attacked one
     (paper, section 3). `held_out` captions are measured on; default: a tenth of `captions`, 256 at most. `start`: an encoder
-    of the same shape whose weights the copy begins with (a further stage); the anchor stays `encoder`. `on_log` gets each
-    row of the log. The folder is a Hugging Face one: safetensors, tokenizer, README.md with the figures; and
-    training_log.jsonl. With `config.lora_rank` it holds a LoRA instead: a PEFT adapter and the file of diffusers. The
-    same call continues where it was broken off, and returns at once when it had finished.
+    of the same shape whose weights the copy begins with (a further stage); the anchor stays `encoder`. `tokens`: the only
+    ones whose rows of the token table are trained (default: all), such as `reachable_tokens` of the captions: the whole
+    table's gradient and moments are most of a small tower's. `on_log` gets each row of the log. The folder is a Hugging
+    Face one: safetensors, tokenizer, README.md with the figures; and training_log.jsonl. With `config.lora_rank` it holds a
+    LoRA instead: a PEFT adapter and the file of diffusers. The same call continues where it was broken off, and returns at
+    once when it had finished.
 
     Raises ValueError for captions, an encoder or a folder that cannot serve, before the training starts, and where the
     loss is no finite number any more.
@@ -91,7 +96,7 @@ def finetune_text_encoder(
     # gradients, whatever the caller has switched off
     with torch.inference_mode(False), torch.enable_grad(), accelerator_for(config, original.device) as accelerator:
         begin = original if start is None else check_encoder(start)
-        return _train(accelerator, original, begin, captions, held_out, output, config, on_log)
+        return _train(accelerator, original, begin, captions, held_out, output, config, tokens, on_log)
 
 
 def _train(
@@ -102,6 +107,7 @@ def _train(
     held_out: Sequence[str],
     output: Path,
     config: TextFAREConfig,
+    tokens: Sequence[int] | None,
     on_log: Callable[[dict[str, Any]], None] | None,
 ) -> Path:
     constraint = constraint_from_name(config.constraint)
@@ -114,11 +120,15 @@ def _train(
                 "a LoRA holds what differs from its base, so it cannot begin at another encoder: leave start out"
             )
         identity["start"] = begin.fingerprint
+    if tokens is not None:
+        tokens = sorted(set(tokens))
+        check_tokens(original, tokens, config)
+        identity["tokens"] = hashlib.sha256(repr(tokens).encode()).hexdigest()
     state = read_state(output, identity)
     if state is not None and state["finished"]:
         return output
 
-    tower = trainable_copy(begin, spelling=config.spelling and config.lora_rank is None)
+    tower = trainable_copy(begin, spelling=config.spelling and config.lora_rank is None, tokens=tokens)
     if config.lora_rank is not None:
         spelling_of = original.tokenizer if config.spelling else None
         table = config.lora_token_embedding
@@ -149,7 +159,13 @@ def _train(
         if on_log is not None:
             on_log(row)
 
-    attack = config.new_attack()
+    def batch_at(part: int) -> list[int]:
+        return batch_indices(len(captions), (part * processes + rank) * fresh, fresh, config.seed)
+
+    def captions_at(part: int) -> list[str]:
+        return [captions[i] for i in batch_at(part)]
+
+    attack, anchors = config.new_attack(), Anchors(original, captions_at, steps * config.accumulation)
     with Progress(*_COLUMNS, disable=not main) as progress:
         bar = progress.add_task("", total=steps, completed=step, loss="-")
         before: Figures = {}
@@ -168,17 +184,18 @@ def _train(
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * rate(step, steps, config.warmup_steps)
             for part in range(config.accumulation):
-                place = (step * config.accumulation + part) * processes + rank
-                indices = batch_indices(len(captions), place * fresh, fresh, config.seed)
-                batch = [captions[i] for i in indices]
-                clean = embed(original, batch).to(accelerator.device)
+                number = step * config.accumulation + part
+                indices, batch, clean = batch_at(number), captions_at(number), anchors[number].to(accelerator.device)
                 tower.eval()
                 with accelerator.autocast():
                     attacked = attack_captions(
-                        attack, trained, batch, clean, k=config.k, constraint=constraint, seed=seed
-                    )
+                        attack, trained, batch, clean, k=config.k, constraint=constraint, seed=seed,
+                        precision=config.attack_precision,
+                    )  # fmt: skip
                 tower.train()
-                pairs = replay.mixed(Pairs(indices, trained.tokenize(attacked), clean), (config.seed, place))
+                pairs = replay.mixed(
+                    Pairs(indices, trained.tokenize(attacked), clean), (config.seed, number * processes + rank)
+                )
                 with accelerator.accumulate(model):
                     if config.states_weight:
                         batch = [captions[i] for i in pairs.captions]
@@ -225,7 +242,7 @@ def _train(
                 progress.console.print(str(floor), highlight=False)
             floor.restore()
             tower.eval()
-            spelling = merge_spelling(tower)
+            spelling = merge_table(tower)
             after = measure(trained)
             counts = {"steps": floor.kept_step if floor.stopped else steps, "per_update": per_update}
             counts |= {"captions": len(captions), "held_out": len(held_out)}
@@ -264,6 +281,8 @@ def _identity(
         del settings["replay"], settings["replay_size"]
     if config.lora_rank is None:
         del settings["lora_token_embedding"]
+    if config.attack_precision == "fp32":
+        del settings["attack_precision"]
     texts = {"captions": captions, "held_out": held_out}
     hashes = {name: hashlib.sha256("\n".join(value).encode()).hexdigest() for name, value in texts.items()}
     return settings | hashes | {"encoder": encoder.fingerprint, "steps": steps, "per_update": per_update}

@@ -2,6 +2,6 @@
 
 from leaf_diffusion.scoring.mean import MeanScorer
 from leaf_diffusion.scoring.objectives import Drift, Goal, Margin, Objective, Toward
-from leaf_diffusion.scoring.scorer import BoundScore, Scorer
+from leaf_diffusion.scoring.scorer import BoundScore, Precision, Scorer
 
-__all__ = ["BoundScore", "Drift", "Goal", "Margin", "MeanScorer", "Objective", "Scorer", "Toward"]
+__all__ = ["BoundScore", "Drift", "Goal", "Margin", "MeanScorer", "Objective", "Precision", "Scorer", "Toward"]

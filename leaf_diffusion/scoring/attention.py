@@ -15,8 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from leaf_diffusion.scoring.forest import Ints
 
-ALIGNED = 8
-"""A GPU's attention kernels want masks in multiples of 16 bytes: keys of a chunk are rounded up to this."""
+ALIGNED = 16
+"""The number of a chunk's keys is a multiple of this: a CPU's vectors hold 16 numbers (others take twice the time), and a
+GPU's kernels want masks in multiples of 16 bytes."""
 MOST_CHUNKS = 60_000
 """Chunks in one call of an attention kernel (a CUDA grid has at most 65,535 blocks along the batch)."""
 

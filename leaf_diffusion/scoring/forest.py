@@ -6,7 +6,7 @@ state. Sorted rows give the forest for free: a row owns the positions from its f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,9 +90,9 @@ def cut(rows: SortedRows, max_nodes: int) -> Iterator[slice]:
         start = end
 
 
-def plant(rows: SortedRows, chunk: int, aligned: int = 1) -> Forest:
-    """The forest of sorted, distinct, non-empty rows, in chunks of `chunk` nodes (fewer where there are not as many);
-    the number of a chunk's keys is a multiple of `aligned`."""
+def plant(rows: SortedRows, chunk: int, aligned: int = 1, filled: Callable[[int], int] = int) -> Forest:
+    """The forest of sorted, distinct, non-empty rows, in chunks of `chunk` nodes (fewer where there are not as many); there are
+    at least `filled(n)` instead of n nodes, and the number of a chunk's keys is a multiple of `aligned`."""
     lengths, begins = rows.rows.lengths, rows.shared.copy()
     begins[0] = 0
     n, columns, owned = len(rows), np.arange(int(lengths.max())), lengths - begins
@@ -112,16 +112,17 @@ def plant(rows: SortedRows, chunk: int, aligned: int = 1) -> Forest:
     behind = np.full((n + 1, len(columns)), n)
     behind[:n] = np.where(owns, each, n)
     behind = np.minimum.accumulate(behind[::-1], axis=0)[::-1]
-    chunk = min(chunk, -(-total // aligned) * aligned)
-    chunks = -(-total // chunk)
+    chunk = min(chunk, -(-filled(total) // aligned) * aligned)
+    chunks = -(-filled(total) // chunk)
     stops = np.arange(1, chunks * chunk + 1)
     stops[:total] = np.append(firsts, total)[behind[row + 1, column]]
 
     heads = np.arange(chunks) * chunk
-    above = column[heads]  # how many ancestors the first node of a chunk has
+    first = np.minimum(heads, total - 1)
+    above = np.where(heads < total, column[first], 0)  # how many ancestors the first node of a chunk has
     most = -(-(int(above.max()) + chunk) // aligned) * aligned - chunk
     ancestors, there = np.zeros((chunks, most), dtype=np.int64), np.arange(most) < above[:, None]
-    ancestors[there] = paths[row[heads], : len(columns)][:, :most][there[:, : len(columns)]]
+    ancestors[there] = paths[row[first], :most][there[:, : len(columns)]]
     keys = np.concatenate([ancestors, heads[:, None] + np.arange(chunk)], axis=1)
     reaches = np.where(np.pad(there, ((0, 0), (0, chunk)), constant_values=True), stops[keys], 0)
     node_pairs = np.zeros(chunks * chunk, dtype=np.int64)

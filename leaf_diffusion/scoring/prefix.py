@@ -16,7 +16,7 @@ from leaf_diffusion.encoders.token_rows import Ints, Row, TokenRows
 from leaf_diffusion.scoring.attention import on_device
 from leaf_diffusion.scoring.forest import distinct
 from leaf_diffusion.scoring.plain import PlainScore, one_each
-from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, screening_dtype
+from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, half_dtype
 from leaf_diffusion.text import Candidates
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class PrefixScore(PlainScore):
             raise NotUnderstood(f"{type(self.encoder).__name__} is no Tower")
         self._tower = self.encoder
         device, own = self.encoder.device, self.encoder.dtype
-        self._exact = PrefixForest(self.encoder, autocast_dtype(device) or own)
-        screened = scorer.precision == "screen" and own == torch.float32
-        self._rough = PrefixForest(self.encoder, screening_dtype(device)) if screened else None
+        full, half = autocast_dtype(device) or own, half_dtype(device) if own == torch.float32 else own
+        self._exact = PrefixForest(self.encoder, half if scorer.precision == "half" else full)
+        self._rough = PrefixForest(self.encoder, half) if scorer.precision == "screen" and half != own else None
         # where all goals compare with a vector each, they are computed together
         pairs = {goal.compare for goal in self.goals}
         self._compare = pairs.pop() if len(pairs) == 1 else None

@@ -7,10 +7,11 @@ but end-of-text itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,7 +19,7 @@ from torch.nn.functional import gelu, layer_norm, linear, pad, silu
 
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.causal import QUICK, Affine, Block, CausalParts, causal_parts, detached
-from leaf_diffusion.encoders.token_rows import Rows
+from leaf_diffusion.encoders.token_rows import Ints, Rows
 from leaf_diffusion.scoring.attention import ALIGNED, MOST_CHUNKS, attend, chunk_size, mask, on_device
 from leaf_diffusion.scoring.forest import SortedRows, cut, plant
 
@@ -36,9 +37,11 @@ class PrefixForest:
         self.parts = _prepared(causal_parts(encoder), self.dtype, fold=self.few_launches)
         width = self.parts.positions.shape[1]
         widest = max(len(block.up.weight) for block in self.parts.blocks)
+        compiled = encoder.device.type == "cpu" and self.dtype.itemsize < 4
+        self._filled: Callable[[int], int] = recurring if compiled else int
         self._kept: dict[str, Tensor] = {}
         self.chunk = chunk_size(encoder.device)
-        keys = self.chunk + self.parts.context_length  # of a chunk, at most
+        keys = self.chunk + self.parts.context_length + ALIGNED  # of a chunk, at most
         # residual, normed, distinct; qkv, cast, attention and its like, the keys and values of chunks, the widest layer twice
         self.bytes_per_node = 4 * width * 3 + self.dtype.itemsize * (
             6 * width + 2 * width * keys // self.chunk + 2 * widest
@@ -66,15 +69,21 @@ class PrefixForest:
             max_nodes //= 4  # the features themselves are as large
         chunk = max(1, min(max_nodes, self.chunk))
         max_nodes = min(max_nodes // chunk, MOST_CHUNKS) * chunk  # the last chunk is filled up
+        if self._filled(max_nodes) > max_nodes:
+            max_nodes = max_nodes * 8 // 9
         for part in cut(rows, max_nodes):
             with torch.autocast(self.parts.positions.device.type, enabled=False), _kernels(self.parts.positions.device):
                 yield part, self._features(rows[part], feature, chunk)
 
     def _features(self, rows: SortedRows, feature: Feature, chunk: int) -> Tensor:
         parts, device = self.parts, self.parts.positions.device
-        forest = plant(rows, chunk, ALIGNED if self.few_launches else 1)
+        forest = plant(rows, chunk, ALIGNED, self._filled)
         states = isinstance(feature, Hidden)
-        arrays = [forest.tokens, forest.positions, forest.pairs, forest.ends, forest.keys, forest.stops]
+        pairs, last = self._filled(len(forest.tokens)), self._filled(len(rows))
+        arrays = [
+            _fill(forest.tokens, pairs), _fill(forest.positions, pairs), forest.pairs,
+            _fill(forest.ends, last), forest.keys, forest.stops,
+        ]  # fmt: skip
         tokens, positions, of_pair, ends, keys, stops, *paths = on_device(
             [*arrays, forest.paths] if states else arrays, device
         )
@@ -96,8 +105,8 @@ class PrefixForest:
             return _states(x, paths[0], torch.from_numpy(rows.rows.lengths).to(device), parts.context_length)
         if feature == "projected":
             assert parts.projection is not None
-            return linear(x.to(self.dtype), parts.projection.weight, parts.projection.bias).float()
-        return x
+            x = linear(x.to(self.dtype), parts.projection.weight, parts.projection.bias).float()
+        return x[: len(rows)]
 
     def _block(
         self,
@@ -164,6 +173,18 @@ class PrefixForest:
         return self._kept[name][: rows * columns].view(rows, columns)
 
 
+def recurring(n: int) -> int:
+    """At least n, by an eighth more at most but for few: a CPU's products of numbers in half precision are compiled for each
+    number of rows, which takes milliseconds, so there have to be few such numbers."""
+    step = max(8, 1 << max(0, n.bit_length() - 4))
+    return -(-n // step) * step
+
+
+def _fill(indices: Ints, n: int) -> Ints:
+    """The indices and as many zeros as n is more."""
+    return np.append(indices, np.zeros(n - len(indices), dtype=np.int64))
+
+
 def _states(x: Tensor, paths: Tensor, lengths: Tensor, context: int) -> Tensor:
     """The rows' states [rows, context * width], zero behind their ends."""
     n, longest = paths.shape
@@ -219,7 +240,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
-def screening_dtype(device: torch.device) -> torch.dtype:
+def half_dtype(device: torch.device) -> torch.dtype:
     """bfloat16, or float16 on a GPU that has no bfloat16."""
     return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported(False) else torch.bfloat16
 

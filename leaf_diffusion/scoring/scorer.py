@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +17,8 @@ from leaf_diffusion.scoring.objectives import Drift, Goal, Objective
 from leaf_diffusion.scoring.plain import PlainScore
 from leaf_diffusion.scoring.prefix import PrefixScore
 from leaf_diffusion.text.edits import Candidates
+
+Precision = Literal["fp32", "screen", "half"]
 
 
 class BoundScore(Protocol):
@@ -56,7 +58,8 @@ class Scorer:
     candidate; the scores are the same but for rounding. A tower that the engine does not understand is scored plainly,
     with a warning. `precision`: "fp32" computes in the encoder's own precision, "screen" scores all candidates in
     bfloat16 (float16 on GPUs without it) and the best of each prompt, `prefix.SCREENED` at most, again in the encoder's own,
-    so that the best score is exact; the others are only ranked. `max_bytes` bounds the activations of a forward pass
+    so that the best score is exact; the others are only ranked. "half" stops before the second step: all scores are
+    rough, which an attack in a training can live with. `max_bytes` bounds the activations of a forward pass
     (default: `plain.MAX_BYTES`, on a CUDA device half of what is free).
     """
 
@@ -65,15 +68,17 @@ class Scorer:
         encoder: TextEncoder,
         objective: Objective | None = None,
         engine: Literal["prefix", "plain"] = "prefix",
-        precision: Literal["fp32", "screen"] = "fp32",
+        precision: Precision = "fp32",
         max_bytes: int | None = None,
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}; available: {', '.join(sorted(ENGINES))}")
-        if precision not in ("fp32", "screen"):
-            raise ValueError(f'unknown precision {precision!r}; choose "fp32" or "screen"')
-        if precision == "screen" and engine == "plain":
-            raise ValueError('precision="screen" belongs to engine="prefix"; the plain engine computes all in full')
+        if precision not in get_args(Precision):
+            raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
+        if precision != "fp32" and engine == "plain":
+            raise ValueError(
+                f'precision="{precision}" belongs to engine="prefix"; the plain engine computes all in full'
+            )
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
         self.encoder, self.engine, self.precision, self.max_bytes = encoder, engine, precision, max_bytes

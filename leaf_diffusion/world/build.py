@@ -1,7 +1,6 @@
 """Train the embedded world, part by part; each part is a folder of fp16 safetensors with a card of its provenance."""
 
 import json
-import os
 import platform
 import random
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from leaf_diffusion.encoders.images import load_image_encoder
-from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.finetune.config import TextFAREConfig
 from leaf_diffusion.finetune.fare import FAREConfig, finetune_image_encoder
 from leaf_diffusion.finetune.save import SPELLING
 from leaf_diffusion.world.clip import (
@@ -37,7 +36,7 @@ from leaf_diffusion.world.figures import generation_figures, image_figures, text
 from leaf_diffusion.world.judge import KINDS, SceneJudge, judge_figures, train_judge
 from leaf_diffusion.world.paths import weights, weights_root
 from leaf_diffusion.world.pictures import WorldPictures
-from leaf_diffusion.world.robust import STAGES, Stage, finetune_world, reachable_tokens
+from leaf_diffusion.world.robust import LEAF, TYPO_AUGMENTED, finetune_world
 from leaf_diffusion.world.scenes import pixels, render, sample_scene
 from leaf_diffusion.world.sources import load_clip, load_judge_module, load_world_encoder, overlay
 
@@ -186,14 +185,10 @@ def assemble(folder: Path) -> StableDiffusionPipeline:
     )
 
 
-def build_robust(recipe: dict[str, Stage], work: Path, device: torch.device, *, name: str) -> Figures:
-    stages = finetune_world(name, work / name, recipe, device=device)
-    if os.environ.get("RANK", "0") != "0":
-        return {}  # the first process saves and measures
+def build_robust(recipe: TextFAREConfig, work: Path, device: torch.device, *, name: str) -> Figures:
+    folder = finetune_world(recipe, work / name, device=device)
     original = load_world_encoder("original")[0].state_dict()
-    spelling = sum(load_file(folder / SPELLING)["spelling"] for folder in stages)
-    tokens = reachable_tokens(load_text_encoder("world:original"))
-    parts = overlay(original, load_file(stages[-1] / "model.safetensors"), spelling, tokens)
+    parts = overlay(original, load_file(folder / "model.safetensors"), load_file(folder / SPELLING)["spelling"])
     save_file(parts, target(f"encoders/{name}") / "overlay.safetensors")
     return text_figures(f"world:{name}")
 
@@ -212,14 +207,14 @@ FARE = FAREConfig(
 )  # fmt: skip
 """At 4/255 no picture of the original's classes holds."""
 
-PARTS: dict[str, tuple[Callable[..., Figures], Recipe | dict[str, Stage] | FAREConfig]] = {
+PARTS: dict[str, tuple[Callable[..., Figures], Recipe | TextFAREConfig | FAREConfig]] = {
     "scene-judge": (build_judge, Recipe(3500, 2, 2e-3, 512)),
     "clip": (build_clip, Recipe(1500, 1, 1e-3, 1024)),
     "judge-clip": (build_judge_clip, Recipe(5100, 101, 1e-3, 1024)),
     "vae": (build_vae, Recipe(600, 3, 2e-3, 256)),
     "unet": (build_unet, Recipe(3300, 4, 1e-3, 512)),
-    "encoders/leaf": (partial(build_robust, name="leaf"), STAGES),
-    "encoders/typo-augmented": (partial(build_robust, name="typo-augmented"), STAGES),
+    "encoders/leaf": (partial(build_robust, name="leaf"), LEAF),
+    "encoders/typo-augmented": (partial(build_robust, name="typo-augmented"), TYPO_AUGMENTED),
     "fare": (build_fare, FARE),
 }
 """What trains each part, and how."""
@@ -232,32 +227,22 @@ def target(part: str) -> Path:
     return folder
 
 
-def written(recipe: Recipe | dict[str, Stage] | FAREConfig) -> dict[str, Any]:
-    """A recipe as it stands on a card."""
-    return {name: asdict(stage) for name, stage in recipe.items()} if isinstance(recipe, dict) else asdict(recipe)
-
-
 def build_part(part: str, work: Path, device: torch.device) -> Figures:
-    """Train one part unless its card is there; a part that was broken off goes on from its last checkpoint.
-
-    Robust encoders may be trained by several processes (torchrun), whose first one returns the figures, the others none.
-    """
+    """Train one part unless its card is there; a part that was broken off goes on from its last checkpoint."""
     card = target("cards") / f"{part.replace('/', '-')}.json"
     if card.exists():
         return json.loads(card.read_text())["figures"]
     started = monotonic()
     build, recipe = PARTS[part]
     figures = build(recipe, work, device)
-    if not figures:
-        return figures
     where = (
-        f"{platform.machine()}, {torch.get_num_threads() * int(os.environ.get('WORLD_SIZE', '1'))} threads"
+        f"{platform.machine()}, {torch.get_num_threads()} threads"
         if device.type == "cpu"
         else torch.cuda.get_device_name(device)
     )
     content = {
         "part": part,
-        "recipe": written(recipe),
+        "recipe": asdict(recipe),
         "code": "leaf_diffusion.world",
         "hardware": where,
         "torch": torch.__version__.split("+")[0],

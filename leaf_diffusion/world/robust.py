@@ -1,19 +1,14 @@
 """The world's robust encoders, made by the project's own finetuning: LEAF, and the control that LEAF has to beat."""
 
-import os
 import random
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
-from leaf_diffusion.text import neighbours, random_edits
+from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, reachable_tokens
 from leaf_diffusion.world.captions import describe, web_caption, with_article
 from leaf_diffusion.world.scenes import sample_scene
 
@@ -68,88 +63,28 @@ def training_captions(n: int, *, seed: int = 11, varied: float = 0.0, filler: fl
     return captions
 
 
-def reachable_tokens(encoder: TextEncoder, *, often: int = 4) -> list[int]:
-    """Tokens that edits of captions without unrelated words lead to, at least `often` times: those whose rows ship.
-
-    Every single edit of every word, and random ones of whole captions (which also join words).
-    """
-    captions = training_captions(8000) + training_captions(8000, seed=12, varied=1.0, filler=0.0)
-    found: Counter[int] = Counter()
-    for word in sorted({word for caption in captions for word in caption.split()}):
-        for row in set(encoder.tokenize_candidates(neighbours(word))):
-            found.update(set(row))
-    for i, caption in enumerate(dict.fromkeys(captions)):
-        for row in encoder.tokenize_candidates(random_edits(caption, 40, np.random.default_rng(i))):
-            found.update(set(row))
-    return sorted(token for token, times in found.items() if times >= often)
+def shipped_tokens(encoder: TextEncoder) -> list[int]:
+    """Tokens that edits of captions without unrelated words lead to: those whose rows are trained, and ship."""
+    return reachable_tokens(encoder, training_captions(8000) + training_captions(8000, seed=12, varied=1.0, filler=0.0))
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What one stage of the finetuning has of its own."""
-
-    steps: int
-    lr: float
-    seed: int
-    """Of the attacks and the batches."""
-    rho: int = 16
-    slots: int = 4
-    replay: float = 0.5
-    warmup_steps: int = 100
-    captions_seeds: tuple[int, int] = (11, 12)
-    varied: tuple[float, float] = (0.0, 0.6)
-    """Shares of captions in the words of `CARRIERS` in the two halves of the captions."""
+LEAF = TextFAREConfig(
+    rho=40, slots=10, attack_precision="half", batch_size=96, replay=0.67, max_steps=5200, lr=1e-3, warmup_steps=100,
+    spelling=True, states_weight=0.5, states_captions=4, seed=5, checkpoint_every=250,
+)  # fmt: skip
+TYPO_AUGMENTED = replace(LEAF, attack="random-typos")
+"""The control that LEAF has to beat: one random typo a caption."""
 
 
-STAGES = {
-    "first": Stage(3400, 1e-3, seed=5),
-    "second": Stage(2000, 7e-4, seed=6, warmup_steps=50, captions_seeds=(13, 14)),
-    # an encoder that few edits still fool learns more from a deeper search, each of whose finds it meets three times
-    "third": Stage(2400, 6e-4, seed=7, rho=48, slots=12, replay=0.67, warmup_steps=50, captions_seeds=(15, 16)),
-}
-BATCH = 96
-"""Captions an update, of all processes together."""
-
-
-def stage_captions(stage: Stage, n: int = 20_000) -> list[str]:
-    """The captions of a stage, its two halves shuffled together."""
-    captions = [
-        caption
-        for seed, varied in zip(stage.captions_seeds, stage.varied, strict=True)
-        for caption in training_captions(n, seed=seed, varied=varied)
-    ]
-    random.Random(stage.seed).shuffle(captions)
+def finetuning_captions(n: int = 20_000) -> list[str]:
+    """What the robust encoders learn from: as many captions in the world's own words as in other ones, shuffled together."""
+    captions = training_captions(n, seed=11) + training_captions(n, seed=12, varied=0.6)
+    random.Random(LEAF.seed).shuffle(captions)
     return captions
 
 
-def finetune_world(name: str, output: Path, stages: dict[str, Stage], *, device: torch.device) -> list[Path]:
-    """Finetune the world's original encoder: "leaf" by the LEAF attack, "typo-augmented" by one random typo a caption.
-
-    Returns the folders of the stages below `output`; each begins where the one before it ended. Several processes (torchrun)
-    share each batch.
-    """
-    attack: Any = {"leaf": "leaf", "typo-augmented": "random-typos"}[name]
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+def finetune_world(config: TextFAREConfig, output: Path, *, device: torch.device) -> Path:
+    """Finetune the world's original encoder in the folder `output`."""
     original = load_text_encoder("world:original", device=device)
-    begin, folders = None, list[Path]()
-    for folder, stage in stages.items():
-        config = TextFAREConfig(
-            attack=attack,
-            rho=stage.rho,
-            slots=stage.slots,
-            replay=stage.replay,
-            k=1,
-            batch_size=BATCH // processes,
-            max_steps=stage.steps,
-            lr=stage.lr,
-            warmup_steps=stage.warmup_steps,
-            weight_decay=1e-4,
-            spelling=True,
-            states_weight=0.5,
-            states_captions=8 // processes,
-            seed=stage.seed,
-            checkpoint_every=250,
-        )
-        folders.append(finetune_text_encoder(original, stage_captions(stage), output / folder, config, start=begin))
-        begin = load_text_encoder(folders[-1], device=device)
-    return folders
+    tokens = shipped_tokens(original)
+    return finetune_text_encoder(original, finetuning_captions(), output, config, tokens=tokens)

@@ -1,7 +1,6 @@
 """Loaders of the world's trained parts; what `"world:<name>"` means."""
 
 import json
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -77,20 +76,14 @@ def load_world_image_encoder(name: str, **_: Any) -> tuple[CLIPVisionModelWithPr
     return tower, CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=side, image_mean=half, image_std=half)
 
 
-def overlay(
-    original: dict[str, Tensor], finetuned: dict[str, Tensor], spelling: Tensor, tokens: Sequence[int] | None = None
-) -> dict[str, Tensor]:
+def overlay(original: dict[str, Tensor], finetuned: dict[str, Tensor], spelling: Tensor) -> dict[str, Tensor]:
     """What of a finetuned tower differs, float16: small tensors whole, of the token table the `spelling` vectors that
-    were added to every row and the rows that moved besides, of `tokens` alone where they are given.
+    were added to every row and the rows that moved besides.
 
     A caption world touches a fraction of the 49,408 tokens, so this is a few MB instead of 14.
     """
     table = finetuned[EMBEDDING] - _spelt(spelling)
     moved = ((original[EMBEDDING] - table).abs() > 1e-5).any(1)
-    if tokens is not None:
-        kept = torch.zeros_like(moved)
-        kept[torch.tensor(tokens)] = True
-        moved &= kept
     moved = moved.nonzero().flatten()
     parts = {key: value for key, value in finetuned.items() if key != EMBEDDING}
     parts |= {SPELLING: spelling, f"{EMBEDDING}.values": table[moved]}

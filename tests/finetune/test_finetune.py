@@ -11,8 +11,8 @@ from leaf_diffusion.attacks import LeafAttack, RandomTypos
 from leaf_diffusion.encoders import Feature, load_text_encoder
 from leaf_diffusion.encoders.huggingface import HFTextEncoder
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
-from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions, split_captions
-from leaf_diffusion.finetune.textfare import attack_captions, bucketed, embed, held_out_figures
+from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions, split_captions, textfare
+from leaf_diffusion.finetune.textfare import Anchors, attack_captions, bucketed, embed, held_out_figures, textfare_loss
 from leaf_diffusion.finetune.train import batch_indices, rate
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, distance
@@ -134,7 +134,34 @@ def test_attacked_captions_drift_more_than_random_ones(encoder: HFTextEncoder) -
     assert figures["drift_leaf"] > figures["drift_typos"] > 0
 
 
-@pytest.mark.parametrize("n", [0, 1, 3, 40])
+def test_anchors_are_computed_ahead_and_the_same_from_any_batch_on(encoder: HFTextEncoder) -> None:
+    batches = [[f"{CAPTIONS[(3 * i + j) % len(CAPTIONS)]} {i}" for j in range(3)] for i in range(7)]
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        embedded = textfare.embed
+        patch.setattr(textfare, "embed", lambda encoder, texts: asked.append(len(texts)) or embedded(encoder, texts))
+        anchors = Anchors(encoder, batches.__getitem__, len(batches), at_once=12)
+        one_way = [anchors[i] for i in range(7)]
+        assert asked == [12, 9]
+    for i in reversed(range(7)):
+        torch.testing.assert_close(one_way[i], embed(encoder, batches[i]))
+        assert torch.equal(Anchors(encoder, batches.__getitem__, len(batches), at_once=12)[i], one_way[i])
+    assert len(Anchors(encoder, batches.__getitem__, len(batches), at_once=1)[6]) == 3
+
+
+def test_an_attack_in_half_precision_finds_about_as_much(encoder: HFTextEncoder, tmp_path: Path) -> None:
+    targets = embed(encoder, CAPTIONS)
+    settings = {"k": 1, "constraint": NoNewWords(), "seed": 3}
+    drifts = []
+    for precision in ("fp32", "half"):
+        attacked = attack_captions(LeafAttack(rho=20), encoder, CAPTIONS, targets, precision=precision, **settings)  # type: ignore[arg-type]
+        drifts.append(float(textfare_loss(embed(encoder, attacked), targets)))
+    assert drifts[1] > 0.95 * drifts[0]
+    folder = run(encoder, tmp_path, max_steps=2, attack_precision="half")
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 40, 120])
 def test_buckets_give_the_same_features_from_less_padding(encoder: HFTextEncoder, n: int) -> None:
     rows = encoder.tokenize([f"{'word ' * (i * 7 % 20)}{i}" for i in range(n)])
     padded = 0

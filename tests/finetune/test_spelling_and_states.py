@@ -9,10 +9,10 @@ from transformers import CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.huggingface import HFTextEncoder
 from leaf_diffusion.encoders.tokenizer import clip_tokenizer
-from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
+from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, reachable_tokens
 from leaf_diffusion.finetune.spelling import KINDS, N_VECTORS, SpellingEmbedding, spelling_features, spelt
 from leaf_diffusion.finetune.textfare import embed, states_loss
-from leaf_diffusion.finetune.tower import SEEN, merge_spelling, trainable_copy
+from leaf_diffusion.finetune.tower import SEEN, merge_table, trainable_copy
 from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.text import neighbours
 
@@ -62,11 +62,11 @@ def test_a_spelling_table_starts_at_the_original_and_merges_into_a_plain_one(enc
         Scorer(trained, engine=e).bind(["a cat"])([neighbours("a cat", "b!")])[0] for e in ("prefix", "plain")
     )
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
-    vectors = merge_spelling(tower)
+    vectors = merge_table(tower)
     assert vectors is not None
     assert torch.equal(tower.state_dict()[KEY], encoder.token_embedding() + spelt(table.letters, vectors))
     torch.testing.assert_close(embed(trained, ["a cta", "xyzzy", "a photo of a hosue"]), before)
-    assert merge_spelling(tower) is None
+    assert merge_table(tower) is None
 
 
 def test_spelling_teaches_tokens_that_training_has_not_met(encoder: HFTextEncoder, tmp_path: Path) -> None:
@@ -78,6 +78,53 @@ def test_spelling_teaches_tokens_that_training_has_not_met(encoder: HFTextEncode
     letters = torch.from_numpy(spelling_features(VOCABULARY, 49408))[[unseen]]
     torch.testing.assert_close(moved[None], spelt(letters, vectors), rtol=1e-4, atol=1e-6)
     assert moved.abs().max() > 0
+
+
+@pytest.mark.parametrize("spelling", [False, True])
+def test_only_the_rows_of_the_given_tokens_are_trained(encoder: HFTextEncoder, tmp_path: Path, spelling: bool) -> None:
+    tokens = reachable_tokens(encoder, CAPTIONS[:2], often=2)
+    assert VOCABULARY["photo</w>"] in tokens
+    assert VOCABULARY["house</w>"] not in tokens
+    parameters = dict(trainable_copy(encoder, spelling=spelling, tokens=tokens).named_parameters())
+    table = "text_model.embeddings.token_embedding"
+    assert not parameters[f"{table}.weight"].requires_grad
+    assert parameters[f"{table}.own"].shape == (len(tokens) + 1, 32)
+    settings = config(max_steps=6, spelling=spelling)
+
+    def stop(row: dict[str, object]) -> None:
+        if row["step"] == 4:
+            raise Interrupt
+
+    once = finetune_text_encoder(encoder, CAPTIONS, tmp_path / "once", settings, held_out=CAPTIONS, tokens=tokens)
+    broken = config(max_steps=6, spelling=spelling, eval_every=4)
+    with pytest.raises(Interrupt):
+        finetune_text_encoder(
+            encoder, CAPTIONS, tmp_path / "twice", broken, held_out=CAPTIONS, tokens=tokens, on_log=stop
+        )
+    twice = finetune_text_encoder(encoder, CAPTIONS, tmp_path / "twice", broken, held_out=CAPTIONS, tokens=tokens)
+    states = [load_file(folder / "model.safetensors") for folder in (once, twice)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    moved = states[0][KEY] - encoder.token_embedding()
+    if spelling:
+        vectors = load_file(once / "spelling.safetensors")["spelling"]
+        moved -= spelt(torch.from_numpy(spelling_features(VOCABULARY, 49408)), vectors)
+    rows = (moved.abs() > 1e-5).any(1).nonzero().flatten().tolist()
+    assert rows
+    assert set(rows) <= set(tokens)
+    with pytest.raises(ValueError, match="tokens"):
+        finetune_text_encoder(encoder, CAPTIONS, tmp_path / "twice", broken, held_out=CAPTIONS, tokens=tokens[1:])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "settings", "message"),
+    [([], {}, "at least one"), ([-1], {}, "0 to 49407"), ([49408], {}, "0 to 49407"), ([5], {"lora_rank": 2}, "LoRA")],
+)
+def test_tokens_that_cannot_be_trained(
+    encoder: HFTextEncoder, tmp_path: Path, tokens: list[int], settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        finetune_text_encoder(encoder, CAPTIONS, tmp_path, config(max_steps=4, **settings), tokens=tokens)
+    assert not list(tmp_path.iterdir())
 
 
 def test_spelling_needs_clips_pieces(encoder: HFTextEncoder) -> None:

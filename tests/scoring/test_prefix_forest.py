@@ -225,8 +225,37 @@ def test_screening_returns_exact_best_scores():
 def test_screening_is_of_the_prefix_engine():
     with pytest.raises(ValueError, match='belongs to engine="prefix"'):
         Scorer(hf(), engine="plain", precision="screen")
-    with pytest.raises(ValueError, match="unknown precision 'half'"):
-        Scorer(hf(), precision="half")
+    with pytest.raises(ValueError, match="unknown precision 'double'"):
+        Scorer(hf(), precision="double")
+
+
+def test_half_precision_scores_roughly_and_once():
+    encoder, prompts = hf(), ["a red umbrella on a beach", "two cats on a mat"]
+    candidates = [random_edits(prompt, 300, np.random.default_rng(0)) for prompt in prompts]
+    score = Scorer(encoder, precision="half").bind(prompts)
+    for rough, exact in zip(score(candidates), Scorer(encoder).bind(prompts)(candidates), strict=True):
+        torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1 * float(exact.max()))
+        assert not torch.equal(rough, exact)
+    assert score.queries == [300, 300]
+
+
+def test_products_in_half_precision_on_a_cpu_have_few_sizes(monkeypatch):
+    sizes = {prefix_forest.recurring(n) for n in range(1, 4097)}
+    assert len(sizes) < 80
+    assert all(n <= prefix_forest.recurring(n) <= max(n + 7, n * 9 // 8) for n in range(1, 4097))
+    encoder, rows, seen = hf(), [], []
+    for n in (5, 30, 31, 90, 200):
+        rows.append(rows_of(encoder, random_edits("a red umbrella on a beach", n, np.random.default_rng(n)).texts()))
+    forest, block = PrefixForest(encoder, torch.bfloat16), PrefixForest._block
+    monkeypatch.setattr(
+        PrefixForest, "_block", lambda self, b, x, *more: seen.append(len(x)) or block(self, b, x, *more)
+    )
+    for feature in FEATURES[:2]:
+        for some in rows:
+            got = features_of(forest, list(dict.fromkeys(some)), feature, 4096)
+            wanted = encoder.features(list(dict.fromkeys(some)), feature)
+            assert (got - wanted).norm() < 0.05 * wanted.norm()
+    assert set(seen) <= {-(-n // 32) * 32 for n in sizes}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
