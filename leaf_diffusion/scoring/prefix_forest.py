@@ -42,14 +42,13 @@ class PrefixForest:
         self._kept: dict[str, Tensor] = {}
         self.chunk = chunk_size(encoder.device)
         keys = self.chunk + self.parts.context_length + ALIGNED  # of a chunk, at most
-        # residual, normed, distinct; qkv, cast, attention and its like, the keys and values of chunks, the widest layer twice
-        self.bytes_per_node = 4 * width * 3 + self.dtype.itemsize * (
-            6 * width + 2 * width * keys // self.chunk + 2 * widest
-        )
-        self.bytes_per_node += keys * (self.dtype.itemsize + 3)  # the mask, and what it is made of
-        if (
-            self.few_launches and self.dtype.itemsize < 4
-        ):  # layer norms and their casts: an H100's peak was 12% above the rest
+        full = 12 * width  # residual, normed, distinct
+        # queries, keys, values, cast, attention and its like; the keys and values of chunks; the widest layer twice
+        own = self.dtype.itemsize * (6 * width + 2 * width * keys // self.chunk + 2 * widest)
+        masks = keys * (self.dtype.itemsize + 3)  # and what they are made of
+        self.bytes_per_node = full + own + masks
+        if self.few_launches and self.dtype.itemsize < 4:
+            # layer norms and their casts: an H100's peak was 12% above the rest
             self.bytes_per_node = self.bytes_per_node * 7 // 6
 
     def read(self, rows: Rows, feature: Feature) -> Rows:
@@ -84,9 +83,9 @@ class PrefixForest:
             _fill(forest.tokens, pairs), _fill(forest.positions, pairs), forest.pairs,
             _fill(forest.ends, last), forest.keys, forest.stops,
         ]  # fmt: skip
-        tokens, positions, of_pair, ends, keys, stops, *paths = on_device(
-            [*arrays, forest.paths] if states else arrays, device
-        )
+        if states:
+            arrays += [forest.paths, rows.rows.lengths]
+        tokens, positions, of_pair, ends, keys, stops, *whole = on_device(arrays, device)
         masked, keys = mask(keys, stops, forest.chunk, self.dtype), keys.flatten()
         # the first block's queries, keys and values depend on token and place alone, and these recur
         first = parts.embed(tokens).float() + parts.positions[positions]
@@ -102,7 +101,7 @@ class PrefixForest:
         if not isinstance(feature, Hidden) or feature.layer == -1:
             x = _norm(parts.norm, x)
         if isinstance(feature, Hidden):
-            return _states(x, paths[0], torch.from_numpy(rows.rows.lengths).to(device), parts.context_length)
+            return _states(x, *whole, parts.context_length)
         if feature == "projected":
             assert parts.projection is not None
             x = linear(x.to(self.dtype), parts.projection.weight, parts.projection.bias).float()

@@ -69,8 +69,8 @@ def shipped_tokens(encoder: TextEncoder) -> list[int]:
 
 
 LEAF = TextFAREConfig(
-    rho=40, slots=10, attack_precision="half", batch_size=96, replay=0.67, max_steps=5200, lr=1e-3, warmup_steps=100,
-    spelling=True, states_weight=0.5, states_captions=4, seed=5, checkpoint_every=250,
+    rho=32, slots=8, attack_precision="half", batch_size=96, replay=0.67, max_steps=6000, lr=1e-3, warmup_steps=100,
+    spelling=True, states_weight=0.5, states_captions=4, seed=5, eval_every=3000, checkpoint_every=500,
 )  # fmt: skip
 TYPO_AUGMENTED = replace(LEAF, attack="random-typos")
 """The control that LEAF has to beat: one random typo a caption."""

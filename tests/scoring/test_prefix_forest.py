@@ -239,6 +239,7 @@ def test_half_precision_scores_roughly_and_once():
     assert score.queries == [300, 300]
 
 
+@torch.no_grad()
 def test_products_in_half_precision_on_a_cpu_have_few_sizes(monkeypatch):
     sizes = {prefix_forest.recurring(n) for n in range(1, 4097)}
     assert len(sizes) < 80
