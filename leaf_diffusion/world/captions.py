@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 
+from leaf_diffusion.text import NoNewWords, distance
 from leaf_diffusion.text.edits import random_edits
 from leaf_diffusion.text.words import load_words
 from leaf_diffusion.world.scenes import COLOURS, NOUNS, Scene, Split, held_out, sample_scene
@@ -198,3 +199,18 @@ def zero_shot_prompts() -> list[tuple[str, str, str]]:
 def is_held_out(scene: Scene) -> bool:
     """Whether any thing of the scene is a colour x noun pair kept out of training."""
     return any(thing.colour is not None and held_out(thing.noun, thing.colour) for thing in scene.things)
+
+
+def other_readings(caption: str, attacked: str, k: int = 1) -> list[str]:
+    """The captions with another noun that `attacked` is as near to: within `k` edits that make no new word.
+
+    An encoder, to which capitals are the same letters, gives one embedding to the misspelling of them all.
+    """
+    words, rule, attacked = caption.split(), NoNewWords(), attacked.lower()
+    readings = []
+    for place, word in enumerate(words):
+        others = [noun for noun in NOUNS if noun != word] if word in NOUNS else []
+        for text in (" ".join([*words[:place], noun, *words[place + 1 :]]) for noun in others):
+            if distance(text, attacked) <= k and rule.holds(text, attacked):
+                readings.append(text)
+    return readings

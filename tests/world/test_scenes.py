@@ -13,6 +13,7 @@ from leaf_diffusion.world.captions import (
     NUMBERS,
     describe,
     is_held_out,
+    other_readings,
     plural,
     web_caption,
     world_prompts,
@@ -163,3 +164,19 @@ def test_a_corpus_is_pairs_and_the_same_for_any_number_of_processes() -> None:
 def test_zero_shot_classes() -> None:
     prompts = zero_shot_prompts()
     assert len({text for text, _, _ in prompts}) == len(NOUNS) * len(COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("attacked", "k", "nouns"),
+    [
+        ("a red cVp", 1, ["cup"]),
+        ("a red caO", 1, ["car", "cat"]),
+        ("a red cat", 1, ["cat"]),  # not of a bat, of which it would be a new word
+        ("a rXd cap", 1, []),
+        ("a rXd cVp", 2, ["cup"]),
+        ("a red Xp", 2, ["cup"]),
+    ],
+)
+def test_misspellings_that_are_those_of_another_noun(attacked: str, k: int, nouns: list[str]) -> None:
+    assert other_readings("a red cap", attacked, k) == [f"a red {noun}" for noun in nouns]
+    assert other_readings("a red umbrella", "a red umbrlla") == []
