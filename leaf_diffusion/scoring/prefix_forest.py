@@ -101,7 +101,8 @@ class PrefixForest:
         if not isinstance(feature, Hidden) or feature.layer == -1:
             x = _norm(parts.norm, x)
         if isinstance(feature, Hidden):
-            return _states(x, *whole, parts.context_length)
+            paths, lengths = whole
+            return _states(x, paths, lengths, parts.context_length)
         if feature == "projected":
             assert parts.projection is not None
             x = linear(x.to(self.dtype), parts.projection.weight, parts.projection.bias).float()
