@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leaf_diffusion.encoders.memo import NOTHING, TokenMemo
-from leaf_diffusion.encoders.token_rows import Ints, Rows, TokenRows
+from leaf_diffusion.encoders.token_rows import Ints, Rows, TokenRows, present
 from leaf_diffusion.text import Candidates
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
@@ -39,7 +39,7 @@ class ChunkTokenizer:
         self,
         tokenize: Tokenize,
         context_length: int,
-        pieces: Callable[[Sequence[str]], list[list[int]]] | None = None,
+        pieces: Callable[[Sequence[str]], list[tuple[int, ...]]] | None = None,
     ) -> None:
         self._tokenize, self._context = tokenize, context_length
         self._memo = TokenMemo(tokenize, pieces)
@@ -98,7 +98,7 @@ class ChunkTokenizer:
         text = "".join([base + " " for base in bases]).lower()
         slot = slot + 2 * begins[of_text]
         # CLIP lower-cases: half of the letters need no tokens of their own. Deletion is character 0 here
-        distinct, which, _ = _present(slot * 128 + _LOWER[np.maximum(code, 0)])
+        distinct, which, _ = present(slot * 128 + _LOWER[np.maximum(code, 0)])
         slot, code = distinct >> 7, distinct & 127
         of_text = np.searchsorted(2 * begins, slot, side="right") - 1
         start, end = slot >> 1, (slot >> 1) + (slot & 1)
@@ -142,9 +142,9 @@ class ChunkTokenizer:
         parts = np.full((len(slot), 3), NOTHING, dtype=np.int64)
         one = np.flatnonzero(apart)
         if len(one):
-            signs, of_sign, _ = _present(code[one])
+            signs, of_sign, _ = present(code[one])
             parts[one, 1] = self._memo.numbers([chr(c).strip() for c in signs.tolist()])[of_sign]
-            at, of_slot, sides = _present(slot[one])
+            at, of_slot, sides = present(slot[one])
             sides = one[sides]
             halves = [text[a:b] for a, b in zip(first[sides].tolist(), start[sides].tolist(), strict=True)]
             halves += [text[a:b] for a, b in zip(end[sides].tolist(), last[sides].tolist(), strict=True)]
@@ -178,20 +178,6 @@ def _reach(space: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     low = np.maximum.accumulate(np.where(space, places + 1, 0))
     high = np.minimum.accumulate(np.where(space, places, len(space))[::-1])[::-1]
     return np.concatenate([[0], low[:-1]]), high
-
-
-def _present(keys: Ints) -> tuple[Ints, Ints, Ints]:
-    """Distinct keys, not sorted, which of them each key is, and a place where each stands."""
-    most = int(keys.max(initial=-1)) + 1
-    if most > 64 * len(keys) + (1 << 20):
-        distinct, places, which = np.unique(keys, return_index=True, return_inverse=True)
-        return distinct, which, places
-    last = np.empty(most, dtype=np.int64)  # only what is written to is ever read
-    last[keys] = np.arange(len(keys))
-    same = last[keys]
-    places = np.flatnonzero(same == np.arange(len(keys)))
-    last[keys[places]] = np.arange(len(places))
-    return keys[places], last[keys], places
 
 
 def _pieces(source: NDArray[np.int32], starts: Ints, sizes: Ints) -> NDArray[np.int32]:

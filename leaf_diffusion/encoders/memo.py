@@ -28,7 +28,7 @@ class TokenMemo:
     def __init__(
         self,
         tokenize: Callable[[Sequence[str]], list[list[int]]],
-        pieces: Callable[[Sequence[str]], list[list[int]]] | None = None,
+        pieces: Callable[[Sequence[str]], list[tuple[int, ...]]] | None = None,
     ) -> None:
         self._tokenize, self.pieces = tokenize, pieces
         self.forget()
@@ -36,7 +36,7 @@ class TokenMemo:
     def forget(self) -> None:
         """Start anew where too much is remembered; numbers lose their meaning."""
         self._of_text: dict[str, int] = {"": NOTHING}
-        self._of_piece: dict[str, list[int]] = {}
+        self._of_piece: dict[str, tuple[int, ...]] = {}
         self.tokens = np.zeros(1 << 10, dtype=np.int32)
         self.starts, self.lengths = np.zeros(1 << 10, dtype=np.int64), np.zeros(1 << 10, dtype=np.int64)
         self._used = 0
@@ -59,7 +59,7 @@ class TokenMemo:
 
     def _learn(self, texts: list[str]) -> None:
         if self.pieces is None:
-            rows = [row[1:-1] for row in self._tokenize(texts)]
+            rows: list[Sequence[int]] = [row[1:-1] for row in self._tokenize(texts)]
         else:
             split, of_piece = [PIECE.findall(text) for text in texts], self._of_piece
             unknown = list({piece for some in split for piece in some if piece not in of_piece})

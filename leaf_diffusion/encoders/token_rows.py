@@ -123,3 +123,17 @@ class TokenRows(Sequence[list[Row]]):
         i = range(len(self))[i]
         end = int(self.counts[: i + 1].sum())
         return self.rows[self.which[end - int(self.counts[i]) : end]].lists()
+
+
+def present(keys: Ints) -> tuple[Ints, Ints, Ints]:
+    """Distinct keys, not sorted, which of them each key is, and a place where each stands."""
+    most = int(keys.max(initial=-1)) + 1
+    if most > 64 * len(keys) + (1 << 20):
+        distinct, places, which = np.unique(keys, return_index=True, return_inverse=True)
+        return distinct, which, places
+    last = np.empty(most, dtype=np.int64)  # only what is written to is ever read
+    last[keys] = np.arange(len(keys))
+    same = last[keys]
+    places = np.flatnonzero(same == np.arange(len(keys)))
+    last[keys[places]] = np.arange(len(places))
+    return keys[places], last[keys], places

@@ -84,7 +84,7 @@ class RowTokenizer:
             raise ValueError("the tokenizer has no begin- or end-of-text token, so nothing could be pooled")
 
     @cached_property
-    def pieces(self) -> Callable[[Sequence[str]], list[list[int]]] | None:
+    def pieces(self) -> Callable[[Sequence[str]], list[tuple[int, ...]]] | None:
         """The tokens of pieces of lower-case printable ASCII as CLIP splits it; None for tokenizers that split otherwise."""
         if self._backend is None:
             return None
@@ -105,14 +105,15 @@ class RowTokenizer:
         added = [each for each in parts["added_tokens"] if each["content"].count("|") < 2]
         if not added:
             tokenize = self._backend.model.tokenize
-            return lambda pieces: [[token.id for token in tokenize(piece)] for piece in pieces]
+            # tuples of numbers are none of the garbage collector's business
+            return lambda pieces: [tuple([token.id for token in tokenize(piece)]) for piece in pieces]
         if any(each["single_word"] or each["lstrip"] or each["rstrip"] for each in added) or any(
             not character.isascii() or character.isalnum() or character.isspace()
             for each in added
             for character in each["content"]
         ):
             return None
-        return lambda pieces: [row[1:-1] for row in self(pieces)]
+        return lambda pieces: [tuple(row[1:-1]) for row in self(pieces)]
 
     @cached_property
     def fingerprint(self) -> str:

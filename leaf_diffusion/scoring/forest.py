@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leaf_diffusion.encoders.token_rows import Ints, Rows
+from leaf_diffusion.encoders.token_rows import Ints, Rows, present
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def plant(rows: SortedRows, chunk: int, aligned: int = 1, filled: Callable[[int]
     row = np.repeat(np.arange(n), owned)
     total = len(row)
     column = np.arange(total) - (firsts - begins)[row]
-    of_pair = rows.rows.tokens[row, column].astype(np.int64) * len(columns) + column
-    pairs, of_node = np.unique(of_pair, return_inverse=True)
+    tokens, of_token, _ = present(rows.rows.tokens[row, column].astype(np.int64))
+    pairs, of_node, _ = present(of_token * len(columns) + column)
 
     # the descendants of a node end at the next row that owns its position too
     behind = np.full((n + 1, len(columns)), n)
@@ -126,6 +126,6 @@ def plant(rows: SortedRows, chunk: int, aligned: int = 1, filled: Callable[[int]
     keys = np.concatenate([ancestors, heads[:, None] + np.arange(chunk)], axis=1)
     reaches = np.where(np.pad(there, ((0, 0), (0, chunk)), constant_values=True), stops[keys], 0)
     node_pairs = np.zeros(chunks * chunk, dtype=np.int64)
-    node_pairs[:total] = of_node.reshape(-1)
+    node_pairs[:total] = of_node
     ends = firsts + owned - 1
-    return Forest(pairs // len(columns), pairs % len(columns), node_pairs, ends, paths, chunk, keys, reaches)
+    return Forest(tokens[pairs // len(columns)], pairs % len(columns), node_pairs, ends, paths, chunk, keys, reaches)

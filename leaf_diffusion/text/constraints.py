@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -13,19 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leaf_diffusion.text.edits import Candidates
-from leaf_diffusion.text.words import load_words, split_words
-
-MEMO = 1 << 18
-"""Chunks whose words are remembered."""
-
-_SIGN, _APOSTROPHE, _DELETION = 26, 27, 28
-_CLASS = np.array(
-    [
-        ord(chr(c).lower()) - ord("a") if chr(c).isalpha() else _APOSTROPHE if chr(c) == "'" else _SIGN
-        for c in range(128)
-    ]
-)
-"""In a text of ASCII capitals are read as small letters, and all else but an apostrophe separates words alike."""
+from leaf_diffusion.text.outcomes import CLASS, DELETION, KnownWords, Outcomes
+from leaf_diffusion.text.words import load_words
 
 Counts = dict[str, int]
 """How often each word occurs."""
@@ -85,23 +73,14 @@ class _WordConstraint(Constraint):
         own = (unicodedata.normalize("NFC", word.lower()) for word in words or ())
         source = load_words() if words is None else own
         self._words = frozenset(word for word in source if len(word) > 1 or word in ("a", "i"))
-        self._memo: dict[str, tuple[str, ...]] = {}
+        self.known = KnownWords(self._words)
+        self._outcomes = Outcomes(self.known)
         digest = hashlib.sha256("\n".join(sorted(self._words)).encode()).hexdigest()[:12] if words is not None else ""
         self.name = f"{self.rule}:{digest}" if digest else self.rule
 
     @abstractmethod
     def _judge(self, original: str, current: str) -> Callable[[Counts], Verdict]:
         """The rule, as a function of the rest's words and then of the changed part's."""
-
-    def known(self, text: str) -> tuple[str, ...]:
-        """The dictionary words of ``text``, in order."""
-        if (found := self._memo.get(text)) is None:
-            found = tuple(word for word in split_words(text) if word in self._words)
-            if len(text) <= 64:  # long texts would fill memory and rarely come again
-                if len(self._memo) > MEMO:
-                    self._memo.clear()
-                self._memo[text] = found
-        return found
 
     def allows(self, original: str, current: str, candidates: Candidates) -> NDArray[np.bool_]:
         judge = self._judge(original, current)
@@ -115,9 +94,7 @@ class _WordConstraint(Constraint):
             edits, which = np.unique(np.stack([slots, codes], axis=1), axis=0, return_inverse=True)
             found = self._verdicts(base, judge, edits[:, 0].tolist(), edits[:, 1].tolist())
         else:
-            kinds = np.where(codes < 0, _DELETION, _CLASS[codes])
-            edits, which = np.unique(slots * 32 + kinds, return_inverse=True)
-            found = self._verdicts_of_ascii(base, judge, (edits >> 5).tolist(), (edits & 31).tolist())
+            return self._verdicts_of_ascii(base, judge, slots, np.where(codes < 0, DELETION, CLASS[codes]))
         return np.array(found, dtype=bool)[which.reshape(-1)]
 
     def _verdicts(
@@ -131,29 +108,19 @@ class _WordConstraint(Constraint):
         return found
 
     def _verdicts_of_ascii(
-        self, base: str, judge: Callable[[Counts], Verdict], slots: list[int], kinds: list[int]
-    ) -> list[bool]:
-        """Of edits of ASCII by classes of characters. A letter makes one word of the letters around it, which is rarely one of
-        the dictionary."""
-        windows, found, words = _Windows(base.lower(), judge, self.known), list[bool](), self._words
-        for slot, some in itertools.groupby(zip(slots, kinds, strict=True), key=lambda edit: edit[0]):
+        self, base: str, judge: Callable[[Counts], Verdict], slots: NDArray[np.int64], kinds: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Of edits of ASCII by classes of characters: few different lists of words come out at a slot."""
+        windows, found, which = _Windows(base.lower(), judge, self.known), list[bool](), list[NDArray[np.int64]]()
+        distinct, of_edit = np.unique(slots, return_inverse=True)
+        for slot in distinct.tolist():
             left, right, verdict = windows[slot]
-            characters = [_CHARACTERS[kind] for _, kind in some]
-            if "'" not in left and "'" not in right:
-                head, tail = left[len(left.rstrip(_SMALL)) :], right[: len(right) - len(right.lstrip(_SMALL))]
-                unknown = verdict(self.known(left[: len(left) - len(head)]) + self.known(right[len(tail) :]))
-                found += [
-                    verdict(self.known(left + c + right)) if c not in _SET or head + c + tail in words else unknown
-                    for c in characters
-                ]
-            else:
-                found += [verdict(self.known(left + c + right)) for c in characters]
-        return found
-
-
-_SMALL = "abcdefghijklmnopqrstuvwxyz"
-_SET = frozenset(_SMALL)
-_CHARACTERS = [*_SMALL, " ", "'", ""]
+            outcomes, of_kind = self._outcomes[left, right]
+            which.append(of_kind + len(found))
+            found += [verdict(words) for words in outcomes]
+        if not which:
+            return np.empty(0, dtype=bool)
+        return np.array(found)[np.stack(which)[of_edit.reshape(-1), kinds]]
 
 
 class _Windows(dict[int, tuple[str, str, Verdict]]):

@@ -84,6 +84,15 @@ def test_window_evaluation_is_exact(original: str, other: str, seed: int) -> Non
             ]
 
 
+@pytest.mark.parametrize("text", ["Two cats, a dog's um brella", "i as a's", "'s um-a 1cat"])
+@pytest.mark.parametrize("rule", [NoNewWords(), PublishedNoNewWords()], ids=lambda rule: rule.name)
+def test_every_edit_of_ascii_is_judged_as_its_whole_text(text: str, rule: Constraint) -> None:
+    edits = neighbours(text)
+    first, again = (rule.allows(text, text, edits).tolist() for _ in range(2))
+    assert first == again == rule.allows(text, text, Candidates.from_texts(edits.texts())).tolist()
+    assert len(set(first)) == 2
+
+
 @pytest.mark.parametrize(
     ("original", "perturbed", "paper", "published"),
     [
