@@ -78,7 +78,7 @@ class PublishedScore(PlainScore):
 
     to_context = False
 
-    def __call__(self, candidates: Sequence[Candidates]) -> list[Tensor]:
+    def __call__(self, candidates: Sequence[Candidates], *, best: int = 1) -> list[Tensor]:
         scores = []
         with torch.inference_mode():
             for i, some in enumerate(candidates):

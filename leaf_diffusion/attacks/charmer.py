@@ -103,7 +103,7 @@ class Charmer(Attack):
         return after
 
     def _round(self, active: list[int], state: Iterates, allowed: Allowed) -> None:
-        ranking = state.measure({i: probes(state.texts[i]) for i in active})
+        ranking = state.measure({i: probes(state.texts[i]) for i in active}, best=self.n_positions)
         candidates = {}
         for i, scores in ranking.items():
             everything = slot_edits(state.texts[i], sorted(best_few(scores, self.n_positions)), self.alphabet)

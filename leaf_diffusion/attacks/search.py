@@ -66,11 +66,11 @@ class Iterates:
         self._score = score
         self.finished = [score.solved(i, value) for i, value in enumerate(self.scores)]
 
-    def measure(self, candidates: dict[int, Candidates]) -> dict[int, Tensor]:
-        """Score some prompts' candidates; the others have none."""
+    def measure(self, candidates: dict[int, Candidates], best: int = 1) -> dict[int, Tensor]:
+        """Score some prompts' candidates, of whose best so many are gone on with; the others have none."""
         if not any(len(c) for c in candidates.values()):
             return {i: torch.empty(0) for i in candidates}
-        scores = self._score([candidates.get(i, Candidates.none()) for i in range(len(self.texts))])
+        scores = self._score([candidates.get(i, Candidates.none()) for i in range(len(self.texts))], best=best)
         return {i: scores[i].detach().float().cpu() for i in candidates}
 
     def advance(self, candidates: dict[int, Candidates]) -> None:

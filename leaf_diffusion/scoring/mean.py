@@ -48,14 +48,14 @@ class MeanScore:
         self._names = [scorer.encoder.name for scorer, _ in scorers]
         self.queries = [0] * len(prompts)
 
-    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
+    def __call__(self, candidates: Sequence[Candidates], *, best: int = 1) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt."""
         read: dict[tuple[object, ...], Sequence[Sequence[Row]]] = {}
         scored = []
         for (tower, _), reading in zip(self._towers, self._readings, strict=True):
             if reading not in read:
                 read[reading] = tower.rows(candidates)
-            scored.append(tower.score_rows(read[reading]))
+            scored.append(tower.score_rows(read[reading], best=best))
         scores = self._mean(scored)
         self.queries = [count + len(each) for count, each in zip(self.queries, candidates, strict=True)]
         return scores

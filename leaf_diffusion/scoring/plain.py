@@ -35,16 +35,16 @@ class PlainScore:
         self.goals: list[Goal] = scorer.objective.goals(self.encoder, prompts)
         self.queries = [0] * len(prompts)
 
-    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
+    def __call__(self, candidates: Sequence[Candidates], *, best: int = 1) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt; an empty `Candidates` gives an empty one."""
-        return self.score_rows(self.rows(candidates))
+        return self.score_rows(self.rows(candidates), best=best)
 
     def rows(self, candidates: Sequence[Candidates]) -> Sequence[Sequence[Row]]:
         """The candidates' token rows, counted as queries."""
         self.count(candidates)
         return [self.encoder.tokenize_candidates(each) if len(each) else [] for each in candidates]
 
-    def score_rows(self, asked: Sequence[Sequence[Row]]) -> list[Float[Tensor, " _len"]]:
+    def score_rows(self, asked: Sequence[Sequence[Row]], *, best: int = 1) -> list[Float[Tensor, " _len"]]:
         """Scores of token rows, one list a prompt; each distinct row is computed once, whoever asks for it."""
         owners: dict[Row, list[int]] = {}
         for i, rows in enumerate(asked):

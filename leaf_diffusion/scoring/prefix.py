@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Fetch = Callable[[], Tensor]
 """Waits for scores that were started: one for each candidate, on the CPU."""
 SCREENED = 48
-"""Candidates of a prompt that screening scores again in full, at most; a quarter of few."""
+"""Candidates of a prompt that screening scores again in full, at most; a quarter of few. Where a caller goes on with several
+best ones, a quarter more than these at least."""
 TOGETHER = 16_384
 """Candidates that are tokenized before their scores are started."""
 AT_ONCE = 1 << 20
@@ -50,7 +51,7 @@ class PrefixScore(PlainScore):
         vectors = [goal.vector for goal in self.goals if goal.vector is not None]
         self._vectors = torch.stack(vectors) if self._compare is not None else None
 
-    def __call__(self, candidates: Sequence[Candidates]) -> list[Float[Tensor, " _len"]]:
+    def __call__(self, candidates: Sequence[Candidates], *, best: int = 1) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt; an empty `Candidates` gives an empty one."""
         self.count(candidates)
         forest, started = self._rough or self._exact, list[tuple[TokenRows, Fetch]]()
@@ -60,22 +61,21 @@ class PrefixScore(PlainScore):
                 read = self._tower.read_candidates(candidates[some.start : some.stop])
                 started.append((read, self._start(read, forest, some.start)))
             scores = torch.cat([torch.empty(0), *(fetch() for _, fetch in started)])
-            return self._finish(
-                TokenRows.joined([read for read, _ in started]) if self._rough else None, scores, candidates
-            )
+            joined = TokenRows.joined([read for read, _ in started]) if self._rough else None
+            return self._finish(joined, scores, candidates, best)
 
     def rows(self, candidates: Sequence[Candidates]) -> TokenRows:
         """The candidates' token rows, counted as queries."""
         self.count(candidates)
         return self._tower.read_candidates(candidates)
 
-    def score_rows(self, asked: Sequence[Sequence[Row]]) -> list[Float[Tensor, " _len"]]:
+    def score_rows(self, asked: Sequence[Sequence[Row]], *, best: int = 1) -> list[Float[Tensor, " _len"]]:
         """Scores of token rows, one list a prompt."""
         one_each("lists of token rows", len(asked), len(self.prompts))
         read = TokenRows.of(asked)
         with torch.inference_mode():
             scores = self._start(read, self._rough or self._exact)()
-            return self._finish(read, scores, read)
+            return self._finish(read, scores, read, best)
 
     def _start(self, read: TokenRows, forest: PrefixForest, first: int = 0) -> Fetch:
         """Start the scores of the rows of the prompts from `first` on; each distinct row is computed once, whoever asks for
@@ -118,13 +118,16 @@ class PrefixScore(PlainScore):
         found = [self.goals[i](features[at]).float() for i, at in zip(owner[firsts].tolist(), chosen, strict=True)]
         return torch.cat(found), order
 
-    def _finish(self, read: TokenRows | None, scores: Tensor, sizes: Sequence[Candidates] | TokenRows) -> list[Tensor]:
+    def _finish(
+        self, read: TokenRows | None, scores: Tensor, sizes: Sequence[Candidates] | TokenRows, wanted: int
+    ) -> list[Tensor]:
         """The scores of each prompt; screened ones with the best computed in full, those of all prompts together."""
         counts = sizes.counts.tolist() if isinstance(sizes, TokenRows) else [len(each) for each in sizes]
         found = list(scores.split(counts))
         if self._rough is None or read is None:
             return found
-        best = [each.topk(min(len(each), max(len(each) // 4, 12), SCREENED)).indices for each in found]
+        least = wanted + wanted // 4
+        best = [each.topk(min(len(each), max(least, min(max(len(each) // 4, 12), SCREENED)))).indices for each in found]
         firsts = np.cumsum([0, *counts])
         chosen = np.concatenate([some.numpy() + first for some, first in zip(best, firsts.tolist(), strict=False)])
         again = TokenRows(

@@ -62,7 +62,7 @@ class FakeBound:
         self.queries = [0] * len(prompts)
         self.seen: list[list[str]] = [[] for _ in prompts]
 
-    def __call__(self, candidates: Sequence[Candidates]) -> list[Tensor]:
+    def __call__(self, candidates: Sequence[Candidates], *, best: int = 1) -> list[Tensor]:
         assert len(candidates) == len(self.prompts)
         scores = []
         for i, (prompt, some) in enumerate(zip(self.prompts, candidates, strict=True)):

@@ -222,6 +222,23 @@ def test_screening_returns_exact_best_scores():
     assert len(screened[0].unique()) > prefix.SCREENED
 
 
+def test_screening_scores_in_full_as_many_as_are_gone_on_with():
+    encoder, prompts = hf(), ["a red umbrella on a beach", "two cats on a mat"]
+    candidates = [random_edits(prompt, 60, np.random.default_rng(1)) for prompt in prompts]
+    full = Scorer(encoder).bind(prompts)(candidates)
+    equal = {}
+    for best in (1, 20, 70):
+        screened = Scorer(encoder, precision="screen").bind(prompts)(candidates, best=best)
+        for rough, exact in zip(screened, full, strict=True):
+            assert set(exact.topk(min(best, 60)).indices.tolist()) <= set(
+                rough.topk(min(best + best // 4, 60)).indices.tolist()
+            )
+        equal[best] = [int(torch.isclose(a, b, rtol=1e-5).sum()) for a, b in zip(screened, full, strict=True)]
+    assert all(15 <= n < 25 for n in equal[1])
+    assert all(25 <= n < 60 for n in equal[20])
+    assert equal[70] == [60, 60]
+
+
 def test_screening_is_of_the_prefix_engine():
     with pytest.raises(ValueError, match='belongs to engine="prefix"'):
         Scorer(hf(), engine="plain", precision="screen")
