@@ -30,6 +30,7 @@ from leaf_diffusion.eval.swap_cost_page import Figures, page, table
 from leaf_diffusion.eval.swap_cost_setup import NOTHING, SwapCostOptions, load, pipeline_with
 from leaf_diffusion.eval.swap_cost_training import train_style, train_token
 from leaf_diffusion.eval.towers import frozen_parts
+from leaf_diffusion.finetune.translate import STEPS, translate_file
 from leaf_diffusion.runs import RunSpec, atomic_write, environment
 
 ELSEWHERE = ("output", "device", "batch_size", "encoders", "prompts", "textual_inversion", "lora")
@@ -70,7 +71,7 @@ def run_folder(options: SwapCostOptions, spec: RunSpec) -> Path:
 def evaluate(
     setup: Setup, judges: Judges, options: SwapCostOptions, folder: Path, console: Console
 ) -> tuple[list[Condition], dict[Any, Any], dict[str, Any]]:
-    """Train what the world lacks, draw, measure: the conditions, the values by series, the results but for the frame."""
+    """Train what the world lacks, translate the token, draw, measure: the conditions, the values by series, the results but for the frame."""
     conditions, left_out = make_conditions(setup, options, folder)
     labels = list(setup.encoders)
     by_key = {condition.key: condition for condition in conditions}
@@ -88,6 +89,15 @@ def evaluate(
                 train(
                     pipeline, where, steps=options.train_steps, seed=options.seed, advance=lambda b=bar: bars.advance(b)
                 )
+        if "translated" in by_key:
+            learnt = by_key["token"].files.embedding
+            assert learnt is not None
+            for label, files in by_key["translated"].own.items():
+                bar = bars.add_task("translate", total=STEPS)
+                towers = [setup.encoders[name].base for name in (labels[0], label)]
+                assert files.embedding is not None
+                files.embedding.parent.mkdir(exist_ok=True)
+                translate_file(learnt, files.embedding, *towers, advance=lambda b=bar: bars.advance(b))
         total = sum(len(series(condition, labels)) * len(condition.prompts) for condition in conditions)
         bar = bars.add_task("pictures", total=total)
         for condition in conditions:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ class Condition:
     about: str
     prompts: Sequence[Asked]
     files: Files = NOTHING
+    own: Mapping[str, Files] = field(default_factory=dict)
+    """Files of single encoders, instead of those."""
+
+    def files_of(self, label: str) -> Files:
+        """What the encoder's pipeline is given."""
+        return self.own.get(label, self.files)
 
 
 def make_conditions(setup: Setup, options: SwapCostOptions, folder: Path) -> tuple[list[Condition], list[str]]:
@@ -63,6 +69,7 @@ def make_conditions(setup: Setup, options: SwapCostOptions, folder: Path) -> tup
         texts = list(dict.fromkeys(options.prompt_with_token))
         asked = [Asked(Prompt(text).id, text, None) for text in texts]
         conditions.append(Condition("token", "learnt token", f"{options.token} of {files.embedding}.", asked, files))
+        conditions.append(_translated(conditions[-1], setup, folder))
     elif options.world:
         conditions.append(
             Condition(
@@ -74,6 +81,7 @@ def make_conditions(setup: Setup, options: SwapCostOptions, folder: Path) -> tup
                 Files(folder / "token" / "learned_embeds.safetensors", TOKEN),
             )
         )
+        conditions.append(_translated(conditions[-1], setup, folder))
     else:
         left_out.append("learnt token: left out, it needs --textual-inversion, --token and --prompt-with-token")
     if options.lora is not None:
@@ -87,6 +95,20 @@ def make_conditions(setup: Setup, options: SwapCostOptions, folder: Path) -> tup
     else:
         left_out.append(f"LoRA: left out, it needs {'the package peft' if options.world else '--lora'}")
     return conditions, left_out
+
+
+def _translated(learnt: Condition, setup: Setup, folder: Path) -> Condition:
+    """The same prompts, each encoder but the first with the token as `leaf-diffusion translate-token` writes it."""
+    own = {
+        label: replace(learnt.files, embedding=folder / "token" / f"translated-{number}.safetensors")
+        for number, label in enumerate(setup.encoders)
+        if number
+    }
+    about = (
+        "The same token, translated for each other encoder: vectors whose token states in other prompts are nearest to those "
+        "that the first encoder gives the token."
+    )
+    return Condition("translated", "learnt token, translated", about, learnt.prompts, learnt.files, own)
 
 
 def _negative(prompts: Sequence[Prompt], options: SwapCostOptions) -> tuple[str, list[Asked]]:

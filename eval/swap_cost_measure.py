@@ -41,7 +41,7 @@ def draw_condition(
     cut = {}
     for label, loaded in setup.encoders.items():
         given = loaded.encoder.preprocess([asked.given for asked in condition.prompts])
-        with pipeline_with(setup, label, condition.files) as pipeline:
+        with pipeline_with(setup, label, condition.files_of(label)) as pipeline:
             whole = RowTokenizer(pipeline.tokenizer)(pipeline.maybe_convert_prompt(given, pipeline.tokenizer))
             cut[label] = sum(len(row) > loaded.base.context_length for row in whole)
             for one in [one for one in pictures if one[1] == label]:

@@ -31,6 +31,10 @@ COMMANDS = {
     "retrieve": ("leaf_diffusion.eval.retrieval:main", "text-to-image retrieval, clean, attacked and targeted"),
     "invert": ("leaf_diffusion.eval.inversion:main", "read captions back from their embeddings"),
     "ablate": ("leaf_diffusion.eval.ablation:main", "what rho, the constraint and the attack buy in the finetuning"),
+    "translate-token": (
+        "leaf_diffusion.finetune.translate_cli:main",
+        "a learnt token (textual inversion) of one text encoder, translated for another",
+    ),
     "status": ("leaf_diffusion.runs.status:main", "how far a run is, who works on it, how long its stage takes"),
     "swap-cost": ("leaf_diffusion.eval.swap_cost:main", "what a robust encoder costs on clean prompts"),
     "report": ("leaf_diffusion.reports.cli:main", "write the report of a run folder again"),

@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_condition_is_measured_with_every_encoder(finished: Path) -> None:
     rows = results(finished)["rows"]
     places = {(r["condition"], r["encoder"]) for r in rows if r["metric"] == "scene_accuracy" and not r["baseline"]}
-    keys = ("plain", "negative", "long", "token", "lora")
+    keys = ("plain", "negative", "long", "token", "translated", "lora")
     assert places == {(key, label) for key in keys for label in ("original", "leaf")}
     assert {r["n"] for r in rows} == {2}
     assert {r["condition"] for r in rows if r["metric"] == "style"} == {"plain", "lora"}
@@ -57,7 +57,7 @@ def test_every_condition_is_measured_with_every_encoder(finished: Path) -> None:
 
 
 def test_another_encoder_and_another_noise_move_the_pictures(finished: Path) -> None:
-    for key in ("plain", "negative", "long", "token", "lora"):
+    for key in ("plain", "negative", "long", "token", "translated", "lora"):
         assert means(finished, condition=key, encoder="leaf", metric="drift")[0] > 0
         assert means(finished, condition=key, protocol="floor", metric="drift")[0] > 0
 
@@ -122,7 +122,7 @@ def test_a_users_prompts_and_files_the_same_encoder_costs_nothing_and_nothing_is
     # nobody knows what a user's token shows, and no scene belongs to a user's prompt
     assert ("token", "clip_score") not in measured
     assert not any(metric in ("scene_accuracy", "style") for _, metric in measured)
-    for key in ("plain", "negative", "long", "token", "lora"):
+    for key in ("plain", "negative", "long", "token", "translated", "lora"):
         assert means(tmp_path / "run", condition=key, protocol="clean", metric="drift") == [0.0]
     assert set(means(tmp_path / "run", baseline="original")) == {0.0}
 
