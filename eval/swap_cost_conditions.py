@@ -108,7 +108,7 @@ def _translated(learnt: Condition, setup: Setup, folder: Path) -> Condition:
         "The same token, translated for each other encoder: vectors whose token states in other prompts are nearest to those "
         "that the first encoder gives the token."
     )
-    return Condition("translated", "learnt token, translated", about, learnt.prompts, learnt.files, own)
+    return Condition("translated", "translated token", about, learnt.prompts, learnt.files, own)
 
 
 def _negative(prompts: Sequence[Prompt], options: SwapCostOptions) -> tuple[str, list[Asked]]:

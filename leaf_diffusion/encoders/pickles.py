@@ -9,9 +9,10 @@ SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # torch.save since 1.6, and before
 _CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
-    "[save_file({k: v.clone().contiguous() for k, v in s.get('state_dict', s).items() if isinstance(v, torch.Tensor)}, "
+    "[save_file({k: v.clone().contiguous() for k, v in t.items() if isinstance(v, torch.Tensor)}, "
     "new, {'format': 'pt'}) for old, new in zip(sys.argv[1::2], sys.argv[2::2]) "
-    "for s in [torch.load(old, map_location='cpu', weights_only=True)]]"
+    "for s in [torch.load(old, map_location='cpu', weights_only=True)] "
+    "for t in [s.get('string_to_param', s.get('state_dict', s))]]"  # the first is AUTOMATIC1111's learnt token
 )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from leaf_diffusion import load_text_encoder
 from leaf_diffusion.cli import main
 from leaf_diffusion.encoders import HFTextEncoder, Hidden, Tower, clip_tokenizer
-from leaf_diffusion.finetune.translate import TEMPLATES, translate_file, translate_token
+from leaf_diffusion.finetune.translate import TEMPLATES, read_tensors, translate_file, translate_token
 from leaf_diffusion.world import pipeline_path
 
 FEW = ("a photo of a {}", "{}", "a {} on a table")
@@ -163,6 +166,16 @@ def test_wrong_files_are_told_first(
     words = ["translate-token", str(tmp_path / name), str(tmp_path / "out.safetensors")]
     assert main([*words, "--source", "no/such/folder", "--target", "world:leaf"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_pickled_token_can_be_read_after_the_conversion_that_is_told(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.pt", tmp_path / "old.safetensors"
+    torch.save({"string_to_param": {"*": torch.nn.Parameter(drawn(2, 16))}, "name": "mine"}, old)
+    with pytest.raises(ValueError, match="only safetensors are loaded") as refused:
+        translate_file(old, tmp_path / "new.safetensors", tower(), tower())
+    command = str(refused.value).partition("Convert it: ")[2]
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True)
+    assert read_tensors(new)[0]["*"].shape == (2, 16)
 
 
 def test_templates_have_their_place() -> None:
