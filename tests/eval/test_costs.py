@@ -67,11 +67,11 @@ def test_clean_drift_is_measured_from_the_first_encoders_picture_of_the_same_noi
 def test_a_swap_cost_runs_figures_are_taken_over_unchanged(run: Path, swap: Path) -> None:
     kept, theirs = results(run)["swap_cost"], results(swap)
     assert kept["identity"] == theirs["identity"]
-    assert [each["key"] for each in kept["conditions"]] == ["plain", "negative", "long", "token", "lora"]
+    assert [each["key"] for each in kept["conditions"]] == ["plain", "negative", "long", "token", "translated", "lora"]
     assert kept["rows"] == theirs["rows"]
     html = (run / "report.html").read_text()
     assert f"run {theirs['identity'][:8]} of swap-cost" in html
-    for title in ("Right pictures, by what else a pipeline is given", "learnt token", "style LoRA"):
+    for title in ("Right pictures, by what else a pipeline is given", "learnt token", "translated token", "style LoRA"):
         assert title in html
     # no part of what the run is: given or not, the folder is the same run's
     assert main([*EVALUATE, "--output", str(run)]) == 0
