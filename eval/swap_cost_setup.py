@@ -24,8 +24,9 @@ WORLD_ENCODERS = ("original", "leaf", "typo-augmented")
 class SwapCostOptions:
     """What a robust text encoder costs on clean prompts: plain, with a negative prompt, long, with a learnt token, with a LoRA.
 
-    Token and LoRA were made for the first encoder, and every encoder gets the same files; the token also translated for it. In the embedded world they
-    are trained first; elsewhere they are yours, and without them these two conditions are left out.
+    Token and LoRA were made for the first encoder, and every encoder gets the same files; the token also
+    translated for it. In the embedded world they are trained first; elsewhere they are yours, and without them their
+    conditions are left out.
     """
 
     pipeline: str = "world"
