@@ -202,8 +202,8 @@ def build_fare(recipe: FAREConfig, work: Path, device: torch.device) -> Figures:
 
 
 FARE = FAREConfig(
-    eps=4, attack_steps=10, batch_size=48, max_steps=600, lr=1e-3, warmup_steps=40, seed=7, eval_every=200,
-    checkpoint_every=25,
+    eps=4, attack_steps=5, batch_size=48, max_steps=4000, lr=1e-3, warmup_steps=100, seed=7, eval_every=1000,
+    checkpoint_every=100,
 )  # fmt: skip
 """At 4/255 no picture of the original's classes holds."""
 
