@@ -1,0 +1,57 @@
+"""Screening in half precision against float32, whose best scores it has to return."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
+from leaf_diffusion.scoring import Scorer, prefix
+from leaf_diffusion.text import random_edits
+
+
+def hf():
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, projection_dim=16,
+        bos_token_id=49406, pad_token_id=49407, eos_token_id=49407, initializer_factor=4.0,
+    )  # fmt: skip
+    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), clip_tokenizer(), name="tower")
+
+
+def test_screening_returns_exact_best_scores():
+    encoder, prompts = hf(), ["a red umbrella on a beach", "two cats on a mat", "x"]
+    candidates = [
+        random_edits(prompt, n, np.random.default_rng(0)) for prompt, n in zip(prompts, (400, 300, 5), strict=True)
+    ]
+    screened = Scorer(encoder, precision="screen").bind(prompts)(candidates)
+    full = Scorer(encoder).bind(prompts)(candidates)
+    for rough, exact in zip(screened, full, strict=True):
+        assert int(rough.argmax()) == int(exact.argmax())
+        assert float(rough.max()) == pytest.approx(float(exact.max()), rel=1e-5)
+        torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1 * float(exact.max()))
+    assert len(screened[0].unique()) > prefix.SCREENED
+
+
+def test_screening_scores_in_full_as_many_as_are_gone_on_with():
+    encoder, prompts = hf(), ["a red umbrella on a beach", "two cats on a mat"]
+    candidates = [random_edits(prompt, 60, np.random.default_rng(1)) for prompt in prompts]
+    full = Scorer(encoder).bind(prompts)(candidates)
+    equal = {}
+    for best in (1, 20, 70):
+        screened = Scorer(encoder, precision="screen").bind(prompts)(candidates, best=best)
+        for rough, exact in zip(screened, full, strict=True):
+            assert set(exact.topk(min(best, 60)).indices.tolist()) <= set(
+                rough.topk(min(best + best // 4, 60)).indices.tolist()
+            )
+        equal[best] = [int(torch.isclose(a, b, rtol=1e-5).sum()) for a, b in zip(screened, full, strict=True)]
+    assert all(15 <= n < 25 for n in equal[1])
+    assert all(25 <= n < 60 for n in equal[20])
+    assert equal[70] == [60, 60]
+
+
+def test_screening_is_of_the_prefix_engine():
+    with pytest.raises(ValueError, match='belongs to engine="prefix"'):
+        Scorer(hf(), engine="plain", precision="screen")
+    with pytest.raises(ValueError, match="unknown precision 'double'"):
+        Scorer(hf(), precision="double")
