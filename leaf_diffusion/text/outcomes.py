@@ -10,7 +10,7 @@ from leaf_diffusion.text.words import split_words
 TEXTS = 1 << 18
 """Chunks whose words are remembered."""
 PLACES = 1 << 16
-"""Places that are remembered, some 400 bytes each."""
+"""Places that are remembered, some 700 bytes each."""
 SIGN, APOSTROPHE, DELETION = 26, 27, 28
 CLASS = np.array(
     [ord(chr(c).lower()) - ord("a") if chr(c).isalpha() else APOSTROPHE if chr(c) == "'" else SIGN for c in range(128)]
