@@ -75,10 +75,10 @@ class Counted:
     nodes: int = 0
     rows: int = 0
     keys: int = 0
-    plant: Callable[..., Any] = field(default=prefix_forest.plant)
+    build_forest: Callable[..., Any] = field(default=prefix_forest.build_forest)
 
     def __call__(self, rows: Any, *given: Any) -> Any:
-        forest = self.plant(rows, *given)
+        forest = self.build_forest(rows, *given)
         needed = forest.pairs[: forest.ends[-1] + 1]  # without what fills the last chunk
         self.nodes += len(needed)
         self.rows += len(rows)
@@ -90,11 +90,11 @@ class Counted:
 def counting() -> Any:
     """Count what the engine computes."""
     counted = Counted()
-    prefix_forest.plant = counted
+    prefix_forest.build_forest = counted
     try:
         yield counted
     finally:
-        prefix_forest.plant = counted.plant
+        prefix_forest.build_forest = counted.build_forest
 
 
 def run(case: Case, encoder: HFTextEncoder, sentences: Sequence[str], engine: str, precision: str = "fp32") -> float:

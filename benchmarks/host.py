@@ -81,7 +81,7 @@ def main() -> None:
     if options.like == "gpu":
         prefix_forest.few_launches, plain.CPU_TOKENS = lambda device: True, plain.GPU_TOKENS
     prefix_forest.PrefixForest._features = counted(prefix_forest.PrefixForest._features, 1)  # type: ignore[method-assign]
-    prefix_forest.plant = counted(prefix_forest.plant, -1)
+    prefix_forest.build_forest = counted(prefix_forest.build_forest, -1)
     given = options.captions.read_text().split("\n") if options.captions else SENTENCES["many"]
     sentences = [line.strip() for line in given if line.strip()]
     table = Table(title=f"host time of one thread, forests of a {options.like}")

@@ -1,4 +1,4 @@
-"""Pictures a second of each Leaf pipeline against the stock one, in turn in one process, and of the layouts.
+"""Images a second of each Leaf pipeline against the stock one, in turn in one process, and of the layouts.
 
     python benchmarks/pipelines.py --rounds 7 --batch 4
     python benchmarks/pipelines.py --device cuda --dtype fp16 --models "SD-1.5 shape" --steps 20
@@ -29,9 +29,9 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from leaf_diffusion.diffusion.speed import set_layout
 from leaf_diffusion.encoders import clip_tokenizer
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline, LeafStableDiffusionXLPipeline
-from leaf_diffusion.pipelines.speed import set_layout
 from leaf_diffusion.world import pipeline_path
 
 PROMPTS = ["a photo of a red umbrella", "two blue cats", "a green boat on a table", "an old house at night"]
@@ -57,7 +57,7 @@ def vae() -> AutoencoderKL:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODELS = ("world", "random SD", "random XL", "SD-1.5 shape")
 SIDES = {"SD-1.5 shape": 512}
-"""Height and width of the pictures; 32 for all others."""
+"""Height and width of the images; 32 for all others."""
 
 
 def pair(name: str, device: torch.device) -> tuple[Any, Any]:
@@ -132,8 +132,8 @@ def measure(name: str, leaf: Any, stock: Any, options: argparse.Namespace) -> No
                 taken[way].append(needed)
     for way, times in taken.items():
         ratios = [mine / theirs for mine, theirs in zip(times, taken["stock"], strict=True)]
-        pictures, ratio = options.batch / statistics.median(times), statistics.median(ratios)
-        print(f"{name}: {way}: {pictures:.2f} pictures a {unit}, {ratio:.3f} of the stock pipeline's time", flush=True)
+        images, ratio = options.batch / statistics.median(times), statistics.median(ratios)
+        print(f"{name}: {way}: {images:.2f} images a {unit}, {ratio:.3f} of the stock pipeline's time", flush=True)
 
 
 def compiled(name: str, leaf: Any, options: argparse.Namespace) -> None:

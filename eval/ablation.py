@@ -15,13 +15,13 @@ from typing import Any, Literal
 from leaf_diffusion.attacks import Charmer, LeafAttack
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.eval.experiment import Common, Experiment, Setting, Stage, load_encoders, run
-from leaf_diffusion.eval.plan import content_id
 from leaf_diffusion.eval.textfare import RELATIVE
-from leaf_diffusion.eval.zero_shot_page import ACCURACY
-from leaf_diffusion.eval.zero_shot_task import TEMPLATES, load_task
+from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, Stage, load_encoders, run
+from leaf_diffusion.evaluation.t2i.plan import content_id
+from leaf_diffusion.evaluation.tasks.text import TEMPLATES, load_task
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions
-from leaf_diffusion.reports.experiment import Page, Section, curve, matrices
+from leaf_diffusion.reports.pages.experiment import Page, Section, curve, matrices
+from leaf_diffusion.reports.pages.zero_shot import ACCURACY
 from leaf_diffusion.scoring.objectives import Drift, Margin
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
@@ -105,7 +105,7 @@ class Ablation(Experiment[AblationOptions]):
             raise ValueError(f"--encoders: the label {sorted(taken)[0]!r} is that of a training; write LABEL=SOURCE")
         self.captions = training_captions(20_000) if options.captions is None else read_captions(options.captions)
         self.task = load_task(
-            options.task, pictures=8, column=None, split=None, classes=options.classes, templates=TEMPLATES
+            options.task, images=8, column=None, split=None, classes=options.classes, templates=TEMPLATES
         )
         self.trained: dict[str, TextEncoder] = {}
 

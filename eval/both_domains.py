@@ -1,8 +1,8 @@
 """The paper's table of both domains: robust image tower yes or no, robust text tower yes or no.
 
-Paper: section 4, its main table. A row is an image tower together with a text tower. Its pictures are classified by the
+Paper: section 4, its main table. A row is an image tower together with a text tower. Its images are classified by the
 text tower's class features, clean and under APGD; its texts by the image tower's class features, clean and under Charmer.
-Every row sees the same pictures, random starts and texts. Runs as `leaf-diffusion both-domains`.
+Every row sees the same images, random starts and texts. Runs as `leaf-diffusion both-domains`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import torch
 from torch import Tensor
 
 from leaf_diffusion.attacks import Charmer
-from leaf_diffusion.encoders.images import ImageEncoder
-from leaf_diffusion.eval.both_domains_page import IMAGE, TEXT, both_page
-from leaf_diffusion.eval.experiment import Common, Experiment, Setting, Stage, load_encoders, run
-from leaf_diffusion.eval.picture_task import (
+from leaf_diffusion.encoders.image_encoder import ImageEncoder
+from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, Stage, load_encoders, run
+from leaf_diffusion.evaluation.t2i.attack import attack_row
+from leaf_diffusion.evaluation.t2i.plan import content_id
+from leaf_diffusion.evaluation.tasks.images import (
     TEMPLATES,
-    attack_pictures,
+    attack_images,
     check_space,
     cosines,
     default_eps,
+    image_anchors,
     load_image_encoders,
-    load_pictures,
-    picture_anchors,
+    load_images,
 )
-from leaf_diffusion.eval.plan import content_id
-from leaf_diffusion.eval.search import attack_row
-from leaf_diffusion.eval.zero_shot_task import TEMPLATES as TEXT_TEMPLATES
-from leaf_diffusion.eval.zero_shot_task import load_task
-from leaf_diffusion.reports.experiment import Page
+from leaf_diffusion.evaluation.tasks.text import TEMPLATES as TEXT_TEMPLATES
+from leaf_diffusion.evaluation.tasks.text import load_task
+from leaf_diffusion.reports.pages.both_domains import IMAGE, TEXT, both_page
+from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.scoring.objectives import Margin
 from leaf_diffusion.scoring.scorer import Scorer
@@ -50,20 +50,20 @@ class BothDomainsOptions(Common):
     """Text towers: the original, then robust ones; as everywhere."""
     image_encoders: tuple[str, ...] = ("original", "fare")
     """Image towers of the same CLIP: the original, then robust ones."""
-    pictures: Path | None = None
-    """A folder with a sub-folder of pictures a class (ImageNet's layout). Default: the world's classes."""
+    images: Path | None = None
+    """A folder with a sub-folder of images a class (ImageNet's layout). Default: the world's classes."""
     class_names: Path | None = None
     """JSON of class names: {sub-folder: name}, or a list in the sub-folders' order. Default: the sub-folders' names."""
     templates: tuple[str, ...] = TEMPLATES
-    """Captions around the name of a picture's class."""
+    """Captions around the name of an image's class."""
     limit: int | None = 192
-    """Number of pictures, spread over the classes."""
+    """Number of images, spread over the classes."""
     eps: float | None = None
     """How far a pixel may move, in steps of 1/255. Default: 4 for the world, else 2, as in the paper."""
     steps: int = 50
     """Of APGD, on each of its losses."""
     batch_size: int = 64
-    """Pictures at a time."""
+    """Images at a time."""
     texts: str = "world"
     """ "world", a file of labelled texts (JSONL, CSV, TSV, Parquet), or dataset:NAME ("dataset:ag_news")."""
     column: str | None = None
@@ -73,10 +73,10 @@ class BothDomainsOptions(Common):
     text_templates: tuple[str, ...] = TEXT_TEMPLATES
     """Texts around a class name, whose mean feature is the class, where there are no --anchors."""
     anchors: Path | None = None
-    """Pictures of the texts' classes, a sub-folder a class: the classes as the image tower sees them. The world has its
+    """Images of the texts' classes, a sub-folder a class: the classes as the image tower sees them. The world has its
     own; without any, a file's classes are the text tower's own, and its text columns do not depend on the image tower."""
     per_class: int = 8
-    """Pictures behind a class of the texts, at most."""
+    """Images behind a class of the texts, at most."""
     text_limit: int | None = 96
     """Number of texts, spread over the classes."""
     k: int = 1
@@ -97,7 +97,7 @@ class BothDomainsOptions(Common):
     @property
     def radius(self) -> float:
         """`eps`, or its default."""
-        return default_eps(self.pictures) if self.eps is None else self.eps
+        return default_eps(self.images) if self.eps is None else self.eps
 
 
 Pair = tuple[str, str]
@@ -109,8 +109,8 @@ class BothDomains(Experiment[BothDomainsOptions]):
 
     def __init__(self, options: BothDomainsOptions) -> None:
         super().__init__(options)
-        self.task = load_pictures(options.pictures, options.class_names, options.templates)
-        self.texts = load_task(options.texts, pictures=options.per_class, column=options.column, split=options.split,
+        self.task = load_images(options.images, options.class_names, options.templates)
+        self.texts = load_task(options.texts, images=options.per_class, column=options.column, split=options.split,
                                classes=options.text_classes, templates=options.text_templates)  # fmt: skip
         self.encoders = load_encoders(options.encoders, options.device)
         self.towers = load_image_encoders(options.image_encoders, options.device)
@@ -126,52 +126,52 @@ class BothDomains(Experiment[BothDomainsOptions]):
         self.numbers, self.chosen = self.task.spread(options.limit), self.texts.spread(options.text_limit)
 
     def _anchors(self, tower: ImageEncoder) -> Tensor | None:
-        """The texts' classes as an image tower sees them, [classes, d]; None where there are no pictures of them."""
+        """The texts' classes as an image tower sees them, [classes, d]; None where there are no images of them."""
         options = self.options
         if options.texts == "world":
             if options.anchors is not None:
-                raise ValueError("--anchors belongs to --texts of your own; the world draws its own pictures")
+                raise ValueError("--anchors belongs to --texts of your own; the world draws its own images")
             return zero_shot_anchors(per_class=options.per_class, embed=lambda some: tower.embed(tower.prepare(some)))
         if options.anchors is None:
             return None
-        return picture_anchors(options.anchors, self.texts.classes, tower, options.per_class)
+        return image_anchors(options.anchors, self.texts.classes, tower, options.per_class)
 
     def labels(self) -> Sequence[str]:
         return list(self.rows)
 
     def settings(self) -> dict[str, Any]:
         texts = {label: encoder.fingerprint for label, encoder in self.encoders.items()}
-        images = {label: tower.fingerprint for label, tower in self.towers.items()}
+        image_prints = {label: tower.fingerprint for label, tower in self.towers.items()}
         return {
             "fingerprints": texts,
-            "image_fingerprints": images,
+            "image_fingerprints": image_prints,
             "task": self.task.digest,
             "chosen": [[self.task.names[i], self.task.labels[i]] for i in self.numbers],
             "chosen_texts": [[self.texts.texts[i], self.texts.labels[i]] for i in self.chosen],
         }
 
     def stages(self) -> Sequence[Stage]:
-        pictures = {content_id(unit="picture", name=self.task.names[i], number=i): i for i in self.numbers}
+        images = {content_id(unit="image", name=self.task.names[i], number=i): i for i in self.numbers}
         texts = {
             content_id(unit="text", row=row, number=i, text=self.texts.texts[i]): (row, i)
             for row in self.rows
             for i in self.chosen
         }
         return [
-            Stage("pictures", pictures, self.measure_pictures, size=self.options.batch_size),
+            Stage("images", images, self.measure_images, size=self.options.batch_size),
             Stage("texts", texts, self.measure_texts),
         ]
 
-    def measure_pictures(self, store: RunStore, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Some pictures in every row: clean and under APGD on that row."""
-        pictures = [self.task.load(i) for i in numbers]
+    def measure_images(self, store: RunStore, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Some images in every row: clean and under APGD on that row."""
+        images = [self.task.load(i) for i in numbers]
         targets = torch.tensor([self.task.labels[i] for i in numbers])
         records = [{"number": i, "name": self.task.names[i], "right": {}, "held": {}} for i in numbers]
         for row, (image, text) in self.rows.items():
             tower = self.towers[image]
             classify = cosines(tower, self.seen_by[text])
-            pixels, labels = tower.prepare(pictures).to(tower.device), targets.to(tower.device)
-            found = attack_pictures(classify, "apgd", pixels, labels, eps=self.options.radius / 255,
+            pixels, labels = tower.prepare(images).to(tower.device), targets.to(tower.device)
+            found = attack_images(classify, "apgd", pixels, labels, eps=self.options.radius / 255,
                                     steps=self.options.steps, seed=self.options.seed)  # fmt: skip
             for record, clean, score in zip(records, found.clean_score, found.score, strict=True):
                 record["right"][row], record["held"][row] = bool(clean <= 0), bool(score <= 0)
@@ -201,11 +201,11 @@ class BothDomains(Experiment[BothDomainsOptions]):
             apgd = Setting(row, IMAGE.key, "adaptive", row, "apgd", more=(("eps", options.radius),))
             charmer = Setting(row, TEXT.key, "adaptive", row, "charmer", options.constraint, options.k, (("eps", 0.0),))
             places = {
-                "pictures": (Setting(row, IMAGE.key, more=(("eps", 0.0),)), apgd),
+                "images": (Setting(row, IMAGE.key, more=(("eps", 0.0),)), apgd),
                 "texts": (Setting(row, TEXT.key, more=(("eps", 0.0),)), charmer),
             }
-            for record in records["pictures"]:
-                for setting, kind in zip(places["pictures"], ("right", "held"), strict=True):
+            for record in records["images"]:
+                for setting, kind in zip(places["images"], ("right", "held"), strict=True):
                     found.setdefault(setting, {})[f"{record['number']:07d}"] = float(record[kind][row])
             for record in (record for record in records["texts"] if record["row"] == row):
                 for setting, kind in zip(places["texts"], ("right", "held"), strict=True):
@@ -214,7 +214,7 @@ class BothDomains(Experiment[BothDomainsOptions]):
 
     def extra(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
         return {
-            "pictures": len(self.numbers),
+            "images": len(self.numbers),
             "texts": len(self.chosen),
             "truncated": sum(record["truncated"] for record in records["texts"]),
         }

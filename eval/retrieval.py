@@ -1,8 +1,8 @@
-"""Text-to-image retrieval under attack: recall@1, 5 and 10 of captions among pictures, and targeted retrieval.
+"""Text-to-image retrieval under attack: recall@1, 5 and 10 of captions among images, and targeted retrieval.
 
-Paper: section 4, retrieval: 1,000 pictures, Charmer with k=2 and n=10, three target captions. Three attackers: one moves
-the caption away from its clean embedding ("drift"), one knows the pictures and lifts the best wrong one over the right
-one ("margin"), one moves the caption towards each target ("toward"). Pictures are embedded by one image tower, which no
+Paper: section 4, retrieval: 1,000 images, Charmer with k=2 and n=10, three target captions. Three attackers: one moves
+the caption away from its clean embedding ("drift"), one knows the images and lifts the best wrong one over the right
+one ("margin"), one moves the caption towards each target ("toward"). Images are embedded by one image tower, which no
 finetuning of a text tower touches. Runs as `leaf-diffusion retrieve` and as `python eval/retrieval.py`.
 """
 
@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from leaf_diffusion.attacks import Charmer
-from leaf_diffusion.encoders.images import load_image_encoder
-from leaf_diffusion.eval.experiment import Common, Experiment, Setting, Stage, load_encoders, run
-from leaf_diffusion.eval.plan import content_id
-from leaf_diffusion.eval.retrieval_data import file_gallery, world_gallery
-from leaf_diffusion.eval.retrieval_page import SHOWN, page, shown_search
-from leaf_diffusion.eval.retrieval_ranks import CUTS, TOP, Goal, clean_values, ranked, similarities, values
-from leaf_diffusion.eval.search import attack_row
+from leaf_diffusion.encoders.image_encoder import load_image_encoder
+from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, Stage, load_encoders, run
+from leaf_diffusion.evaluation.t2i.attack import attack_row
+from leaf_diffusion.evaluation.t2i.plan import content_id
+from leaf_diffusion.evaluation.tasks.ranks import CUTS, TOP, Goal, clean_values, ranked, similarities, values
+from leaf_diffusion.evaluation.tasks.retrieval import file_gallery, world_gallery
 from leaf_diffusion.metrics.retrieval import ranks
-from leaf_diffusion.reports.experiment import Page
+from leaf_diffusion.reports.pages.experiment import Page
+from leaf_diffusion.reports.pages.retrieval import SHOWN, page, shown_search
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.store import image_name
 from leaf_diffusion.scoring.objectives import Drift, Margin, Objective, Toward
@@ -45,24 +45,24 @@ class RetrievalOptions(Common):
     """Text-to-image retrieval, clean and under untargeted and targeted attacks."""
 
     captions: Path | None = None
-    """A file that says which picture a caption belongs to: COCO captions, the Karpathy split, Flickr30k, JSONL with
+    """A file that says which image a caption belongs to: COCO captions, the Karpathy split, Flickr30k, JSONL with
     "image" and "caption". Default: scenes of the world, with captions that name all there is."""
-    pictures: Path | None = None
-    """The folder of the file's pictures."""
+    images: Path | None = None
+    """The folder of the file's images."""
     caption_column: str | None = None
     split: str | None = None
     """Only captions of this split ("test" of the Karpathy split)."""
     image_encoder: str = "world:original"
-    """The tower that embeds the pictures: a CLIP's folder, Hub id or openclip:ARCHITECTURE/PRETRAINED."""
+    """The tower that embeds the images: a CLIP's folder, Hub id or openclip:ARCHITECTURE/PRETRAINED."""
     gallery: int = 1000
-    """Pictures that each caption is ranked against, at most."""
+    """Images that each caption is ranked against, at most."""
     limit: int | None = None
     """Captions that are attacked. Default: 48 of the world's, all of a file's; the targets are not among them."""
     targets: int = 3
     """Target captions of the attack "toward"."""
     goals: tuple[Goal, ...] = ("drift", "margin", "toward")
-    toward: Literal["captions", "pictures"] = "captions"
-    """What the targeted attack moves the caption's embedding to: that of the target caption, or of its picture."""
+    toward: Literal["captions", "images"] = "captions"
+    """What the targeted attack moves the caption's embedding to: that of the target caption, or of its image."""
     k: tuple[int, ...] = (1, 2)
     n_positions: int = 10
     constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
@@ -78,8 +78,8 @@ class RetrievalOptions(Common):
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if not self.goals or len(set(self.goals)) < len(self.goals):
             raise ValueError(f"--goals names different goals, at least one, got {self.goals}")
-        if (self.captions is None) != (self.pictures is None):
-            raise ValueError("--captions and --pictures belong together: the file, and the folder of its pictures")
+        if (self.captions is None) != (self.images is None):
+            raise ValueError("--captions and --images belong together: the file, and the folder of its images")
 
 
 class Retrieval(Experiment[RetrievalOptions]):
@@ -87,14 +87,14 @@ class Retrieval(Experiment[RetrievalOptions]):
 
     def __init__(self, options: RetrievalOptions) -> None:
         super().__init__(options)
-        if options.captions is None or options.pictures is None:
+        if options.captions is None or options.images is None:
             self.gallery = world_gallery(options.gallery, options.seed)
         else:
-            self.gallery = file_gallery(options.captions, options.pictures, column=options.caption_column,
+            self.gallery = file_gallery(options.captions, options.images, column=options.caption_column,
                                         split=options.split, n=options.gallery)  # fmt: skip
         n = len(self.gallery.captions)
         if n <= max(CUTS) + options.targets:
-            raise ValueError(f"{n} pictures are too few for recall@{max(CUTS)} and {options.targets} targets")
+            raise ValueError(f"{n} images are too few for recall@{max(CUTS)} and {options.targets} targets")
         drawn = random.Random(f"retrieval {options.seed}").sample(range(n), n)
         self.targets, rest = drawn[: options.targets], drawn[options.targets :]
         self.queries = rest[: options.limit or (48 if options.captions is None else n)]
@@ -106,7 +106,7 @@ class Retrieval(Experiment[RetrievalOptions]):
             if encoder_width != width:
                 raise ValueError(
                     f"--encoders {label} has {encoder_width} features a caption, --image-encoder "
-                    f"{options.image_encoder} {width} a picture: they are of different CLIPs"
+                    f"{options.image_encoder} {width} an image: they are of different CLIPs"
                 )
         self._embedded: Tensor | None = None
 
@@ -137,7 +137,7 @@ class Retrieval(Experiment[RetrievalOptions]):
         ]
         alone = [("", number, "", 0) for number in (*self.queries[:SHOWN], *self.targets)]
         return [
-            Stage("gallery", {unit("picture", name): i for i, name in enumerate(self.gallery.names)}, self.embed, 64),
+            Stage("gallery", {unit("image", name): i for i, name in enumerate(self.gallery.names)}, self.embed, 64),
             Stage("clean", {unit("clean", *pair): pair for pair in everything}, self.rank_clean, 128),
             Stage("attacks", steps, self.attack),
             Stage("ranks", steps, self.rank, 32),
@@ -151,7 +151,7 @@ class Retrieval(Experiment[RetrievalOptions]):
         return [{"number": i, "features": each} for i, each in zip(numbers, packed, strict=True)]
 
     def embedded(self, store: RunStore) -> Tensor:
-        """Picture features [pictures, d] of length 1, in the gallery's order."""
+        """Image features [images, d] of length 1, in the gallery's order."""
         if self._embedded is None:
             packed = {record["number"]: record["features"] for record in store.records("gallery")}
             rows = [np.frombuffer(base64.b64decode(packed[i]), "<f4") for i in range(len(packed))]
@@ -174,24 +174,24 @@ class Retrieval(Experiment[RetrievalOptions]):
         return [{"encoder": label, "number": query, "attacked": found[label, query]} for label, query in units]
 
     def objectives(self, store: RunStore, queries: Sequence[int]) -> list[tuple[Goal, int | None, Objective]]:
-        pictures = self.embedded(store)
+        images = self.embedded(store)
         made: list[tuple[Goal, int | None, Objective]] = []
         for goal in self.options.goals:
             if goal == "drift":
                 made.append((goal, None, Drift("cosine")))
             elif goal == "margin":
-                made.append((goal, None, Margin(pictures, queries)))
+                made.append((goal, None, Margin(images, queries)))
             else:
-                made += [(goal, target, self._towards(pictures, target, len(queries))) for target in self.targets]
+                made += [(goal, target, self._towards(images, target, len(queries))) for target in self.targets]
         return made
 
-    def _towards(self, pictures: Tensor, target: int, n: int) -> Toward:
-        if self.options.toward == "pictures":
-            return Toward(pictures[target].expand(n, -1))
+    def _towards(self, images: Tensor, target: int, n: int) -> Toward:
+        if self.options.toward == "images":
+            return Toward(images[target].expand(n, -1))
         return Toward([self.gallery.captions[target]] * n)
 
     def rank_clean(self, store: RunStore, units: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-        """Where the right picture stands for every caption of the gallery: costs little, and its intervals are narrow."""
+        """Where the right image stands for every caption of the gallery: costs little, and its intervals are narrow."""
         found: dict[tuple[str, int], int] = {}
         for label in dict.fromkeys(label for label, _ in units):
             numbers = [number for other, number in units if other == label]
@@ -202,7 +202,7 @@ class Retrieval(Experiment[RetrievalOptions]):
         return [{"encoder": label, "number": number, "rank": found[label, number]} for label, number in units]
 
     def rank(self, store: RunStore, units: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-        """Where the right picture and the targets stand: for the clean caption, for each attack on the encoder itself,
+        """Where the right image and the targets stand: for the clean caption, for each attack on the encoder itself,
         and for those found on the first encoder."""
         attacks = {(record["encoder"], record["number"]): record["attacked"] for record in store.records("attacks")}
         first, records = next(iter(self.encoders)), []
@@ -223,16 +223,16 @@ class Retrieval(Experiment[RetrievalOptions]):
         return records
 
     def show(self, store: RunStore, units: Sequence[tuple[str, int, str, int]]) -> list[dict[str, Any]]:
-        """The pictures of the page: the queries' and the targets' own, and what was found first."""
+        """The images of the page: the queries' and the targets' own, and what was found first."""
         by_pair = {(record["encoder"], record["number"]): record["searches"] for record in store.records("ranks")}
         records = []
         for label, query, goal, place in units:
             found = query if not label else shown_search(by_pair[label, query], goal, self.options.k)["top"][place]
-            picture = self.gallery.load(found)
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            image = self.gallery.load(found)
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
             name = image_name(content_id(shown=[label, query, goal, place]))
-            image = store.save_image(name, picture)
-            records.append({"encoder": label, "query": query, "goal": goal, "picture": found, "image": image})
+            path = store.save_image(name, image)
+            records.append({"encoder": label, "query": query, "goal": goal, "found": found, "image": path})
         return records
 
     def values(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> Mapping[Setting, Mapping[str, float]]:
@@ -241,10 +241,10 @@ class Retrieval(Experiment[RetrievalOptions]):
     def extra(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
         rows = [row for record in records["attacks"] for row in record["attacked"]]
         return {
-            "pictures": len(self.gallery.captions),
+            "images": len(self.gallery.captions),
             "queries": len(self.queries),
             "target_captions": [self.gallery.captions[target] for target in self.targets],
-            "captions_of_several_pictures": self.gallery.shared,
+            "captions_of_several_images": self.gallery.shared,
             "attacked": len(rows),
             "unchanged": sum(row["perturbed"] == row["prompt"] for row in rows),
             "truncated": sum(row["truncated"] for row in rows),

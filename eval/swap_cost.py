@@ -20,17 +20,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from leaf_diffusion.eval.judges import Judges, load_judges
-from leaf_diffusion.eval.setup import Setup, check_writable
-from leaf_diffusion.eval.show import quiet
-from leaf_diffusion.eval.specification import weights_fingerprint
-from leaf_diffusion.eval.swap_cost_conditions import Condition, make_conditions
-from leaf_diffusion.eval.swap_cost_measure import draw_condition, measure, result_rows, save_pictures, series
-from leaf_diffusion.eval.swap_cost_page import Figures, page, table
-from leaf_diffusion.eval.swap_cost_setup import NOTHING, SwapCostOptions, load, pipeline_with
-from leaf_diffusion.eval.swap_cost_training import train_style, train_token
-from leaf_diffusion.eval.towers import frozen_parts
+from leaf_diffusion.evaluation.encoders import frozen_parts
+from leaf_diffusion.evaluation.swap_cost.conditions import Condition, make_conditions
+from leaf_diffusion.evaluation.swap_cost.measure import draw_condition, measure, result_rows, save_images, series
+from leaf_diffusion.evaluation.swap_cost.setup import NOTHING, SwapCostOptions, load, pipeline_with
+from leaf_diffusion.evaluation.swap_cost.training import train_style, train_token
+from leaf_diffusion.evaluation.t2i.judges import Judges, load_judges
+from leaf_diffusion.evaluation.t2i.setup import Setup, check_writable
+from leaf_diffusion.evaluation.t2i.specification import weights_fingerprint
+from leaf_diffusion.evaluation.terminal import quiet
 from leaf_diffusion.finetune.translate import STEPS, translate_file
+from leaf_diffusion.reports.pages.swap_cost import Figures, page, table
 from leaf_diffusion.runs import RunSpec, atomic_write, environment
 
 ELSEWHERE = ("output", "device", "batch_size", "encoders", "prompts", "textual_inversion", "lora")
@@ -99,10 +99,10 @@ def evaluate(
                 files.embedding.parent.mkdir(exist_ok=True)
                 translate_file(learnt, files.embedding, *towers, advance=lambda b=bar: bars.advance(b))
         total = sum(len(series(condition, labels)) * len(condition.prompts) for condition in conditions)
-        bar = bars.add_task("pictures", total=total)
+        bar = bars.add_task("images", total=total)
         for condition in conditions:
             drawn, cut[condition.key] = draw_condition(setup, condition, options.seed, lambda n: bars.advance(bar, n))
-            save_pictures(folder, condition.prompts, drawn)
+            save_images(folder, condition.prompts, drawn)
             style = condition.key in ("plain", "lora") and "lora" in by_key and trained["lora"]
             measured |= measure(condition, drawn, judges, style)
     described = [

@@ -1,4 +1,4 @@
-"""Do attacked prompts still give the right pictures? Prompts x encoders x k x noises, and a report.
+"""Do attacked prompts still give the right images? Prompts x encoders x k x noises, and a report.
 
 Paper: section 4, text-to-image (adaptive attacks); the transfer protocols, the paired noise and the intervals are ours.
 Runs as `leaf-diffusion evaluate` and as `python eval/t2i_robustness.py`; --help lists the options.
@@ -13,18 +13,18 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from leaf_diffusion.eval.dry_run import dry_run
-from leaf_diffusion.eval.generate import draw_all
-from leaf_diffusion.eval.judges import load_judges
-from leaf_diffusion.eval.options import Options, parse
-from leaf_diffusion.eval.prompts import write_attacks
-from leaf_diffusion.eval.score import score_all
-from leaf_diffusion.eval.search import attack_all
-from leaf_diffusion.eval.setup import check_space, prepare
-from leaf_diffusion.eval.show import Bars, print_plan, print_summary, quiet, totals
-from leaf_diffusion.eval.specification import open_store, swap_costs
-from leaf_diffusion.eval.strict import strict
-from leaf_diffusion.eval.summarise import in_order, summarise
+from leaf_diffusion.evaluation.dry_run import dry_run
+from leaf_diffusion.evaluation.prompts import write_attacks
+from leaf_diffusion.evaluation.strict import strict
+from leaf_diffusion.evaluation.t2i.attack import attack_all
+from leaf_diffusion.evaluation.t2i.generate import draw_all
+from leaf_diffusion.evaluation.t2i.judges import load_judges
+from leaf_diffusion.evaluation.t2i.options import Options, parse
+from leaf_diffusion.evaluation.t2i.score import score_all
+from leaf_diffusion.evaluation.t2i.setup import check_space, prepare
+from leaf_diffusion.evaluation.t2i.specification import open_store, swap_costs
+from leaf_diffusion.evaluation.t2i.summarise import in_order, summarise
+from leaf_diffusion.evaluation.terminal import Bars, print_plan, print_summary, quiet, totals
 from leaf_diffusion.reports import write_report
 
 
@@ -60,12 +60,12 @@ def _run(console: Console, options: Options, argv: Sequence[str] | None) -> int:
             if options.save_attacked_prompts is not None and store.slot == 0:
                 rows = in_order(store.records("attacks"), setup.plan.attack_ids())
                 write_attacks(options.save_attacked_prompts, rows)
-            draw_all(setup, store, attacked, bars.start("pictures"))
+            draw_all(setup, store, attacked, bars.start("images"))
             score_all(setup, judges, store, bars.start("scores"))
         if not store.claim("results"):
             console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
             return 0
-        with console.status("intervals, and distances to real pictures" if judges.real else "intervals"):
+        with console.status("intervals, and distances to real images" if judges.real else "intervals"):
             results = summarise(setup, judges, store, costs)
         report = write_report(store.folder)
     except (KeyboardInterrupt, OSError) as error:

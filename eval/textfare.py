@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from leaf_diffusion.attacks import Attack, attack_from_name
 from leaf_diffusion.encoders.base import Feature
-from leaf_diffusion.eval.experiment import Common, Experiment, Setting, Stage, load_encoders, run
-from leaf_diffusion.eval.plan import content_id
-from leaf_diffusion.eval.prompts import Prompt, from_file, from_world
-from leaf_diffusion.eval.search import attack_row, find
-from leaf_diffusion.reports.experiment import Example, ExampleCell, Page, Section, curve, line_label, matrices
+from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, Stage, load_encoders, run
+from leaf_diffusion.evaluation.prompts import Prompt, from_file, from_world
+from leaf_diffusion.evaluation.t2i.attack import attack_row, find
+from leaf_diffusion.evaluation.t2i.plan import content_id
+from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, line_label, matrices
 from leaf_diffusion.reports.results import Metric
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.scoring.objectives import Drift

@@ -1,7 +1,7 @@
 """Zero-shot image classification of image towers, clean and under PGD and APGD, each on itself and on the others.
 
-Paper: section 4, the image columns of its table of both domains. A picture is classified by the class whose caption's
-feature is nearest (cosine). Every tower sees the same pictures, and random starts that follow from the picture. Runs as
+Paper: section 4, the image columns of its table of both domains. An image is classified by the class whose caption's
+feature is nearest (cosine). Every tower sees the same images, and random starts that follow from the image. Runs as
 `leaf-diffusion zero-shot-image` and as `python eval/zero_shot_image.py`.
 """
 
@@ -17,32 +17,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from leaf_diffusion.eval.experiment import Common, Experiment, Setting, Stage, load_encoders, run
-from leaf_diffusion.eval.picture_task import (
+from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, Stage, load_encoders, run
+from leaf_diffusion.evaluation.t2i.plan import content_id
+from leaf_diffusion.evaluation.tasks.images import (
     TEMPLATES,
-    attack_pictures,
+    attack_images,
     check_space,
     cosines,
     default_eps,
     load_image_encoders,
-    load_pictures,
+    load_images,
 )
-from leaf_diffusion.eval.plan import content_id
-from leaf_diffusion.reports.experiment import Example, ExampleCell, Page, Section, curve, matrices
+from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, matrices
 from leaf_diffusion.reports.results import Metric, Row
 from leaf_diffusion.runs import RunStore, image_name
 from leaf_diffusion.text.visible import isolated
 
 ACCURACY = Metric(
     "image_accuracy",
-    "Right pictures",
-    "share of pictures whose class is found, however an attack moves their pixels within eps",
+    "Right images",
+    "share of images whose class is found, however an attack moves their pixels within eps",
     scale=100,
     digits=1,
     unit="%",
 )
 SHOWN = 6
-"""Pictures with examples on the page."""
+"""Images with examples on the page."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class ZeroShotImageOptions(Common):
     first is the baseline of the differences."""
     text_encoder: str = "original"
     """The text tower that names the classes, one for all: of the CLIP that the image towers belong to."""
-    pictures: Path | None = None
-    """A folder with a sub-folder of pictures a class (ImageNet's layout). Default: the world's classes."""
+    images: Path | None = None
+    """A folder with a sub-folder of images a class (ImageNet's layout). Default: the world's classes."""
     class_names: Path | None = None
     """JSON of class names: {sub-folder: name}, or a list in the sub-folders' order. Default: the sub-folders' names."""
     templates: tuple[str, ...] = TEMPLATES
     """Captions around a class name, whose mean feature is the class; the world has its own."""
     limit: int | None = None
-    """Number of pictures, spread over the classes. Default: all."""
+    """Number of images, spread over the classes. Default: all."""
     attacks: tuple[Literal["pgd", "apgd"], ...] = ("pgd", "apgd")
-    """apgd: on the cross-entropy, then on the DLR loss for pictures that are still right."""
+    """apgd: on the cross-entropy, then on the DLR loss for images that are still right."""
     eps: tuple[float, ...] = ()
     """How far a pixel may move, in steps of 1/255. Default: 4 for the world, else 2, as in the paper."""
     steps: int = 50
@@ -84,7 +84,7 @@ class ZeroShotImageOptions(Common):
     @property
     def radii(self) -> tuple[float, ...]:
         """`eps`, or its default."""
-        return self.eps or (default_eps(self.pictures),)
+        return self.eps or (default_eps(self.images),)
 
 
 class ZeroShotImage(Experiment[ZeroShotImageOptions]):
@@ -92,7 +92,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
 
     def __init__(self, options: ZeroShotImageOptions) -> None:
         super().__init__(options)
-        self.task = load_pictures(options.pictures, options.class_names, options.templates)
+        self.task = load_images(options.images, options.class_names, options.templates)
         self.encoders = load_image_encoders(options.encoders, options.device)
         ((_, text),) = load_encoders((options.text_encoder,), options.device).items()
         self.text_fingerprint = text.fingerprint
@@ -108,12 +108,12 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         return {"fingerprints": prints, "text": self.text_fingerprint, "task": self.task.digest, "chosen": named}
 
     def stages(self) -> Sequence[Stage]:
-        units = {content_id(unit="picture", name=self.task.names[i], number=i): i for i in self.numbers}
-        return [Stage("pictures", units, self.measure, size=self.options.batch_size)]
+        units = {content_id(unit="image", name=self.task.names[i], number=i): i for i in self.numbers}
+        return [Stage("images", units, self.measure, size=self.options.batch_size)]
 
     def measure(self, store: RunStore, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Some pictures through every tower: clean, attacked on the tower itself, attacked on the others."""
-        options, pictures = self.options, [self.task.load(i) for i in numbers]
+        """Some images through every tower: clean, attacked on the tower itself, attacked on the others."""
+        options, images = self.options, [self.task.load(i) for i in numbers]
         labels = torch.tensor([self.task.labels[i] for i in numbers])
         records = [
             {
@@ -126,14 +126,14 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
             }
             for i, label in zip(numbers, labels, strict=True)
         ]
-        pixels = {name: encoder.prepare(pictures).to(encoder.device) for name, encoder in self.encoders.items()}
+        pixels = {name: encoder.prepare(images).to(encoder.device) for name, encoder in self.encoders.items()}
         for name, x in pixels.items():
             for record, said in zip(records, self.said(name, x), strict=True):
                 record["said"][name] = said
         shown = set(self.numbers[:: max(1, len(self.numbers) // SHOWN)][:SHOWN])
         for source, x in pixels.items():
             for attack, eps in [(attack, eps) for attack in options.attacks for eps in options.radii]:
-                found = attack_pictures(self.classify[source], attack, x, labels.to(x.device), eps=eps / 255,
+                found = attack_images(self.classify[source], attack, x, labels.to(x.device), eps=eps / 255,
                                         steps=options.steps, seed=options.seed)  # fmt: skip
                 fits = [
                     name for name in pixels if name == source or (options.transfer and self.same_eyes(name, source))
@@ -154,13 +154,13 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
             return [int(i) for i in self.classify[name](pixels).argmax(1)]
 
     def same_eyes(self, one: str, other: str) -> bool:
-        """Whether two towers take the same pixels, so that an attacked picture can be handed on."""
+        """Whether two towers take the same pixels, so that an attacked image can be handed on."""
         a, b = (self.encoders[name].preprocessing for name in (one, other))
         return a.description == b.description
 
     def values(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> dict[Setting, dict[str, float]]:
         found: dict[Setting, dict[str, float]] = {}
-        for record in records["pictures"]:
+        for record in records["images"]:
             unit, right = f"{record['number']:07d}", record["label"]
             for name in self.encoders:
                 setting = Setting(name, ACCURACY.key, more=(("eps", 0.0),))
@@ -169,12 +169,12 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
                 name, source = row["encoder"], row["source"]
                 place = ("adaptive" if name == source else "transfer", source, row["attack"])
                 setting = Setting(name, ACCURACY.key, *place, more=(("eps", row["eps"]),))
-                # a picture that is wrong already is not made right by an attack on another tower
+                # an image that is wrong already is not made right by an attack on another tower
                 found.setdefault(setting, {})[unit] = float(row["said"] == right == record["said"][name])
         return found
 
     def extra(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
-        return {"pictures": len(records["pictures"]), "classes": len(self.task.classes)}
+        return {"images": len(records["images"]), "classes": len(self.task.classes)}
 
     def page(self, rows: Sequence[dict[str, Any]], records: Mapping[str, Sequence[dict[str, Any]]]) -> Page:
         options, labels = self.options, list(self.encoders)
@@ -184,14 +184,14 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
             plots = [(attack, curve([r for r in own if r["attack"] in (None, attack)], ACCURACY, labels,
                                     x=lambda row: float(row["eps"]), xlabel="eps, of 255", name=f"image-{attack}"))
                      for attack in options.attacks]  # fmt: skip
-        about = "Attacks on a tower itself, and pictures found on one tower shown to the other."
+        about = "Attacks on a tower itself, and images found on one tower shown to the other."
         sections = [
             Section("Accuracy", about, matrices(rows, [ACCURACY], label=image_line, more=("eps",)), plots),
-            Section("Pictures", f"{SHOWS} {options.attacks[-1]}, eps {options.radii[0]:g}/255.",
-                    examples=self.examples(records["pictures"])),
+            Section("Images", f"{SHOWS} {options.attacks[-1]}, eps {options.radii[0]:g}/255.",
+                    examples=self.examples(records["images"])),
         ]  # fmt: skip
         facts = {
-            "pictures": str(len(self.numbers)),
+            "images": str(len(self.numbers)),
             "classes": str(len(self.task.classes)),
             "steps": str(options.steps),
         }
@@ -213,18 +213,18 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
                 note = f"clean: {isolated(classes[record['said'][name]])}; attacked: {isolated(classes[said])}"
                 verdict = "right" if said == record["label"] else "wrong"
                 cells.append(
-                    ExampleCell(name, pictures=[self.folder / path for path in paths], verdict=verdict, note=note)
+                    ExampleCell(name, images=[self.folder / path for path in paths], verdict=verdict, note=note)
                 )
             if record["images"]:
                 found.append(Example(self.task.classes[record["label"]], cells))
         return found
 
 
-SHOWS = "The picture, then attacked, then what was added (gray: nothing; black and white: eps). Attack:"
+SHOWS = "The image, then attacked, then what was added (gray: nothing; black and white: eps). Attack:"
 
 
 def side_by_side(clean: Tensor, attacked: Tensor, eps: float) -> list[Image.Image]:
-    """Picture, attacked picture and their difference (eps as black and white)."""
+    """Image, attacked image and their difference (eps as black and white)."""
     parts = [clean, attacked, (attacked - clean) / (2 * eps) + 0.5]
     eight_bits = [part.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy() for part in parts]
     return [Image.fromarray(part) for part in eight_bits]

@@ -19,15 +19,15 @@ from torch.nn.functional import normalize
 
 from leaf_diffusion.attacks import attack_from_name
 from leaf_diffusion.attacks.base import bind_constraint
-from leaf_diffusion.encoders.images import load_image_encoder
-from leaf_diffusion.eval.experiment import Common, Experiment, Setting, Stage, load_encoders, run
-from leaf_diffusion.eval.picture_task import picture_anchors
-from leaf_diffusion.eval.plan import content_id
-from leaf_diffusion.eval.query_curve import against_random, query_numbers
-from leaf_diffusion.eval.search import find
-from leaf_diffusion.eval.zero_shot_page import ACCURACY, OVER_QUERIES, SENSITIVITY, page
-from leaf_diffusion.eval.zero_shot_task import TEMPLATES, load_task, sensitivity
-from leaf_diffusion.reports.experiment import Page
+from leaf_diffusion.encoders.image_encoder import load_image_encoder
+from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, Stage, load_encoders, run
+from leaf_diffusion.evaluation.t2i.attack import find
+from leaf_diffusion.evaluation.t2i.plan import content_id
+from leaf_diffusion.evaluation.tasks.images import image_anchors
+from leaf_diffusion.evaluation.tasks.query_curve import against_random, query_numbers
+from leaf_diffusion.evaluation.tasks.text import TEMPLATES, load_task, sensitivity
+from leaf_diffusion.reports.pages.experiment import Page
+from leaf_diffusion.reports.pages.zero_shot import ACCURACY, OVER_QUERIES, SENSITIVITY, page
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.scoring.objectives import Margin
 from leaf_diffusion.scoring.scorer import Scorer
@@ -50,13 +50,13 @@ class ZeroShotTextOptions(Common):
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of their numbers. Default: the labels as they are written."""
     templates: tuple[str, ...] = TEMPLATES
-    """Texts around a class name, whose mean feature is the class; the world's task takes pictures instead."""
+    """Texts around a class name, whose mean feature is the class; the world's task takes images instead."""
     anchors: Path | None = None
-    """Pictures of the classes, a sub-folder a class: the classes as the image tower of --image-encoder sees them."""
+    """Images of the classes, a sub-folder a class: the classes as the image tower of --image-encoder sees them."""
     image_encoder: str | None = None
     """The image tower of the CLIP that the text encoders belong to: a folder, a Hub id, openclip:..."""
-    pictures: int = 8
-    """Pictures a class behind each class feature, of the world's task and of --anchors."""
+    images: int = 8
+    """Images a class behind each class feature, of the world's task and of --anchors."""
     limit: int | None = None
     """Number of texts, spread over the classes. Default: all."""
     exact: bool = True
@@ -74,14 +74,14 @@ class ZeroShotTextOptions(Common):
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):
             raise ValueError(f"--k needs different numbers of edits, each at least 1, got {self.k}")
-        for name in ("limit", "pictures"):
+        for name in ("limit", "images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         if (self.anchors is None) != (self.image_encoder is None):
-            raise ValueError("--anchors needs --image-encoder, which sees the pictures, and the other way round")
+            raise ValueError("--anchors needs --image-encoder, which sees the images, and the other way round")
         if self.anchors is not None and self.task == "world":
-            raise ValueError("--anchors belongs to a --task of your own; the world draws its own pictures")
+            raise ValueError("--anchors belongs to a --task of your own; the world draws its own images")
         if not self.constraints or not self.n_positions or not self.attacks:
             raise ValueError("--attacks, --constraints and --n-positions each need one value at least")
         if "exhaustive" in self.attacks:
@@ -98,7 +98,7 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
         self.encoders = load_encoders(options.encoders, options.device)
         self.task = load_task(
             options.task,
-            pictures=options.pictures,
+            images=options.images,
             column=options.column,
             split=options.split,
             classes=options.classes,
@@ -106,7 +106,7 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
         )
         if options.anchors is not None and options.image_encoder is not None:
             tower = load_image_encoder(options.image_encoder, device=options.device)
-            seen = picture_anchors(options.anchors, self.task.classes, tower, options.pictures)
+            seen = image_anchors(options.anchors, self.task.classes, tower, options.images)
             for label, encoder in self.encoders.items():
                 if (width := encoder.features(encoder.tokenize(["a"])).shape[1]) != seen.shape[1]:
                     raise ValueError(f"--encoders {label} has features of {width}, --image-encoder of {seen.shape[1]}")
@@ -119,7 +119,7 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
         prints = {label: encoder.fingerprint for label, encoder in self.encoders.items()}
         texts = [[self.task.texts[i], self.task.labels[i]] for i in self.numbers]
         named: dict[str, Any] = {"fingerprints": prints, "texts": texts, "class_names": list(self.task.classes)}
-        if self.options.anchors is not None:  # what the pictures are to the classifier
+        if self.options.anchors is not None:  # what the images are to the classifier
             shown = next(iter(self.anchors.values())).float().cpu().numpy().tobytes()
             named["anchor_features"] = hashlib.sha256(shown).hexdigest()
         return named

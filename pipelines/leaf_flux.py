@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
+from leaf_diffusion.diffusion.pipeline import LeafPipeline
 from leaf_diffusion.encoders.base import Feature
-from leaf_diffusion.pipelines.towers import LeafPipeline
 
 
 class LeafFluxPipeline(LeafPipeline, FluxPipeline):

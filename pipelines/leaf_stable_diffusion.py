@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
-from leaf_diffusion.pipelines.towers import LeafPipeline
+from leaf_diffusion.diffusion.pipeline import LeafPipeline
+from leaf_diffusion.encoders.clip import HFTextEncoder
 
 
 class LeafStableDiffusionPipeline(LeafPipeline, StableDiffusionPipeline):
     """`StableDiffusionPipeline` that takes a robust text encoder by name and can attack its own prompts.
 
-    Pictures are those of the stock pipeline with the same components; saved, it *is* a stock pipeline
+    Images are those of the stock pipeline with the same components; saved, it *is* a stock pipeline
     (`StableDiffusionPipeline`, `DiffusionPipeline` and `AutoPipelineForText2Image` load it). A defence is not part of a
     saved pipeline, and neither is the encoder's text projection: name them again when loading.
     """

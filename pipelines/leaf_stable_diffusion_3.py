@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 
-from leaf_diffusion.pipelines.towers import LeafPipeline
+from leaf_diffusion.diffusion.pipeline import LeafPipeline
 
 
 class LeafStableDiffusion3Pipeline(LeafPipeline, StableDiffusion3Pipeline):

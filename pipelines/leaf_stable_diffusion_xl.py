@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-from leaf_diffusion.pipelines.towers import LeafPipeline
+from leaf_diffusion.diffusion.pipeline import LeafPipeline
 
 
 class LeafStableDiffusionXLPipeline(LeafPipeline, StableDiffusionXLPipeline):
     """`StableDiffusionXLPipeline` that takes robust text encoders by name and can attack its own prompts.
 
-    Pictures are those of the stock pipeline with the same components; saved, it *is* a stock pipeline. A defence is not
+    Images are those of the stock pipeline with the same components; saved, it *is* a stock pipeline. A defence is not
     part of a saved pipeline: name it again when loading.
     """
 

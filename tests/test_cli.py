@@ -3,7 +3,7 @@ from importlib import import_module
 import pytest
 
 from leaf_diffusion import __version__
-from leaf_diffusion.cli import COMMANDS, main
+from leaf_diffusion.cli.main import COMMANDS, main
 
 
 def test_every_command_has_its_function() -> None:

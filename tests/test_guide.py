@@ -18,7 +18,7 @@ import pytest
 from leaf_diffusion import cli
 from leaf_diffusion.attacks import ATTACKS
 from leaf_diffusion.encoders import sources
-from leaf_diffusion.eval import options
+from leaf_diffusion.evaluation.t2i import options
 
 ROOT = Path(__file__).parent.parent
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from leaf_diffusion.cli import COMMANDS
+from leaf_diffusion.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")

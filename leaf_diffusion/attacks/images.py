@@ -1,4 +1,4 @@
-"""Attacks on pictures within an l-inf ball: PGD and APGD, and what they climb.
+"""Attacks on images within an l-inf ball: PGD and APGD, and what they climb.
 
 PGD: Madry et al. 2018. APGD and the DLR loss: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an
 ensemble of diverse parameter-free attacks", algorithm 1 and equation 6. The evaluations of the paper and FARE use both.
@@ -24,15 +24,15 @@ ROUNDING = 1e-6
 """How far float32 may lead out of the ball."""
 
 
-class PictureObjective(Protocol):
-    """What an attack maximises, for pictures 0 to 1 in a fixed order."""
+class ImageObjective(Protocol):
+    """What an attack maximises, for images 0 to 1 in a fixed order."""
 
     def __call__(self, pixels: Pixels) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-        """(loss, whose gradient is followed; score, by which the best point is kept) of each picture."""
+        """(loss, whose gradient is followed; score, by which the best point is kept) of each image."""
         ...
 
     def subset(self, which: Int[Tensor, "m"]) -> Self:
-        """The objective of these pictures alone."""
+        """The objective of these images alone."""
         ...
 
 
@@ -80,8 +80,8 @@ class Misclassify:
 
 
 @dataclass(frozen=True)
-class AttackedPictures:
-    """Pictures [n, 3, h, w] in 0 to 1 with scores [n], all measured after the attack; distance: l-inf, of 1."""
+class AttackedImages:
+    """Images [n, 3, h, w] in 0 to 1 with scores [n], all measured after the attack; distance: l-inf, of 1."""
 
     pixels: Pixels
     score: Float[Tensor, "n"]
@@ -91,10 +91,10 @@ class AttackedPictures:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAttack(ABC):
-    """An attack within l-inf distance `eps` (of pixels 0 to 1) of each picture; calling it also verifies the outcome.
+    """An attack within l-inf distance `eps` (of pixels 0 to 1) of each image; calling it also verifies the outcome.
 
-    It starts at a random point of the ball that follows from (seed, picture) alone, and returns the point of highest
-    score that it came by, the clean picture among them; so no score falls below the clean one.
+    It starts at a random point of the ball that follows from (seed, image) alone, and returns the point of highest
+    score that it came by, the clean image among them; so no score falls below the clean one.
     """
 
     name: ClassVar[str]
@@ -108,13 +108,13 @@ class ImageAttack(ABC):
             )
 
     @final
-    def __call__(self, pixels: Pixels, objective: PictureObjective, *, seed: int = 0) -> AttackedPictures:
-        """Attack pictures in 0 to 1. ValueError for other pixels, RuntimeError if the attack left its ball."""
+    def __call__(self, pixels: Pixels, objective: ImageObjective, *, seed: int = 0) -> AttackedImages:
+        """Attack images in 0 to 1. ValueError for other pixels, RuntimeError if the attack left its ball."""
         if pixels.ndim != 4 or not bool(((pixels >= 0) & (pixels <= 1)).all()):
-            raise ValueError(f"pictures are [n, 3, h, w] in 0 to 1, these are {tuple(pixels.shape)}")
+            raise ValueError(f"images are [n, 3, h, w] in 0 to 1, these are {tuple(pixels.shape)}")
         pixels = pixels.detach()
         if not len(pixels):
-            return AttackedPictures(pixels, *(pixels.new_empty(0) for _ in range(3)))
+            return AttackedImages(pixels, *(pixels.new_empty(0) for _ in range(3)))
         best = self.search(pixels, objective, seed)
         with torch.no_grad():
             clean = objective(pixels)[1]
@@ -126,19 +126,19 @@ class ImageAttack(ABC):
                 f"{self.name} left its ball: {float(far.max())} of {self.eps}, "
                 f"pixels {float(best.pixels.min())} to {float(best.pixels.max())}"
             )
-        return AttackedPictures(best.pixels, score, clean, far)
+        return AttackedImages(best.pixels, score, clean, far)
 
     @final
-    def search(self, pixels: Pixels, objective: PictureObjective, seed: int = 0) -> Best:
-        """What the attack comes by, unverified and without the clean picture: for a training step."""
-        noise = torch.stack([_noise(picture, seed) for picture in pixels]).to(pixels)
+    def search(self, pixels: Pixels, objective: ImageObjective, seed: int = 0) -> Best:
+        """What the attack comes by, unverified and without the clean image: for a training step."""
+        noise = torch.stack([_noise(image, seed) for image in pixels]).to(pixels)
         best = Best(pixels, pixels.new_full((len(pixels),), -torch.inf))
         with torch.enable_grad():
             self.run(pixels, objective, project(pixels + self.eps * noise, pixels, self.eps), best)
         return best
 
     @abstractmethod
-    def run(self, pixels: Pixels, objective: PictureObjective, start: Pixels, best: Best) -> None:
+    def run(self, pixels: Pixels, objective: ImageObjective, start: Pixels, best: Best) -> None:
         """The attack itself: it shows `best` every point that it evaluates."""
 
 
@@ -162,7 +162,7 @@ class PGD(ImageAttack):
     steps: int = 10
     step_size: float | None = None
 
-    def run(self, pixels: Pixels, objective: PictureObjective, start: Pixels, best: Best) -> None:
+    def run(self, pixels: Pixels, objective: ImageObjective, start: Pixels, best: Best) -> None:
         size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         x = start
         for _ in range(self.steps):
@@ -174,8 +174,8 @@ class PGD(ImageAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(ImageAttack):
-    """Momentum, and a step that starts at 2 eps and is halved at checkpoints for pictures that oscillate or stand still;
-    these go on from their point of highest loss. `rho`: the share of rising steps below which a picture oscillates.
+    """Momentum, and a step that starts at 2 eps and is halved at checkpoints for images that oscillate or stand still;
+    these go on from their point of highest loss. `rho`: the share of rising steps below which an image oscillates.
     """
 
     name: ClassVar[str] = "apgd"
@@ -184,7 +184,7 @@ class APGD(ImageAttack):
     momentum: float = 0.75
     """alpha of the paper: the weight of the new step."""
 
-    def run(self, pixels: Pixels, objective: PictureObjective, start: Pixels, best: Best) -> None:
+    def run(self, pixels: Pixels, objective: ImageObjective, start: Pixels, best: Best) -> None:
         x = previous = start
         loss, gradient = _climb(x, objective, best)
         step = torch.full_like(loss, 2 * self.eps)
@@ -227,11 +227,11 @@ def project(x: Pixels, pixels: Pixels, eps: float) -> Pixels:
 
 
 def pick(which: Tensor, there: Tensor, here: Tensor) -> Tensor:
-    """Pictures of `there` where `which` [n] says so, else of `here`."""
+    """Images of `there` where `which` [n] says so, else of `here`."""
     return torch.where(which.view(-1, 1, 1, 1), there, here)
 
 
-def _climb(x: Pixels, objective: PictureObjective, best: Best) -> tuple[Tensor, Tensor]:
+def _climb(x: Pixels, objective: ImageObjective, best: Best) -> tuple[Tensor, Tensor]:
     """Loss [n] and its gradient at `x`, which `best` sees."""
     x = x.detach().requires_grad_()
     loss, score = objective(x)
@@ -240,9 +240,9 @@ def _climb(x: Pixels, objective: PictureObjective, best: Best) -> tuple[Tensor, 
     return loss.detach(), gradient
 
 
-def _noise(picture: Tensor, seed: int) -> Tensor:
-    """Uniform in -1 to 1, from (seed, picture) alone."""
-    content = picture.detach().float().cpu().contiguous().numpy().tobytes()
+def _noise(image: Tensor, seed: int) -> Tensor:
+    """Uniform in -1 to 1, from (seed, image) alone."""
+    content = image.detach().float().cpu().contiguous().numpy().tobytes()
     digest = hashlib.sha256(f"{seed}\n".encode() + content).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "little"))
-    return torch.from_numpy(rng.uniform(-1, 1, tuple(picture.shape)))
+    return torch.from_numpy(rng.uniform(-1, 1, tuple(image.shape)))

@@ -1,9 +1,9 @@
 """Text towers and their tokenizers behind one interface."""
 
 from leaf_diffusion.encoders.base import Defence, Feature, Hidden, TextEncoder, Tower
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
+from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 __all__ = [
     "Defence",

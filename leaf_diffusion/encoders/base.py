@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from leaf_diffusion.encoders.chunks import ChunkTokenizer
-from leaf_diffusion.encoders.token_rows import TokenRows
-from leaf_diffusion.encoders.tokenizer import RowTokenizer
 from leaf_diffusion.text import Candidates
+from leaf_diffusion.tokens.chunks import ChunkTokenizer
+from leaf_diffusion.tokens.token_rows import TokenRows
+from leaf_diffusion.tokens.tokenizer import RowTokenizer
 
 
 @dataclass(frozen=True)

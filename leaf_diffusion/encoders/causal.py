@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation, QuickGELUActivation
 
 from leaf_diffusion.encoders.base import TextEncoder, Tower
-from leaf_diffusion.encoders.huggingface import HFTextEncoder, token_table
+from leaf_diffusion.encoders.clip import HFTextEncoder, token_table
 from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder
 
 QUICK = 1.702
 """QuickGELU(x) = x * sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
 
 
-class NotUnderstood(ValueError):
+class UnsupportedTowerError(ValueError):
     """A tower, or a part of it, that is not made of what is known here; the message says which part."""
 
 
@@ -76,23 +76,23 @@ class CausalParts:
 
 
 def causal_parts(encoder: TextEncoder) -> CausalParts:
-    """The parts of a transformers or open_clip tower, as views of its weights. Raises NotUnderstood."""
+    """The parts of a transformers or open_clip tower, as views of its weights. Raises UnsupportedTowerError."""
     if isinstance(encoder, HFTextEncoder):
         parts = _transformers(encoder)
     elif isinstance(encoder, OpenCLIPTextEncoder):
         parts = _open_clip(encoder)
     else:
-        raise NotUnderstood(f"{type(encoder).__name__} is neither a transformers nor an open_clip tower")
+        raise UnsupportedTowerError(f"{type(encoder).__name__} is neither a transformers nor an open_clip tower")
     tensors = parts.tensors()
     if any(tensor.device.type == "meta" for tensor in tensors):
-        raise NotUnderstood("its weights are offloaded")
+        raise UnsupportedTowerError("its weights are offloaded")
     if len({(tensor.device, tensor.dtype) for tensor in tensors}) > 1:
-        raise NotUnderstood("its weights are spread over several devices or precisions")
+        raise UnsupportedTowerError("its weights are spread over several devices or precisions")
     width = parts.positions.shape[1]
     if any(block.out.weight.shape[0] != width or width % block.heads for block in parts.blocks):
-        raise NotUnderstood(f"its blocks do not fit its width of {width}")
+        raise UnsupportedTowerError(f"its blocks do not fit its width of {width}")
     if len(parts.positions) < encoder.context_length:
-        raise NotUnderstood("it has fewer positions than its context")
+        raise UnsupportedTowerError("it has fewer positions than its context")
     return parts
 
 
@@ -123,11 +123,11 @@ def _open_clip(encoder: OpenCLIPTextEncoder) -> CausalParts:
     blocks = []
     for block in tower.transformer.resblocks:
         if type(block).__name__ != "ResidualAttentionBlock" or hasattr(block, "ln_1_kv"):
-            raise NotUnderstood(f"its blocks are {type(block).__name__}")
+            raise UnsupportedTowerError(f"its blocks are {type(block).__name__}")
         attention = block.attn
         _exactly(attention, nn.MultiheadAttention)
         if attention.in_proj_weight is None or attention.bias_k is not None:
-            raise NotUnderstood("its attention has separate or extra keys")
+            raise UnsupportedTowerError("its attention has separate or extra keys")
         out, down = _linear(attention.out_proj), _linear(block.mlp.c_proj)
         blocks.append(
             Block(
@@ -152,7 +152,7 @@ def _reading(encoder: Tower) -> tuple[int, int, int]:
 def _exactly(module: nn.Module, *classes: type[nn.Module]) -> None:
     # a subclass (a LoRA layer, a quantised one) computes something else
     if type(module) not in classes:
-        raise NotUnderstood(f"it holds a {type(module).__name__} where a {classes[0].__name__} was expected")
+        raise UnsupportedTowerError(f"it holds a {type(module).__name__} where a {classes[0].__name__} was expected")
 
 
 def _linear(module: nn.Module) -> Affine:
@@ -170,7 +170,7 @@ def _merged(layer: Any, base: nn.Module) -> Affine:
     if layer.disable_adapters or layer.merged:  # merged: the base's weight holds the adapters already
         return linear
     if layer.lora_variant or any(layer.lora_bias.values()) or (layer.training and _drops(layer)):
-        raise NotUnderstood("it holds a LoRA layer with DoRA, biases or dropout: merge it")
+        raise UnsupportedTowerError("it holds a LoRA layer with DoRA, biases or dropout: merge it")
     deltas = [layer.get_delta_weight(name) for name in layer.active_adapters if name in layer.lora_A]
     return Affine(sum(deltas, linear.weight).detach(), linear.bias)
 
@@ -181,7 +181,7 @@ def _drops(layer: Any) -> bool:
 
 def _norm(module: nn.Module) -> Affine:
     if not isinstance(module, nn.LayerNorm) or type(module).__name__ not in ("LayerNorm", "LayerNormFp32"):
-        raise NotUnderstood(f"it holds a {type(module).__name__} where a LayerNorm was expected")
+        raise UnsupportedTowerError(f"it holds a {type(module).__name__} where a LayerNorm was expected")
     return Affine(module.weight, module.bias, module.eps)
 
 
@@ -191,7 +191,7 @@ def _is_quick(activation: Any) -> bool:
     exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
     if exact or (isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu):
         return False
-    raise NotUnderstood(f"its activation is {type(activation).__name__}")
+    raise UnsupportedTowerError(f"its activation is {type(activation).__name__}")
 
 
 def _scaled(layer: Affine, scale: nn.Module) -> Affine:
@@ -199,7 +199,7 @@ def _scaled(layer: Affine, scale: nn.Module) -> Affine:
         return layer
     gamma = getattr(scale, "gamma", None)
     if type(scale).__name__ != "LayerScale" or not isinstance(gamma, Tensor):
-        raise NotUnderstood(f"its blocks end in a {type(scale).__name__}")
+        raise UnsupportedTowerError(f"its blocks end in a {type(scale).__name__}")
     gamma = gamma.detach()
     return Affine(layer.weight * gamma[:, None], None if layer.bias is None else layer.bias * gamma)
 
@@ -211,7 +211,7 @@ def _hookless(module: nn.Module) -> None:
         # transformers' own, which stay once hidden states were asked for, only look on
         hooked = any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)
         if hooked or hasattr(each, "_hf_hook") or nn.utils.parametrize.is_parametrized(each):
-            raise NotUnderstood(f"{name or 'the model'} has hooks (offloading, adapters) or parametrisations")
+            raise UnsupportedTowerError(f"{name or 'the model'} has hooks (offloading, adapters) or parametrisations")
 
 
 def detached(affine: Affine, dtype: torch.dtype) -> Affine:

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import Tower
+from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.convert import State, to_open_clip, to_transformers
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
 from leaf_diffusion.encoders.single_file import HEADS, Entry, Header, Place, blocks, choose, loader_act, read_header
 from leaf_diffusion.encoders.swap import is_identity
-from leaf_diffusion.encoders.tokenizer import is_clip_vocabulary
+from leaf_diffusion.tokens.tokenizer import is_clip_vocabulary
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _PROJECTION = ("text_projection", "text_projection.weight")

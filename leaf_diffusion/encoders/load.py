@@ -16,11 +16,11 @@ from transformers.utils.hub import cached_file
 
 from leaf_diffusion.encoders import sources
 from leaf_diffusion.encoders.base import Defence, Tower
+from leaf_diffusion.encoders.clip import HFTextEncoder, text_config_of
 from leaf_diffusion.encoders.defences import DEFENCES
-from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_config_of
-from leaf_diffusion.encoders.pickles import refuse_pickled_folder
 from leaf_diffusion.encoders.single_file import load_single_file
-from leaf_diffusion.encoders.tokenizer import CLIP_VOCABULARY, clip_tokenizer
+from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
+from leaf_diffusion.weights.pickles import refuse_pickled_folder
 
 MOST_TOKENS = 10_000_000
 SLACK = 50_000_000  # weights that any machine can hold

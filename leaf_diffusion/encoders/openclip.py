@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from leaf_diffusion.encoders.base import Defence, Tower
-from leaf_diffusion.encoders.tokenizer import CLIP_VOCABULARY, RowTokenizer
+from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, RowTokenizer
 
 PAD = 0  # what open_clip fills its token tensors with
 

@@ -15,12 +15,12 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.convert import full_name, to_transformers
-from leaf_diffusion.encoders.pickles import refuse_pickle
+from leaf_diffusion.weights.pickles import refuse_pickle
 
 HEAD = 64  # width of an attention head in every CLIP text tower; a single file need not say it
 HEADS = "num_attention_heads"  # where it does: in the metadata of ours
 _NOT_THE_TOWERS = ("position_ids", "logit_scale", "logit_bias", "attn_mask")
-_PICTURES = ("vision_model.", "visual.", "visual_projection.")  # the other half of a whole CLIP
+_IMAGES = ("vision_model.", "visual.", "visual_projection.")  # the other half of a whole CLIP
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Header:
         return {
             key.removeprefix(place.prefix): entry
             for key, entry in self.entries.items()
-            if key.startswith(place.prefix) and not key.startswith(_PICTURES) and not key.endswith(_NOT_THE_TOWERS)
+            if key.startswith(place.prefix) and not key.startswith(_IMAGES) and not key.endswith(_NOT_THE_TOWERS)
         }
 
     @property

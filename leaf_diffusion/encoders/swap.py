@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leaf_diffusion.encoders.base import TextEncoder, Tower
-from leaf_diffusion.encoders.huggingface import LEGACY_EOS, text_config_of, text_model_of, token_table
+from leaf_diffusion.encoders.clip import LEGACY_EOS, text_config_of, text_model_of, token_table
 from leaf_diffusion.encoders.load import load_text_encoder
 
 

@@ -66,7 +66,7 @@ class TextFAREConfig:
     met few misspellings, learns much faster."""
     states_weight: float = 0.0
     """Weight of the token states in the loss (`states_loss`), beside the pooled embedding, which is all that TextFARE
-    looks at: above 0, a Stable Diffusion that is conditioned on token states keeps its clean pictures."""
+    looks at: above 0, a Stable Diffusion that is conditioned on token states keeps its clean images."""
     states_captions: int = 16
     """Captions of a batch, half of them clean, whose token states are looked at; these are padded to the full
     context."""

@@ -23,13 +23,13 @@ from torch.nn.functional import cosine_similarity, normalize
 from transformers import CLIPVisionModelWithProjection
 
 from leaf_diffusion.attacks.images import APGD, PGD, FeatureDrift, project
-from leaf_diffusion.encoders.images import ImageEncoder
+from leaf_diffusion.encoders.image_encoder import ImageEncoder
 from leaf_diffusion.finetune.captions import batch_indices
 from leaf_diffusion.finetune.checkpoint import Checkpoint, append_log, cut_log, read_state, write_state
 from leaf_diffusion.finetune.config import rate
 from leaf_diffusion.finetune.fare_config import FAREConfig as FAREConfig
 from leaf_diffusion.finetune.fare_config import image_card
-from leaf_diffusion.finetune.pictures import Pictures, load_some, split_pictures
+from leaf_diffusion.finetune.images import Images, load_some, split_images
 from leaf_diffusion.finetune.processes import accelerator_for
 from leaf_diffusion.finetune.save import save_encoder
 from leaf_diffusion.finetune.textfare import Figures, textfare_loss
@@ -57,20 +57,20 @@ class _Features(nn.Module):  # type: ignore[misc]  # strict mode without torch's
 
 def finetune_image_encoder(
     encoder: ImageEncoder,
-    pictures: Pictures,
+    images: Images,
     output: Path | str,
     config: FAREConfig | None = None,
     *,
-    held_out: Pictures | None = None,
+    held_out: Images | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
     """Finetune a copy of `encoder` (transformers') by FARE and save it in `output`; returns that folder.
 
-    `held_out` pictures are measured on; default: a tenth of `pictures`, 256 at most. The folder is a Hugging Face one:
+    `held_out` images are measured on; default: a tenth of `images`, 256 at most. The folder is a Hugging Face one:
     safetensors, preprocessor_config.json, README.md with the figures; and training_log.jsonl. The same call continues
-    where it was broken off, and returns at once when it had finished. Pictures that cannot be read are left out.
+    where it was broken off, and returns at once when it had finished. Images that cannot be read are left out.
 
-    Raises ValueError for pictures, an encoder or a folder that cannot serve, before the training starts, and where the
+    Raises ValueError for images, an encoder or a folder that cannot serve, before the training starts, and where the
     loss is no finite number any more.
     """
     output, config = Path(output), config or FAREConfig()
@@ -80,23 +80,23 @@ def finetune_image_encoder(
             "load the model's transformers version by load_image_encoder"
         )
     if held_out is None:
-        pictures, held_out = split_pictures(pictures)
+        images, held_out = split_images(images)
     with torch.inference_mode(False), torch.enable_grad(), accelerator_for(config, encoder.device) as accelerator:
-        return _train(accelerator, encoder, pictures, held_out, output, config, on_log)
+        return _train(accelerator, encoder, images, held_out, output, config, on_log)
 
 
 def _train(
     accelerator: Accelerator,
     original: ImageEncoder,
-    pictures: Pictures,
-    held_out: Pictures,
+    images: Images,
+    held_out: Images,
     output: Path,
     config: FAREConfig,
     on_log: Callable[[dict[str, Any]], None] | None,
 ) -> Path:
     rank, processes, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     per_update = config.batch_size * config.accumulation * processes
-    identity = _identity(original, pictures, held_out, config, per_update)
+    identity = _identity(original, images, held_out, config, per_update)
     state = read_state(output, identity)
     if state is not None and state["finished"]:
         return output
@@ -142,8 +142,8 @@ def _train(
                 group["lr"] = config.lr * rate(step, steps, config.warmup_steps)
             for part in range(config.accumulation):
                 first = ((step * config.accumulation + part) * processes + rank) * config.batch_size
-                numbers_of = batch_indices(len(pictures.names), first, config.batch_size, config.seed)
-                batch = load_some(pictures, numbers_of, threads)
+                numbers_of = batch_indices(len(images.names), first, config.batch_size, config.seed)
+                batch = load_some(images, numbers_of, threads)
                 unreadable += config.batch_size - len(batch)
                 clean = original.prepare(batch).to(accelerator.device)
                 anchors = original.embed(clean).to(accelerator.device)
@@ -164,7 +164,7 @@ def _train(
             progress.update(bar, completed=step, loss=f"{mean:.4f}")
             if main:
                 row: dict[str, Any] = {"step": step, "loss": mean, "lr": optimiser.param_groups[0]["lr"]}
-                row["pictures_per_second"] = round(per_update / (monotonic() - started), 2)
+                row["images_per_second"] = round(per_update / (monotonic() - started), 2)
                 if step % config.eval_every == 0 or step == steps:
                     tower.eval()
                     row |= image_figures(trained, pixels, targets, config)
@@ -177,7 +177,7 @@ def _train(
         if main:
             tower.eval()
             after = image_figures(trained, pixels, targets, config)
-            counts = {"steps": steps, "per_update": per_update, "pictures": len(pictures.names)}
+            counts = {"steps": steps, "per_update": per_update, "images": len(images.names)}
             counts["held_out"] = len(pixels)
             card = image_card(original.name, config, before, after, counts)
             save_encoder(tower, original.processor, card, output, getattr(torch, config.save_dtype))
@@ -188,12 +188,12 @@ def _train(
 
 
 def image_figures(encoder: ImageEncoder, pixels: Tensor, targets: Tensor, config: FAREConfig) -> Figures:
-    """Means over pictures, against `targets` [n, d], the original's features of the clean ones.
+    """Means over images, against `targets` [n, d], the original's features of the clean ones.
 
     `drift_*` is the squared L2 distance over the targets' mean squared norm, `cosine_*` the cosine; `*_clean` of the
-    pictures as they are, `*_noise` with random noise of size eps, `*_apgd` under APGD of twice the training's steps on
-    `encoder`. `accuracy_clean`: the share of pictures whose features are nearest (cosine) to the original's of the same
-    picture among all of them.
+    images as they are, `*_noise` with random noise of size eps, `*_apgd` under APGD of twice the training's steps on
+    `encoder`. `accuracy_clean`: the share of images whose features are nearest (cosine) to the original's of the same
+    image among all of them.
     """
     eps, parts = config.eps / 255, range(0, len(pixels), config.batch_size)
     signs = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0)).round() * 2 - 1
@@ -216,13 +216,13 @@ def image_figures(encoder: ImageEncoder, pixels: Tensor, targets: Tensor, config
 
 
 def _identity(
-    encoder: ImageEncoder, pictures: Pictures, held_out: Pictures, config: FAREConfig, per_update: int
+    encoder: ImageEncoder, images: Images, held_out: Images, config: FAREConfig, per_update: int
 ) -> dict[str, Any]:
     """What makes two trainings the same; how an update is spread over batches and processes does not belong to it."""
     settings = asdict(config)
     for name in ("checkpoint_every", "eval_every", "batch_size", "accumulation"):
         del settings[name]
-    names = {"pictures": pictures, "held_out": held_out}
+    names = {"images": images, "held_out": held_out}
     hashes = {
         key: hashlib.sha256("\n".join(value.names).encode(errors="surrogateescape")).hexdigest()
         for key, value in names.items()

@@ -9,7 +9,7 @@ from leaf_diffusion.finetune.card import shown
 from leaf_diffusion.finetune.config import check_choices, check_numbers, check_warmup
 
 _CHOICES = {"mixed_precision": ("no", "fp16", "bf16"), "save_dtype": ("float32", "float16")}
-_ROWS = (("clean", "clean picture"), ("noise", "random noise of size eps"), ("apgd", "APGD"))
+_ROWS = (("clean", "clean image"), ("noise", "random noise of size eps"), ("apgd", "APGD"))
 _TEMPLATE = """---
 library_name: transformers
 tags: [clip, image-encoder, adversarial-robustness, leaf_diffusion]
@@ -18,25 +18,25 @@ tags: [clip, image-encoder, adversarial-robustness, leaf_diffusion]
 # Image encoder finetuned with FARE
 
 A `CLIPVisionModelWithProjection`, finetuned from {name} with leaf_diffusion {version} so that its features stay close
-to the original's of the clean picture when every pixel moves by up to {eps:g}/255
+to the original's of the clean image when every pixel moves by up to {eps:g}/255
 ([arXiv 2402.12336](https://arxiv.org/abs/2402.12336)).
 
-{held_out} held-out pictures against the original's clean features; APGD of {apgd_steps} steps is run anew on the tower
+{held_out} held-out images against the original's clean features; APGD of {apgd_steps} steps is run anew on the tower
 that it measures. Drift: squared L2 over the features' mean squared norm.
 
-accuracy_clean: {accuracy_before:.3f} before, {accuracy_after:.3f} after, the share of these pictures whose features are
-nearest (cosine) to the original's of the same picture among all of them.
+accuracy_clean: {accuracy_before:.3f} before, {accuracy_after:.3f} after, the share of these images whose features are
+nearest (cosine) to the original's of the same image among all of them.
 
 | input | cosine before | after | drift before | after |
 |---|---|---|---|---|
 {table}
 
-{steps} steps of {per_update} pictures, out of {pictures}. Settings:
+{steps} steps of {per_update} images, out of {images}. Settings:
 
 {settings}
 
 ```python
-from leaf_diffusion.encoders.images import load_image_encoder
+from leaf_diffusion.encoders.image_encoder import load_image_encoder
 
 encoder = load_image_encoder("this folder")
 ```
@@ -45,14 +45,14 @@ encoder = load_image_encoder("this folder")
 
 @dataclass(frozen=True)
 class FAREConfig:
-    """The recipe. An update sees `batch_size * accumulation * processes` pictures."""
+    """The recipe. An update sees `batch_size * accumulation * processes` images."""
 
     eps: float = 2.0
     """How far a pixel may move, in steps of 1/255."""
     attack_steps: int = 10
     """Steps of PGD on each batch."""
     batch_size: int = 128
-    """Pictures that a process attacks and learns from at once."""
+    """Images that a process attacks and learns from at once."""
     accumulation: int = 1
     """Batches an update."""
     max_steps: int = 10_000
@@ -91,7 +91,7 @@ def image_card(
     counts: Mapping[str, int],
 ) -> str:
     """README.md of a tower finetuned from `name`; `before` and `after` as `image_figures` gives them, `counts`: steps,
-    per_update, pictures, held_out."""
+    per_update, images, held_out."""
     rows = [
         f"| {label} | {before[f'cosine_{key}']:.3f} | {after[f'cosine_{key}']:.3f} "
         f"| {before[f'drift_{key}']:.3f} | {after[f'drift_{key}']:.3f} |"

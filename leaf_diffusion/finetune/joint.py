@@ -1,8 +1,8 @@
 """Both towers finetuned together: TextFARE and FARE in one loss, and what only the pair can lose.
 
-The paper finetunes its encoders apart and names that as a limit. Here each batch is captions with their pictures: both are
+The paper finetunes its encoders apart and names that as a limit. Here each batch is captions with their images: both are
 attacked (LEAF on the text tower, PGD on the image tower, each against its own frozen original), both features are
-drawn back, and the similarities of attacked captions with attacked pictures are held to the originals' of the clean pairs.
+drawn back, and the similarities of attacked captions with attacked images are held to the originals' of the clean pairs.
 """
 
 import copy
@@ -24,14 +24,14 @@ from transformers import CLIPVisionModelWithProjection
 from leaf_diffusion.attacks import LeafAttack
 from leaf_diffusion.attacks.images import PGD, FeatureDrift
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
-from leaf_diffusion.encoders.images import ImageEncoder
+from leaf_diffusion.encoders.clip import HFTextEncoder
+from leaf_diffusion.encoders.image_encoder import ImageEncoder
 from leaf_diffusion.finetune.captions import batch_indices
 from leaf_diffusion.finetune.checkpoint import Checkpoint, append_log, cut_log, read_state, write_state
 from leaf_diffusion.finetune.config import rate
+from leaf_diffusion.finetune.images import Pairs, load_pairs
 from leaf_diffusion.finetune.joint_config import JointConfig as JointConfig
 from leaf_diffusion.finetune.joint_config import joint_card
-from leaf_diffusion.finetune.pictures import Pairs, load_pairs
 from leaf_diffusion.finetune.save import save_encoder
 from leaf_diffusion.finetune.textfare import Figures, attack_captions, bucketed, embed, textfare_loss
 from leaf_diffusion.finetune.tower import check_encoder, new_optimiser, trainable_copy
@@ -48,9 +48,9 @@ _COLUMNS = (
 
 def pair_loss(
     texts: Float[Tensor, "n d"],
-    pictures: Float[Tensor, "n d"],
+    images: Float[Tensor, "n d"],
     clean_texts: Float[Tensor, "n d"],
-    clean_pictures: Float[Tensor, "n d"],
+    clean_images: Float[Tensor, "n d"],
     temperature: float,
 ) -> Float[Tensor, ""]:
     """Mean Kullback-Leibler divergence, both ways of reading the batch, of softmaxed cosines from the originals'."""
@@ -58,7 +58,7 @@ def pair_loss(
     def logits(a: Tensor, b: Tensor) -> Tensor:
         return normalize(a.float(), dim=-1) @ normalize(b.float(), dim=-1).T / temperature
 
-    found, wanted = logits(texts, pictures), logits(clean_texts, clean_pictures)
+    found, wanted = logits(texts, images), logits(clean_texts, clean_images)
     both = ((found, wanted), (found.T, wanted.T))
     parts = [kl_div(log_softmax(f, -1), log_softmax(w, -1), reduction="batchmean", log_target=True) for f, w in both]
     return (parts[0] + parts[1]) / 2
@@ -111,7 +111,7 @@ def _train(
         {"text": trainable_copy(original).to(device), "image": copy.deepcopy(image.module).float().requires_grad_()}
     )
     texts = HFTextEncoder(towers["text"], original.tokenizer, name="trained")
-    pictures = ImageEncoder(towers["image"], image.preprocessing, name="trained")
+    images = ImageEncoder(towers["image"], image.preprocessing, name="trained")
     optimiser = new_optimiser(towers, lr=config.lr, weight_decay=config.weight_decay)
     checkpoint = Checkpoint(output, towers, optimiser)
     step, _, _ = checkpoint.load()
@@ -147,9 +147,9 @@ def _train(
             text_anchor, image_anchor = embed(original, captions), image.embed(clean).to(device)
             towers.eval()
             attacked = attack_captions(leaf, texts, captions, text_anchor, k=config.k, constraint=constraint, seed=seed)
-            pixels = pgd.search(clean, FeatureDrift(pictures.features, image_anchor), seed).pixels
+            pixels = pgd.search(clean, FeatureDrift(images.features, image_anchor), seed).pixels
             towers.train()
-            said, seen = bucketed(texts.features, texts.tokenize(attacked)), pictures.features(pixels)
+            said, seen = bucketed(texts.features, texts.tokenize(attacked)), images.features(pixels)
             loss = textfare_loss(said, text_anchor) / text_anchor.square().sum(-1).mean()
             loss = loss + textfare_loss(seen, image_anchor) / image_anchor.square().sum(-1).mean()
             loss = loss + config.pair_weight * pair_loss(said, seen, text_anchor, image_anchor, config.temperature)
@@ -165,13 +165,13 @@ def _train(
             measured = step % config.eval_every == 0 or step == config.max_steps
             if measured:
                 towers.eval()
-                row |= measure(texts, pictures)
+                row |= measure(texts, images)
             if step % LOG_EVERY == 0 or measured:
                 log(row)
             if step % config.checkpoint_every == 0 or step == config.max_steps:
                 checkpoint.save(step, {}, {})
         towers.eval()
-        after = measure(texts, pictures)
+        after = measure(texts, images)
     counts = {"steps": config.max_steps, "pairs": len(pairs.names), "held_out": len(shown[0])}
     card = joint_card(original.name, image.name, config, before, after, counts)
     for part, reading in (("text", original.tokenizer), ("image", image.processor)):
@@ -190,7 +190,7 @@ def pair_figures(
     drawn: list[Any],
     config: JointConfig,
 ) -> Figures:
-    """Recall@1 among these pairs, of pictures by captions, each clean or attacked: `recall_clean`, `recall_text` (the
+    """Recall@1 among these pairs, of images by captions, each clean or attacked: `recall_clean`, `recall_text` (the
     captions attacked), `recall_image`, `recall_both`; and the relative losses `drift_text`, `drift_image`.
 
     Attacks: LEAF with rho 50 and PGD of twice the training's steps, on the towers that are measured. Pairs whose captions
@@ -212,8 +212,8 @@ def pair_figures(
     seen = {"clean": image.embed(clean), "attacked": image.embed(moved)}
     same = torch.tensor([[a == b for b in captions] for a in captions])
 
-    def recall(texts: str, pictures: str) -> float:
-        cosines = normalize(said[texts], dim=-1) @ normalize(seen[pictures].to(said[texts].device), dim=-1).T
+    def recall(texts: str, images: str) -> float:
+        cosines = normalize(said[texts], dim=-1) @ normalize(seen[images].to(said[texts].device), dim=-1).T
         return float(same[torch.arange(len(captions)), cosines.argmax(1).cpu()].float().mean())
 
     return {

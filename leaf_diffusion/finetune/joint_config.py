@@ -11,7 +11,7 @@ from leaf_diffusion.finetune.config import check_numbers, check_warmup
 _ROWS = (
     ("recall_clean", "both clean"),
     ("recall_text", "captions attacked"),
-    ("recall_image", "pictures attacked"),
+    ("recall_image", "images attacked"),
     ("recall_both", "both attacked"),
 )
 _TEMPLATE = """---
@@ -22,9 +22,9 @@ tags: [clip, adversarial-robustness, leaf_diffusion]
 # CLIP towers finetuned together
 
 The text tower (`text`) of {text} and the image tower (`image`) of {image}, finetuned together with leaf_diffusion {version}: attacked
-captions and attacked pictures are drawn back to the originals' clean features, and their similarities to the originals'.
+captions and attacked images are drawn back to the originals' clean features, and their similarities to the originals'.
 
-Recall@1 of pictures by captions among {held_out} held-out pairs; attacks are run anew on the towers that they measure.
+Recall@1 of images by captions among {held_out} held-out pairs; attacks are run anew on the towers that they measure.
 
 | | before | after |
 |---|---|---|
@@ -88,7 +88,7 @@ def joint_card(
     rows = [f"| {label} | {before[key]:.3f} | {after[key]:.3f} |" for key, label in _ROWS]
     rows += [
         f"| drift of attacked {what}s | {before[key]:.3f} | {after[key]:.3f} |"
-        for key, what in (("drift_text", "caption"), ("drift_image", "picture"))
+        for key, what in (("drift_text", "caption"), ("drift_image", "image"))
     ]
     return _TEMPLATE.format(
         text=f"`{shown(text)}`",  # in code spans nothing of them is Markdown or HTML

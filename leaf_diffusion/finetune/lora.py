@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from leaf_diffusion.encoders.huggingface import text_model_of, token_table
+from leaf_diffusion.encoders.clip import text_model_of, token_table
 from leaf_diffusion.finetune.save import whole_files
 from leaf_diffusion.finetune.spelling import SpellingEmbedding
 

@@ -163,7 +163,7 @@ def held_out_figures(
     `drift_*` is the squared L2 distance over the targets' mean squared norm, `cosine_*` the cosine; `*_clean` of the
     captions as they are, `*_typos` with `k` random edits, `*_leaf` under the LEAF attack on `encoder`. `accuracy_clean`
     is top-1 retrieval against the original: the share of captions whose embedding is nearest (cosine) to the original's
-    of the same caption among those of all distinct ones; 1.0 before training, and no pictures are needed.
+    of the same caption among those of all distinct ones; 1.0 before training, and no images are needed.
     """
     attacks: dict[str, Attack] = {"typos": RandomTypos(), "leaf": LeafAttack(rho=rho)}
     given = {"clean": list(captions)}

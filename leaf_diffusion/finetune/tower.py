@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
-from leaf_diffusion.encoders.huggingface import HFTextEncoder, text_model_of, token_table
+from leaf_diffusion.encoders.clip import HFTextEncoder, text_model_of, token_table
 from leaf_diffusion.finetune.config import TextFAREConfig
 from leaf_diffusion.finetune.spelling import SpellingEmbedding, TokenTable
 from leaf_diffusion.finetune.textfare import bucketed

@@ -2,7 +2,7 @@
 
 A token that was learnt for one encoder means something else to an encoder whose token table has been finetuned. But what
 the denoiser should be told is known: the token states of the encoder that it was learnt for. So the other encoder's
-vectors are found by descent towards those, in seconds and without pictures or a denoiser.
+vectors are found by descent towards those, in seconds and without images or a denoiser.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import Hidden, Tower
-from leaf_diffusion.encoders.pickles import refuse_pickle
 from leaf_diffusion.runs import atomic_write
+from leaf_diffusion.weights.pickles import refuse_pickle
 
 TEMPLATES = (
     "{}", "a {}", "the {}", "a photo of {}", "a photo of a {}", "a photo of the {}", "a photo of my {}", "a picture of a {}",

@@ -19,7 +19,7 @@ class ClipModel(Protocol):
 
 
 def clip_score_from_features(image: Tensor, text: Tensor) -> float:
-    """100 * cosine of one picture's and one caption's features [d].
+    """100 * cosine of one image's and one caption's features [d].
 
     Not clamped at 0: torchmetrics clamps the mean only, and a bootstrap over prompts needs the values themselves.
     """
@@ -29,24 +29,24 @@ def clip_score_from_features(image: Tensor, text: Tensor) -> float:
 def clip_scores(
     images: Sequence[Image.Image], texts: Sequence[str], model: ClipModel, *, batch_size: int = 64
 ) -> list[float]:
-    """100 * cosine of each picture and its caption, not clamped. Raises ValueError when the lengths differ.
+    """100 * cosine of each image and its caption, not clamped. Raises ValueError when the lengths differ.
 
     The model truncates captions beyond its context length; count those beside the score.
     """
     if len(images) != len(texts):
-        raise ValueError(f"each picture needs its caption: {len(images)} pictures, {len(texts)} captions")
+        raise ValueError(f"each image needs its caption: {len(images)} images, {len(texts)} captions")
     scores: list[float] = []
     for start in range(0, len(images), batch_size):
         with torch.inference_mode():
-            pictures = model.encode_image(list(images[start : start + batch_size]))
+            features = model.encode_image(list(images[start : start + batch_size]))
             captions = model.encode_text(list(texts[start : start + batch_size]))
-        scores += [clip_score_from_features(a, b) for a, b in zip(pictures, captions, strict=True)]
+        scores += [clip_score_from_features(a, b) for a, b in zip(features, captions, strict=True)]
     return scores
 
 
 def clip_score(images: Sequence[Image.Image], texts: Sequence[str], model: ClipModel, *, batch_size: int = 64) -> float:
-    """Mean of `clip_scores`, at least 0: torchmetrics.functional.multimodal.clip_score. ValueError on no picture."""
+    """Mean of `clip_scores`, at least 0: torchmetrics.functional.multimodal.clip_score. ValueError on no image."""
     if not images:
-        raise ValueError("CLIPScore of no pictures")
+        raise ValueError("CLIPScore of no images")
     scores = clip_scores(images, texts, model, batch_size=batch_size)
     return max(sum(scores) / len(scores), 0.0)

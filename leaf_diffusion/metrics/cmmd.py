@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leaf_diffusion.metrics.distance import Distance, Features, feature_sets
+from leaf_diffusion.metrics.distribution import Distance, Features, feature_sets
 
 SIGMA, SCALE = 10.0, 1000.0
 
@@ -12,7 +12,7 @@ SIGMA, SCALE = 10.0, 1000.0
 def cmmd(a: Features, b: Features) -> Distance:
     """1000 * MMD^2 with exp(-|x-y|^2 / (2 * 10^2)) on rows scaled to unit length; features [n, d] and [m, d].
 
-    As in the paper's code each picture also meets itself: 0 for equal sets, never negative, and biased upwards by
+    As in the paper's code each image also meets itself: 0 for equal sets, never negative, and biased upwards by
     about 10 (1 - mean cosine within a set) / n for each set, so compare equal n only. ValueError on a zero row.
     """
     first, second = feature_sets(a, b, least=1)

@@ -1,4 +1,4 @@
-"""How far a picture moved when only its prompt was attacked (same seed, same encoder)."""
+"""How far an image moved when only its prompt was attacked (same seed, same encoder)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 def pixel_rmse(a: Image.Image, b: Image.Image) -> float:
     """Root mean square difference of RGB values in 0..1. Raises ValueError on unequal sizes."""
     if a.size != b.size:
-        raise ValueError(f"pictures of one size are compared, not {a.size} and {b.size}")
-    x, y = (np.asarray(picture.convert("RGB"), dtype=np.float64) / 255 for picture in (a, b))
+        raise ValueError(f"images of one size are compared, not {a.size} and {b.size}")
+    x, y = (np.asarray(image.convert("RGB"), dtype=np.float64) / 255 for image in (a, b))
     return float(np.sqrt(np.mean((x - y) ** 2)))
 
 

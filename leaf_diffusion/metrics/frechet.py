@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from leaf_diffusion.metrics.distance import Distance, Features, feature_sets
+from leaf_diffusion.metrics.distribution import Distance, Features, feature_sets
 
 
 def frechet_distance(a: Features, b: Features) -> Distance:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), in float64; features [n, d] and [m, d], n and m >= 2.
 
     The value falls as n grows (bias), steeply so while n <= d, where the covariances S are singular: compare equal n
-    only, and read KID or CMMD first when pictures are few. No square root of an asymmetric matrix is taken, so singular
+    only, and read KID or CMMD first when images are few. No square root of an asymmetric matrix is taken, so singular
     covariances need no jitter and equal sets give 0 to rounding.
     """
     first, second = feature_sets(a, b)

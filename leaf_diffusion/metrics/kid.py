@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from leaf_diffusion.metrics.distance import Distance, Features, feature_sets
+from leaf_diffusion.metrics.distribution import Distance, Features, feature_sets
 
 
 def kid(a: Features, b: Features, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> Distance:
     """Unbiased MMD^2 with the kernel (x.y/d + 1)^3: mean and std over random subsets; features [n, d] and [m, d].
 
     Unbiased at any n, so it may come out slightly negative. A subset is at most the smaller set; std is that of the
-    drawn subsets, not of a new sample of pictures.
+    drawn subsets, not of a new sample of images.
     """
     first, second = feature_sets(a, b)
     if subsets < 1 or subset_size < 2:

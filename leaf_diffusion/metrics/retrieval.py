@@ -1,4 +1,4 @@
-"""Where the right picture stands when pictures are ranked by their similarity to a caption."""
+"""Where the right image stands when images are ranked by their similarity to a caption."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from leaf_diffusion.reports.results import METRICS, PAIRED, Metric, Results, Set
 from leaf_diffusion.runs import Run, Values, atomic_write, load_run, prompt_values
 
 SHOWN = 24
-"""Changed pictures on the page."""
+"""Changed images on the page."""
 Place = tuple[str, Setting, str]
 """Encoder, setting, metric."""
 
@@ -62,7 +62,7 @@ def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _by_place(run: Run) -> dict[Place, Values]:
-    values = prompt_values(run.records("pictures"), run.records("scores"))
+    values = prompt_values(run.records("images"), run.records("scores"))
     return {
         (encoder, setting_of({"protocol": protocol, "source": source, "k": k}), metric): each
         for ((encoder, protocol, source, k), metric), each in values.items()
@@ -126,7 +126,7 @@ def _headline(
 def _changed(
     runs: Sequence[Run], results: Sequence[Results], order: Sequence[tuple[str, Setting]]
 ) -> Iterator[dict[str, Any]]:
-    """Pictures that are right in one run and wrong in the other, by encoder and setting."""
+    """Images that are right in one run and wrong in the other, by encoder and setting."""
     rows: list[dict[str, GalleryRow]] = [
         {row.prompt_id: row for row in gallery_rows(run, baseline=each.baseline)}
         for run, each in zip(runs, results, strict=True)
@@ -135,5 +135,5 @@ def _changed(
         for prompt_id, row in rows[0].items():
             cells = [each[prompt_id].cells.get((label, setting)) for each in rows if prompt_id in each]
             if len(cells) == 2 and {cell.correct for cell in cells if cell is not None} == {True, False}:
-                pictures = [sections.picture(cell, row.prompt) for cell in cells]
-                yield {"prompt": row.prompt, "encoder": label, "label": setting.label, "cells": pictures}
+                images = [sections.image(cell, row.prompt) for cell in cells]
+                yield {"prompt": row.prompt, "encoder": label, "label": setting.label, "cells": images}

@@ -21,7 +21,7 @@ TITLES = {"drift": "Pixels moved", "drift_features": "Features moved"}
 def own_costs(results: Results) -> list[Matrix]:
     """A line a metric, a column an encoder, all of this run's clean prompts; empty where there is nothing to set apart.
 
-    Of drift the baseline's column has what another noise does: how far pictures lie apart when nothing is swapped.
+    Of drift the baseline's column has what another noise does: how far images lie apart when nothing is swapped.
     """
     others = [label for label in results.encoders if label != results.baseline]
     clean, lines = Setting("clean"), list[tuple[str, Sequence[Cell], str]]()

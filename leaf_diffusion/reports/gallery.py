@@ -1,4 +1,4 @@
-"""Pictures side by side: every encoder, clean and attacked, the prompts that hurt the baseline most first."""
+"""Images side by side: every encoder, clean and attacked, the prompts that hurt the baseline most first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GalleryCell:
-    """One picture. prompt: what was asked; given: what the encoder read after its defence; image: None when damaged;
+    """One image. prompt: what was asked; given: what the encoder read after its defence; image: None when damaged;
     shattered: the pieces into which the tokenizer breaks each word that the attack made."""
 
     encoder: str
@@ -35,7 +35,7 @@ class GalleryCell:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One clean prompt and its pictures of the first noise. damage: how much the baseline lost, the sorting key;
+    """One clean prompt and its images of the first noise. damage: how much the baseline lost, the sorting key;
     number: its place in the run."""
 
     prompt_id: str
@@ -45,7 +45,7 @@ class GalleryRow:
     damage: tuple[float, float, float]
 
     def gain(self, robust: str, baseline: str, setting: Setting) -> tuple[float, float]:
-        """How much better the robust encoder's attacked picture is: right minus right, then CLIPScore or less drift."""
+        """How much better the robust encoder's attacked image is: right minus right, then CLIPScore or less drift."""
         mine, theirs = self.cells.get((robust, setting)), self.cells.get((baseline, setting))
         if mine is None or theirs is None or mine.image is None or theirs.image is None:
             return (-2.0, 0.0)
@@ -56,14 +56,14 @@ class GalleryRow:
 
 
 def gallery_rows(run: Run | str | Path, *, baseline: str | None = None) -> list[GalleryRow]:
-    """One row a prompt, largest damage to the baseline first (right pictures lost, then CLIPScore lost, then drift).
+    """One row a prompt, largest damage to the baseline first (right images lost, then CLIPScore lost, then drift).
 
     baseline: label of an encoder; default the first recorded one.
     """
     run = run if isinstance(run, Run) else load_run(run)
     scores = {record["id"]: record for record in run.records("scores")}
     broken = {(r["source"], r["k"], r["prompt_id"]): r.get("shattered", []) for r in run.records("attacks")}
-    shown = [r for r in run.records("pictures") if r["seed_index"] == 0 and r["protocol"] != "floor"]
+    shown = [r for r in run.records("images") if r["seed_index"] == 0 and r["protocol"] != "floor"]
     if not shown:
         return []
     baseline = baseline or shown[0]["encoder"]
@@ -120,12 +120,12 @@ def most_telling(rows: Sequence[GalleryRow], results: Results, limit: int) -> li
 
 
 def save_overview(run: Run | str | Path, path: Path, *, limit: int = 4) -> None:
-    """One picture that shows the effect, as a README opens with: the most telling prompts, clean and attacked, by the
-    baseline and by the robust encoder. Raises ValueError for a run without attacked pictures."""
+    """One image that shows the effect, as a README opens with: the most telling prompts, clean and attacked, by the
+    baseline and by the robust encoder. Raises ValueError for a run without attacked images."""
     run = run if isinstance(run, Run) else load_run(run)
     results = Results.of(run)
     if results.focus is None:
-        raise ValueError(f"{run.folder} holds no attacked pictures")
+        raise ValueError(f"{run.folder} holds no attacked images")
     rows = most_telling(gallery_rows(run, baseline=results.baseline), results, limit)
     labels = [label for label in (results.baseline, results.robust) if label]
     contact_sheet(rows, labels, results.focus, scale=1.9).savefig(path, dpi=100)
@@ -146,7 +146,7 @@ def marks(original: str, perturbed: str) -> list[tuple[str, str]]:
 def contact_sheet(
     rows: Sequence[GalleryRow], encoders: Sequence[str], setting: Setting, *, scale: float = 1.6
 ) -> Figure:
-    """A matplotlib figure: one line a prompt; for each encoder its clean and its attacked picture, framed by the judge."""
+    """A matplotlib figure: one line a prompt; for each encoder its clean and its attacked image, framed by the judge."""
     import textwrap
 
     import numpy as np
@@ -163,10 +163,8 @@ def contact_sheet(
             if cell is None or cell.image is None:
                 axis.text(0.5, 0.5, "missing", ha="center", va="center", transform=axis.transAxes)
                 continue
-            with Image.open(cell.image) as picture:
-                axis.imshow(
-                    np.asarray(picture.convert("RGB")), interpolation="nearest" if picture.width < 128 else None
-                )
+            with Image.open(cell.image) as image:
+                axis.imshow(np.asarray(image.convert("RGB")), interpolation="nearest" if image.width < 128 else None)
             mark = {True: " ✓", False: " ✗", None: ""}[cell.correct]
             text = "\n".join(textwrap.wrap(visible(cell.prompt), 24, max_lines=2, placeholder="…"))
             axis.set_xlabel(text, fontsize=6.5, parse_math=False)
@@ -189,11 +187,11 @@ def show_gallery(
 ) -> Figure:
     """The `limit` most damaged prompts as a figure, for notebooks. source: None for adaptive attacks, else a label.
 
-    Raises ValueError when the run holds no picture of that attack.
+    Raises ValueError when the run holds no image of that attack.
     """
     rows = gallery_rows(run)
     setting = Setting("adaptive", "", k) if source is None else Setting("transfer", source, k)
     labels = list(dict.fromkeys(label for row in rows for label, s in row.cells if s == setting))
     if not labels:
-        raise ValueError(f"the run holds no pictures of prompts {setting.label}")
+        raise ValueError(f"the run holds no images of prompts {setting.label}")
     return contact_sheet(rows[:limit], list(encoders or labels), setting)

@@ -33,7 +33,7 @@ def headline(results: Results) -> Headline:
     """The main metric of the robust encoder against the baseline in the focus setting."""
     metric, robust, focus = results.main, results.robust, results.focus
     if metric is None or focus is None:
-        return Headline("This run holds no attacked pictures, so it says nothing about robustness.")
+        return Headline("This run holds no attacked images, so it says nothing about robustness.")
     theirs = results.get(results.baseline, focus, metric.key)
     if robust is None or theirs is None:
         value = "" if theirs is None else f": {metric.title.lower()} {metric.show(theirs['mean'])} (n={theirs['n']})"
@@ -53,11 +53,11 @@ def _sentence(
 ) -> tuple[str, str]:
     a, b = metric.show(mine["mean"]), metric.show(theirs["mean"])
     if metric.key == "scene_accuracy":
-        body = f"the encoder “{isolated(robust)}” keeps {a} of the pictures right, “{isolated(results.baseline)}” {b}"
+        body = f"the encoder “{isolated(robust)}” keeps {a} of the images right, “{isolated(results.baseline)}” {b}"
     elif metric.higher_is_better:
-        body = f"the pictures of “{isolated(robust)}” reach a {metric.title} of {a}, those of “{isolated(results.baseline)}” {b}"
+        body = f"the images of “{isolated(robust)}” reach a {metric.title} of {a}, those of “{isolated(results.baseline)}” {b}"
     else:
-        body = f"the pictures of “{isolated(robust)}” move by {a}, those of “{isolated(results.baseline)}” by {b}"
+        body = f"the images of “{isolated(robust)}” move by {a}, those of “{isolated(results.baseline)}” by {b}"
     n = f"n={difference['n']} prompt" + ("s" if difference["n"] != 1 else "")
     size = metric.show_difference(difference["mean"]) + (" points" if metric.unit == "%" else "")
     interval = metric.show_interval(difference)

@@ -20,7 +20,7 @@ from leaf_diffusion.reports.untrusted import finalize, prompt
 from leaf_diffusion.runs import Run, atomic_write, load_run
 
 MAX_BYTES = 15_000_000
-_RESERVED = 2_500_000  # tables, plots and markup beside the gallery's pictures
+_RESERVED = 2_500_000  # tables, plots and markup beside the gallery's images
 
 
 def write_report(run: Run | str | Path) -> Path:
@@ -87,7 +87,7 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
             for key in plotted
         ],
         "sets": [(sections.means(results, key), results.space(key)) for key in SETS if results.has(key)],
-        "real_pictures": found.get("real_pictures"),
+        "real_images": found.get("real_images"),
         "attacks": found.get("attacks", []),
         "uncounted": uncounted(rows, results, found, run.records("scores")),
         "gallery": shown,

@@ -60,7 +60,7 @@ Point = tuple[float, float, float, float]
 
 
 def _line(results: Results, label: str, metric: Metric, protocol: str, source: str) -> list[Point]:
-    """(k, mean, low, high), scaled; k = 0 is the clean picture."""
+    """(k, mean, low, high), scaled; k = 0 is the clean image."""
     points: list[Point] = []
     for k in [0, *results.ks]:
         row = results.get(label, Setting(protocol, source, k) if k else Setting("clean"), metric.key)

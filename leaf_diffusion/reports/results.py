@@ -19,11 +19,11 @@ _REST: Fields = {
         "an object of texts", lambda v: isinstance(v, dict) and all(isinstance(name, str) for name in v.values())
     ).if_any,
     "swap_cost": Field("an object", lambda value: isinstance(value, dict)).or_null.if_any,
-    "real_pictures": COUNT.or_null.if_any,
+    "real_images": COUNT.or_null.if_any,
     "counts": Field("an object", lambda value: isinstance(value, dict)).if_any,
     "attacks": Field("a list of objects", lambda v: isinstance(v, list) and all(isinstance(o, dict) for o in v)).if_any,
 }
-_COUNTS: Fields = dict.fromkeys(("pictures", "drawn", "truncated", "given_unchanged"), COUNT.if_any)
+_COUNTS: Fields = dict.fromkeys(("images", "drawn", "truncated", "given_unchanged"), COUNT.if_any)
 _ATTACKS: Fields = {
     "source": TEXT,
     **dict.fromkeys(("k", "n", "unchanged", "truncated"), COUNT),
@@ -66,17 +66,17 @@ METRICS = {
     for metric in (
         Metric(
             "scene_accuracy",
-            "Right pictures",
-            "share of pictures in which the scene judge finds every object and colour of the clean prompt",
+            "Right images",
+            "share of images in which the scene judge finds every object and colour of the clean prompt",
             scale=100,
             digits=0,
             unit="%",
         ),
-        Metric("clip_score", "CLIPScore", "100 × cosine between picture and clean prompt, by a CLIP nobody attacked"),
+        Metric("clip_score", "CLIPScore", "100 × cosine between image and clean prompt, by a CLIP nobody attacked"),
         Metric(
             "drift",
             "Drift",
-            "difference between the attacked and the clean picture of the same encoder and noise, RMSE of pixels in 0 to 1",
+            "difference between the attacked and the clean image of the same encoder and noise, RMSE of pixels in 0 to 1",
             higher_is_better=False,
             digits=3,
         ),
@@ -90,7 +90,7 @@ METRICS = {
         Metric(
             "clip_score_attacked_caption",
             "CLIPScore to the attacked prompt",
-            "the same against the attacked prompt: high means that the picture follows the misspelling",
+            "the same against the attacked prompt: high means that the image follows the misspelling",
         ),
         Metric(
             "sensitivity",
@@ -185,7 +185,7 @@ class Results:
         return any(row["mean"] is not None and row["baseline"] is None for row in mine)
 
     def swap_drift(self, encoder: str, metric: str) -> Row | None:
-        """How far the encoder's clean pictures are from the baseline's ("drift" or "drift_features")."""
+        """How far the encoder's clean images are from the baseline's ("drift" or "drift_features")."""
         return self._swap.get((encoder, metric))
 
     def space(self, metric: str) -> str:
@@ -198,7 +198,7 @@ class Results:
 
     @property
     def main(self) -> Metric | None:
-        """The metric to lead with: right pictures where scenes are known, else CLIPScore, else drift."""
+        """The metric to lead with: right images where scenes are known, else CLIPScore, else drift."""
         return next((METRICS[key] for key in PAIRED if self.has(key)), None)
 
     @property

@@ -8,11 +8,11 @@ from itertools import combinations
 from typing import Any
 
 from leaf_diffusion.reports.gallery import GalleryCell, GalleryRow, marks, most_telling
-from leaf_diffusion.reports.pictures import data_uri
+from leaf_diffusion.reports.images import data_uri
 from leaf_diffusion.reports.results import METRICS, Metric, Results, Row, Setting
 from leaf_diffusion.text.visible import isolated
 
-_MARKUP = 900  # bytes of HTML around a picture
+_MARKUP = 900  # bytes of HTML around an image
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def _n(rows: Iterable[Row | None]) -> str:
     return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
 
 
-def picture(cell: GalleryCell | None, original: str) -> dict[str, Any] | None:
-    """A gallery cell for the template; None where that encoder has no such picture."""
+def image(cell: GalleryCell | None, original: str) -> dict[str, Any] | None:
+    """A gallery cell for the template; None where that encoder has no such image."""
     if cell is None:
         return None
     uri, pixelated = data_uri(cell.image) if cell.image is not None else ("", False)
@@ -114,7 +114,7 @@ def picture(cell: GalleryCell | None, original: str) -> dict[str, Any] | None:
 
 
 def telling(rows: Sequence[GalleryRow], results: Results, limit: int = 4) -> list[dict[str, Any]]:
-    """The prompts on which the robust encoder gains most over the baseline: 2 x 2 pictures each."""
+    """The prompts on which the robust encoder gains most over the baseline: 2 x 2 images each."""
     focus, labels = results.focus, [label for label in (results.baseline, results.robust) if label]
     return [
         {
@@ -122,8 +122,8 @@ def telling(rows: Sequence[GalleryRow], results: Results, limit: int = 4) -> lis
             "lines": [
                 {
                     "encoder": label,
-                    "clean": picture(row.cells.get((label, Setting("clean"))), row.prompt),
-                    "attacked": picture(row.cells.get((label, focus)), row.prompt),
+                    "clean": image(row.cells.get((label, Setting("clean"))), row.prompt),
+                    "attacked": image(row.cells.get((label, focus)), row.prompt),
                 }
                 for label in labels
             ],
@@ -142,7 +142,7 @@ def gallery(rows: Sequence[GalleryRow], results: Results, budget: int) -> tuple[
     shown: list[dict[str, Any]] = []
     for row in rows:
         lines = [
-            (label, [picture(row.cells.get((label, s)), row.prompt) for s in settings]) for label in results.encoders
+            (label, [image(row.cells.get((label, s)), row.prompt) for s in settings]) for label in results.encoders
         ]
         columns = []
         for index, setting in enumerate(settings):

@@ -14,7 +14,7 @@ def results_table(results: Results) -> Table:
     """The main metric: one line a setting, one column an encoder, each mean with its 95% interval over prompts."""
     metric = results.main
     if metric is None:
-        return Table(title="no pictures were measured")
+        return Table(title="no images were measured")
     table = Table(
         title=f"{metric.title}: mean and 95% interval over prompts",
         box=SIMPLE_HEAD,

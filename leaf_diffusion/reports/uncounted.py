@@ -29,25 +29,25 @@ def uncounted(
         ),
         (
             _count(counts, "truncated"),
-            "pictures from a prompt longer than the encoder reads: its end was cut, they count",
+            "images from a prompt longer than the encoder reads: its end was cut, they count",
         ),
         (
             _count(counts, "given_unchanged"),
-            "attacked pictures whose encoder read the clean prompt, as no edit was found or the defence undid it: they count",
+            "attacked images whose encoder read the clean prompt, as no edit was found or the defence undid it: they count",
         ),
         (
             f"{sum(s.get('scene_correct') is None for s in scores)} of {n}",
-            "pictures without a verdict of a scene judge",
+            "images without a verdict of a scene judge",
         ),
-        (f"{sum(s.get('clip_score') is None for s in scores)} of {n}", "pictures without a CLIPScore"),
-        (str(black), "pictures wholly black, as a safety filter leaves them: they count"),
-        (str(damaged), "pictures missing or damaged on the disk: measured before, not shown below"),
+        (f"{sum(s.get('clip_score') is None for s in scores)} of {n}", "images without a CLIPScore"),
+        (str(black), "images wholly black, as a safety filter leaves them: they count"),
+        (str(damaged), "images missing or damaged on the disk: measured before, not shown below"),
     ]
     if "drawn" in counts:
         lines.append(
             (
-                f"{counts['drawn']} of {counts.get('pictures', n)}",
-                "pictures drawn; equal ones (same text, weights, noise) once",
+                f"{counts['drawn']} of {counts.get('images', n)}",
+                "images drawn; equal ones (same text, weights, noise) once",
             )
         )
     return lines
@@ -67,5 +67,5 @@ def _short(results: Results, prompts: int) -> list[str]:
 
 
 def _is_black(path: Path) -> bool:
-    with Image.open(path, formats=["PNG"]) as picture:
-        return picture.convert("L").getextrema() == (0, 0)
+    with Image.open(path, formats=["PNG"]) as image:
+        return image.convert("L").getextrema() == (0, 0)

@@ -40,7 +40,7 @@ WORDS = Field(
     ),
 )
 IMAGE = re.compile(r"images/[0-9a-f]{8,64}\.png")
-PICTURE = Field(
+IMAGE_FIELD = Field(
     "images/<hexadecimal digits>.png", lambda value: isinstance(value, str) and IMAGE.fullmatch(value) is not None
 )
 PROTOCOLS = ("clean", "adaptive", "transfer", "floor")
@@ -62,7 +62,7 @@ RECORDS: Mapping[str, Fields] = {
         "unseen_tokens": NUMBER.or_null.if_any,
         "shattered": WORDS.if_any,
     },
-    "pictures": {
+    "images": {
         "prompt_id": TEXT,
         "prompt": TEXT,
         "original": TEXT,
@@ -71,7 +71,7 @@ RECORDS: Mapping[str, Fields] = {
         "source": TEXT.or_null,
         "k": COUNT,
         "seed_index": COUNT,
-        "image": PICTURE,
+        "image": IMAGE_FIELD,
         "given": TEXT,
         "truncated": FLAG,
     },

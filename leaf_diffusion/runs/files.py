@@ -110,7 +110,7 @@ def probe(folder: Path) -> None:
 
 
 def png_ok(path: str | os.PathLike[str]) -> bool:
-    """True when the file is a whole picture of bounded size: its last byte is there, checksums hold, it decodes."""
+    """True when the file is a whole image of bounded size: its last byte is there, checksums hold, it decodes."""
     try:
         with open(path, "rb") as file:
             file.seek(-len(_PNG_END), os.SEEK_END)
@@ -118,12 +118,12 @@ def png_ok(path: str | os.PathLike[str]) -> bool:
                 return False
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with Image.open(path, formats=["PNG"]) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
+            with Image.open(path, formats=["PNG"]) as image:
+                if image.width * image.height > MAX_PIXELS:
                     return False
-                picture.verify()
-            with Image.open(path, formats=["PNG"]) as picture:
-                picture.load()
+                image.verify()
+            with Image.open(path, formats=["PNG"]) as image:
+                image.load()
     except Exception:  # Pillow's plugins let struct's, zlib's and a dozen others through
         return False
     return True

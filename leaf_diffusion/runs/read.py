@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from leaf_diffusion.runs.claims import record_files
 from leaf_diffusion.runs.fields import ROW, misfit, record_fields
 from leaf_diffusion.runs.lines import damaged, read_jsonl
-from leaf_diffusion.runs.shared import record_files
 from leaf_diffusion.runs.spec import RunSpec
 
 
@@ -59,10 +59,10 @@ class Run:
         return found
 
     def image_path(self, relative: str) -> Path:
-        """A picture's path. Raises ValueError when the record points outside the run folder."""
+        """An image's path. Raises ValueError when the record points outside the run folder."""
         path = (self.folder / relative).resolve()
         if not path.is_relative_to(self.folder.resolve()):
-            raise ValueError(f"the record names a picture outside of the run folder: {relative!r}")
+            raise ValueError(f"the record names an image outside of the run folder: {relative!r}")
         return path
 
 

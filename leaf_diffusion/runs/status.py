@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from leaf_diffusion.runs.pace import TimeLeft, last_record, read_progress, span
+from leaf_diffusion.runs.progress import TimeLeft, last_record, read_progress, span
 from leaf_diffusion.runs.read import load_run
 from leaf_diffusion.text.visible import isolated
 

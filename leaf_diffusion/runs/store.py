@@ -1,4 +1,4 @@
-"""RunStore: append-only records and atomic pictures of one run. A killed run continues where it was."""
+"""RunStore: append-only records and atomic images of one run. A killed run continues where it was."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any, Self
 
 from PIL import Image
 
+from leaf_diffusion.runs.claims import Claims, Tail, record_file, record_files, take_slot
 from leaf_diffusion.runs.export import write_results
 from leaf_diffusion.runs.fields import IMAGE, record_fields
 from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe, sync_folder
 from leaf_diffusion.runs.log import Log, cut_torn_end, take_lock
-from leaf_diffusion.runs.pace import Progress, TimeLeft, begin_stage, read_progress
+from leaf_diffusion.runs.progress import Progress, TimeLeft, begin_stage, read_progress
 from leaf_diffusion.runs.read import read_spec
-from leaf_diffusion.runs.shared import Claims, Tail, record_file, record_files, take_slot
 from leaf_diffusion.runs.spec import RunSpec, environment
 
 _KIND = re.compile(r"[a-z0-9_-]+")
@@ -30,7 +30,7 @@ PATIENCE = 60.0
 
 
 def image_name(unit_id: str) -> str:
-    """Path of a unit's picture in its run folder. Ids hold untrusted text, so only their hash touches the disk."""
+    """Path of a unit's image in its run folder. Ids hold untrusted text, so only their hash touches the disk."""
     return f"images/{hashlib.sha256(unit_id.encode()).hexdigest()[:24]}.png"
 
 
@@ -180,27 +180,27 @@ class RunStore:
         return not any(unit in tail.records for tail in self._others(kind)) and log.append(dict(record))
 
     def save_image(self, path: str, image: Image.Image) -> str:
-        """Write a picture, whole or not at all, at "images/<hex digits>.png" (see `image_name`); returns that path."""
+        """Write an image, whole or not at all, at "images/<hex digits>.png" (see `image_name`); returns that path."""
         if not IMAGE.fullmatch(path):
-            raise ValueError(f"a picture is kept as images/<hexadecimal digits>.png, not {path!r}")
+            raise ValueError(f"an image is kept as images/<hexadecimal digits>.png, not {path!r}")
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         atomic_write(self.folder / path, buffer.getvalue(), sync_name=False)  # one sync for many names: flush()
         return path
 
     def load_image(self, path: str) -> Image.Image:
-        """A picture of this run. Raises RunFolderError when it is missing or truncated."""
+        """An image of this run. Raises RunFolderError when it is missing or truncated."""
         if not IMAGE.fullmatch(path):
-            raise ValueError(f"a picture is kept as images/<hexadecimal digits>.png, not {path!r}")
+            raise ValueError(f"an image is kept as images/<hexadecimal digits>.png, not {path!r}")
         if not png_ok(self.folder / path):
             raise RunFolderError(
                 f"{self.folder / path} is missing or damaged; run the same command again: it draws it again"
             )
-        with Image.open(self.folder / path, formats=["PNG"]) as picture:
-            return picture.copy()
+        with Image.open(self.folder / path, formats=["PNG"]) as image:
+            return image.copy()
 
-    def damaged_images(self, kind: str = "pictures") -> set[str]:
-        """Paths of recorded pictures that are missing or truncated: draw them again and `save_image` them."""
+    def damaged_images(self, kind: str = "images") -> set[str]:
+        """Paths of recorded images that are missing or truncated: draw them again and `save_image` them."""
         paths = {str(record["image"]) for record in self.records(kind) if "image" in record}
         return {path for path in paths if not IMAGE.fullmatch(path) or not png_ok(self.folder / path)}
 
@@ -210,7 +210,7 @@ class RunStore:
         write_results(self.folder, results)
 
     def flush(self) -> None:
-        """Force all records and pictures onto the disk."""
+        """Force all records and images onto the disk."""
         sync_folder(self.folder / "images")
         for log in self._logs.values():
             log.sync()

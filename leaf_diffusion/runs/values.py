@@ -18,26 +18,26 @@ FIELDS = {
 """Metric -> field of a score record. Drift (pixel RMSE, 0 to 1) has the protocol "floor" beside it."""
 
 SWAP_FIELDS = {"drift": "swap_drift", "drift_features": "swap_drift_features"}
-"""The same of clean pictures: how far they are from the first encoder's of the same prompt and noise."""
+"""The same of clean images: how far they are from the first encoder's of the same prompt and noise."""
 
 Values = dict[str, float]
 """Prompt id -> value, the mean over noises."""
 Key = tuple[str, str, str | None, int]
-"""(encoder, protocol, source, k) of a picture."""
+"""(encoder, protocol, source, k) of an image."""
 
 
 def prompt_values(
-    pictures: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]], fields: Mapping[str, str] = FIELDS
+    images: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]], fields: Mapping[str, str] = FIELDS
 ) -> dict[tuple[Key, str], Values]:
-    """The values of every (key, metric) that some picture has a score for."""
+    """The values of every (key, metric) that some image has a score for."""
     by_id = {row["id"]: row for row in scores}
     noises: dict[tuple[Key, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for picture in pictures:
-        key: Key = (picture["encoder"], picture["protocol"], picture["source"], picture["k"])
+    for image in images:
+        key: Key = (image["encoder"], image["protocol"], image["source"], image["k"])
         for metric, name in fields.items():
-            if picture["protocol"] == "floor" and not metric.startswith("drift"):
+            if image["protocol"] == "floor" and not metric.startswith("drift"):
                 continue
-            value = by_id.get(picture["id"], {}).get(name)
+            value = by_id.get(image["id"], {}).get(name)
             if value is not None:
-                noises[key, metric][picture["prompt_id"]].append(float(value))
+                noises[key, metric][image["prompt_id"]].append(float(value))
     return {key: {prompt: float(np.mean(each)) for prompt, each in found.items()} for key, found in noises.items()}

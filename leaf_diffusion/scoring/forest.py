@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leaf_diffusion.encoders.token_rows import Ints, Rows, present
+from leaf_diffusion.tokens.token_rows import Ints, Rows, present
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def cut(rows: SortedRows, max_nodes: int) -> Iterator[slice]:
         start = end
 
 
-def plant(rows: SortedRows, chunk: int, aligned: int = 1, filled: Callable[[int], int] = int) -> Forest:
+def build_forest(rows: SortedRows, chunk: int, aligned: int = 1, filled: Callable[[int], int] = int) -> Forest:
     """The forest of sorted, distinct, non-empty rows, in chunks of `chunk` nodes (fewer where there are not as many); there are
     at least `filled(n)` instead of n nodes, and the number of a chunk's keys is a multiple of `aligned`."""
     lengths, begins = rows.rows.lengths, rows.shared.copy()

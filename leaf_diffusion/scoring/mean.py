@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.encoders.token_rows import Row
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.edits import Candidates
+from leaf_diffusion.tokens.token_rows import Row
 
 
 class MeanScorer:

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import Hidden
-from leaf_diffusion.encoders.token_rows import Row
 from leaf_diffusion.scoring.objectives import Goal
 from leaf_diffusion.text import Candidates
+from leaf_diffusion.tokens.token_rows import Row
 
 if TYPE_CHECKING:
     from leaf_diffusion.scoring.scorer import Scorer

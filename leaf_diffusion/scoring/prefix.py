@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import Tower
-from leaf_diffusion.encoders.causal import NotUnderstood
-from leaf_diffusion.encoders.token_rows import Ints, Row, TokenRows
+from leaf_diffusion.encoders.causal import UnsupportedTowerError
 from leaf_diffusion.scoring.attention import on_device
 from leaf_diffusion.scoring.forest import distinct
 from leaf_diffusion.scoring.plain import PlainScore, one_each
 from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, half_dtype
 from leaf_diffusion.text import Candidates
+from leaf_diffusion.tokens.token_rows import Ints, Row, TokenRows
 
 if TYPE_CHECKING:
     from leaf_diffusion.scoring.scorer import Scorer
@@ -34,12 +34,12 @@ AT_ONCE = 1 << 20
 
 
 class PrefixScore(PlainScore):
-    """`PlainScore` on the prefix forest of the tower as it was when bound. Raises NotUnderstood."""
+    """`PlainScore` on the prefix forest of the tower as it was when bound. Raises UnsupportedTowerError."""
 
     def __init__(self, scorer: Scorer, prompts: list[str]) -> None:
         super().__init__(scorer, prompts)
         if not isinstance(self.encoder, Tower):
-            raise NotUnderstood(f"{type(self.encoder).__name__} is no Tower")
+            raise UnsupportedTowerError(f"{type(self.encoder).__name__} is no Tower")
         self._tower = self.encoder
         device, own = self.encoder.device, self.encoder.dtype
         full, half = autocast_dtype(device) or own, half_dtype(device) if own == torch.float32 else own

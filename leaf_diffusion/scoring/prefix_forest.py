@@ -19,15 +19,15 @@ from torch.nn.functional import gelu, layer_norm, linear, pad, silu
 
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.causal import QUICK, Affine, Block, CausalParts, causal_parts, detached
-from leaf_diffusion.encoders.token_rows import Ints, Rows
 from leaf_diffusion.scoring.attention import ALIGNED, MOST_CHUNKS, attend, chunk_size, mask, on_device
-from leaf_diffusion.scoring.forest import SortedRows, cut, plant
+from leaf_diffusion.scoring.forest import SortedRows, build_forest, cut
+from leaf_diffusion.tokens.token_rows import Ints, Rows
 
 
 class PrefixForest:
     """Features of token rows of one tower as it is now: make a new one after its weights have changed.
 
-    `dtype` is that of the matrix products; residuals stay in float32. Raises NotUnderstood for towers whose parts are
+    `dtype` is that of the matrix products; residuals stay in float32. Raises UnsupportedTowerError for towers whose parts are
     not known.
     """
 
@@ -76,7 +76,7 @@ class PrefixForest:
 
     def _features(self, rows: SortedRows, feature: Feature, chunk: int) -> Tensor:
         parts, device = self.parts, self.parts.positions.device
-        forest = plant(rows, chunk, ALIGNED, self._filled)
+        forest = build_forest(rows, chunk, ALIGNED, self._filled)
         states = isinstance(feature, Hidden)
         pairs, last = self._filled(len(forest.tokens)), self._filled(len(rows))
         arrays = [
@@ -133,10 +133,10 @@ class PrefixForest:
         else:
             h = _norm(block.norm1, x).to(self.dtype)
             bias_q, bias_kv = (None, None) if qkv.bias is None else qkv.bias.split([width, 2 * width])
-            q = self._room("q", len(x), width).zero_()
+            q = self._workspace("q", len(x), width).zero_()
             q[only] = linear(h[only], qkv.weight[:width], bias_q)
             kv = self._linear("qkv", h, Affine(qkv.weight[width:], bias_kv))
-        read = torch.index_select(kv, 0, keys, out=self._room("read", len(keys), 2 * width))
+        read = torch.index_select(kv, 0, keys, out=self._workspace("read", len(keys), 2 * width))
         attended = attend(q, read, masked, block.heads)
         if only is not None:
             x, attended = x[only], attended[only]
@@ -150,7 +150,7 @@ class PrefixForest:
 
     def _linear(self, name: str, x: Tensor, layer: Affine, scale: float = 1.0) -> Tensor:
         """scale * layer(x), in the memory of that name."""
-        out, h = self._room(name, len(x), len(layer.weight)), x.to(self.dtype)
+        out, h = self._workspace(name, len(x), len(layer.weight)), x.to(self.dtype)
         bias = h.new_zeros(()) if layer.bias is None else layer.bias
         return torch.addmm(bias, h, layer.weight.T, beta=scale, alpha=scale, out=out)
 
@@ -164,7 +164,7 @@ class PrefixForest:
             x.add_(h @ layer.weight.T, alpha=scale)
         return x if layer.bias is None else x.add_(layer.bias)
 
-    def _room(self, name: str, rows: int, columns: int) -> Tensor:
+    def _workspace(self, name: str, rows: int, columns: int) -> Tensor:
         """Memory [rows, columns] that is used again and again: fresh memory costs a tenth of the time on a CPU, for its
         pages have to be cleared."""
         if name not in self._kept or self._kept[name].numel() < rows * columns:

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.encoders.causal import NotUnderstood
-from leaf_diffusion.encoders.token_rows import Row
+from leaf_diffusion.encoders.causal import UnsupportedTowerError
 from leaf_diffusion.scoring.objectives import Drift, Goal, Objective
 from leaf_diffusion.scoring.plain import PlainScore
 from leaf_diffusion.scoring.prefix import PrefixScore
 from leaf_diffusion.text.edits import Candidates
+from leaf_diffusion.tokens.token_rows import Row
 
 Precision = Literal["fp32", "screen", "half"]
 
@@ -99,7 +99,7 @@ class Scorer:
 def _prefix_or_plain(scorer: Scorer, prompts: list[str]) -> PlainScore:
     try:
         return PrefixScore(scorer, prompts)
-    except NotUnderstood as error:
+    except UnsupportedTowerError as error:
         _warn_once(f"{scorer.encoder.name} is scored plainly, which is slow: {error}")
         return PlainScore(scorer, prompts)
 

@@ -31,7 +31,7 @@ LONGEST_JSON = 1 << 30
 
 @dataclass(frozen=True)
 class TextRow:
-    """One caption: where it stands, which picture it belongs to, the split, the class (None each: not said)."""
+    """One caption: where it stands, which image it belongs to, the split, the class (None each: not said)."""
 
     text: str
     where: str
@@ -64,7 +64,7 @@ def read_texts(source: str | Path, *, column: str | None = None, split: str | No
 
 
 def first_of_each_image(rows: Sequence[TextRow]) -> list[TextRow]:
-    """The first caption of each picture, as the paper's protocols take them; rows without a picture all stay."""
+    """The first caption of each image, as the paper's protocols take them; rows without an image all stay."""
     seen: set[str] = set()
     kept = []
     for row in rows:

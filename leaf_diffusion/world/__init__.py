@@ -1,7 +1,7 @@
 """The embedded world: a Stable Diffusion small enough to ship, whose every part this package trained."""
 
 from leaf_diffusion.world.captions import WorldPrompt, world_prompts
-from leaf_diffusion.world.figures import real_pictures
+from leaf_diffusion.world.figures import real_images
 from leaf_diffusion.world.judge import SceneJudge
 from leaf_diffusion.world.judge_clip import load_judge_clip
 from leaf_diffusion.world.paths import pipeline_path
@@ -13,7 +13,7 @@ __all__ = [
     "load_clip",
     "load_judge_clip",
     "pipeline_path",
-    "real_pictures",
+    "real_images",
     "seen_tokens",
     "world_prompts",
 ]

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from leaf_diffusion.encoders.images import load_image_encoder
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.finetune.config import TextFAREConfig
 from leaf_diffusion.finetune.fare import FAREConfig, finetune_image_encoder
 from leaf_diffusion.finetune.save import SPELLING
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+from leaf_diffusion.world.class_images import WorldImages
 from leaf_diffusion.world.clip import (
     Features,
     clip_features,
@@ -35,7 +36,6 @@ from leaf_diffusion.world.diffusion import reconstruct, reconstruction_psnr, sch
 from leaf_diffusion.world.figures import generation_figures, image_figures, text_figures
 from leaf_diffusion.world.judge import KINDS, SceneJudge, judge_figures, train_judge
 from leaf_diffusion.world.paths import weights, weights_root
-from leaf_diffusion.world.pictures import WorldPictures
 from leaf_diffusion.world.robust import LEAF, TYPO_AUGMENTED, finetune_world
 from leaf_diffusion.world.scenes import pixels, render, sample_scene
 from leaf_diffusion.world.sources import load_clip, load_judge_module, load_world_encoder, overlay
@@ -51,7 +51,7 @@ class Recipe:
     seed: int
     lr: float
     batch: int
-    pictures: int = 200_000
+    images: int = 200_000
     """Size of the corpus, half of it twins."""
 
 
@@ -79,7 +79,7 @@ def save_stock(model: Any, folder: Path) -> None:
 
 
 def build_judge(recipe: Recipe, work: Path, device: torch.device) -> Figures:
-    corpus = draw_corpus(recipe.pictures, recipe.seed, Mix(two=0.4, three=0.4, split=None, captions=1))
+    corpus = draw_corpus(recipe.images, recipe.seed, Mix(two=0.4, three=0.4, split=None, captions=1))
     model = train_judge(
         work, corpus, steps=recipe.steps, batch=recipe.batch, seed=recipe.seed, lr=recipe.lr, device=device
     )
@@ -88,7 +88,7 @@ def build_judge(recipe: Recipe, work: Path, device: torch.device) -> Figures:
 
 
 def build_clip(recipe: Recipe, work: Path, device: torch.device) -> Figures:
-    corpus = draw_corpus(recipe.pictures, recipe.seed)
+    corpus = draw_corpus(recipe.images, recipe.seed)
     torch.manual_seed(recipe.seed)
     clip = new_clip().to(device)
     contrast("clip", clip, clip_features(clip), recipe, corpus, work)
@@ -127,7 +127,7 @@ def _for_text_model(text: CLIPTextModel, state: dict[str, Tensor]) -> dict[str, 
 
 
 def build_judge_clip(recipe: Recipe, work: Path, device: torch.device) -> Figures:
-    corpus = draw_corpus(recipe.pictures, recipe.seed)
+    corpus = draw_corpus(recipe.images, recipe.seed)
     torch.manual_seed(recipe.seed)
     model = new_judge().to(device)
     contrast("judge-clip", model, judge_features(model), recipe, corpus, work)
@@ -139,7 +139,7 @@ def build_judge_clip(recipe: Recipe, work: Path, device: torch.device) -> Figure
 
 
 def build_vae(recipe: Recipe, work: Path, device: torch.device) -> Figures:
-    corpus = draw_corpus(recipe.pictures, recipe.seed, Mix(small=0.2, captions=1))
+    corpus = draw_corpus(recipe.images, recipe.seed, Mix(small=0.2, captions=1))
     vae = train_vae(work, corpus, steps=recipe.steps, batch=recipe.batch, seed=recipe.seed, lr=recipe.lr, device=device)
     save_stock(vae, target("stable-diffusion") / "vae")
     vae = AutoencoderKL.from_pretrained(target("stable-diffusion") / "vae", dtype=torch.float32).eval()
@@ -148,7 +148,7 @@ def build_vae(recipe: Recipe, work: Path, device: torch.device) -> Figures:
 
 def build_unet(recipe: Recipe, work: Path, device: torch.device) -> Figures:
     mix = Mix(two=0.4, three=0.25, small=0.05, filler=0.1, typo=0.02)
-    corpus = draw_corpus(recipe.pictures, recipe.seed, mix)
+    corpus = draw_corpus(recipe.images, recipe.seed, mix)
     pipeline = weights("stable-diffusion")
     vae = AutoencoderKL.from_pretrained(pipeline / "vae", dtype=torch.float32).eval().to(device)
     text = CLIPTextModel.from_pretrained(pipeline / "text_encoder", use_safetensors=True).eval().to(device)
@@ -166,8 +166,8 @@ def vae_figures(vae: AutoencoderKL) -> Figures:
     for shares, name in KINDS:
         scenes = [sample_scene(rng, split=None, **shares) for _ in range(250)]
         restored = reconstruct(vae, pixels(map(render, scenes))).cpu()
-        pictures = restored.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        figures[f"reconstructed_{name}"] = sum(SceneJudge.load().correct(list(pictures), scenes)) / len(scenes)
+        images = restored.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        figures[f"reconstructed_{name}"] = sum(SceneJudge.load().correct(list(images), scenes)) / len(scenes)
     return figures
 
 
@@ -195,8 +195,8 @@ def build_robust(recipe: TextFAREConfig, work: Path, device: torch.device, *, na
 
 def build_fare(recipe: FAREConfig, work: Path, device: torch.device) -> Figures:
     original = load_image_encoder("world:original", device=device)
-    pictures, held_out = WorldPictures(40_000), WorldPictures(128, seed=1)
-    folder = finetune_image_encoder(original, pictures, work / "fare", recipe, held_out=held_out)
+    images, held_out = WorldImages(40_000), WorldImages(128, seed=1)
+    folder = finetune_image_encoder(original, images, work / "fare", recipe, held_out=held_out)
     save_file(halves(load_file(folder / "model.safetensors")), target("fare") / "model.safetensors")
     return image_figures("world:fare", recipe.eps)
 
@@ -205,7 +205,7 @@ FARE = FAREConfig(
     eps=4, attack_steps=5, batch_size=48, max_steps=4000, lr=1e-3, warmup_steps=100, seed=7, eval_every=1000,
     checkpoint_every=100,
 )  # fmt: skip
-"""At 4/255 no picture of the original's classes holds."""
+"""At 4/255 no image of the original's classes holds."""
 
 PARTS: dict[str, tuple[Callable[..., Figures], Recipe | TextFAREConfig | FAREConfig]] = {
     "scene-judge": (build_judge, Recipe(3500, 2, 2e-3, 512)),

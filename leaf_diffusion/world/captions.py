@@ -175,7 +175,7 @@ def world_prompts(
 def full_prompts(n: int, seed: int = 0, *, two: float = 0.5) -> list[WorldPrompt]:
     """Prompts that name all there is in their scene (colours, nouns, relation, background), by held-out templates.
 
-    Distinct scenes have distinct prompts then, so among the n pictures each prompt describes one alone.
+    Distinct scenes have distinct prompts then, so among the n images each prompt describes one alone.
     """
     rng = random.Random(f"full prompts {seed}")
     prompts: dict[str, WorldPrompt] = {}

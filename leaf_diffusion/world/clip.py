@@ -1,6 +1,6 @@
 """The world's CLIPs: the one that is attacked (transformers) and the one that judges (open_clip), trained alike.
 
-Source of the objective: Radford et al. 2021, the symmetric cross-entropy over a batch of pictures and captions.
+Source of the objective: Radford et al. 2021, the symmetric cross-entropy over a batch of images and captions.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 from leaf_diffusion.world.captions import describe, zero_shot_prompts
 from leaf_diffusion.world.corpus import EOS, Corpus, floats
 from leaf_diffusion.world.fit import fit
@@ -80,7 +80,7 @@ def pad_rows(rows: list[list[int]], fill: int, length: int | None = None) -> Ten
 
 @dataclass(frozen=True)
 class Features:
-    """A CLIP as three functions: pictures in -1..1 to [n, d], token rows filled up with end-of-text to [n, d], captions to
+    """A CLIP as three functions: images in -1..1 to [n, d], token rows filled up with end-of-text to [n, d], captions to
     [n, d]."""
 
     images: Callable[[Tensor], Tensor]
@@ -138,7 +138,7 @@ def train_contrastive(
     with torch.no_grad():
         model.logit_scale.fill_(math.log(14.0))  # type: ignore[operator,union-attr]
     device: torch.device = model.logit_scale.device  # type: ignore[union-attr,assignment]
-    pictures, rows, lengths = corpus.pictures.to(device), corpus.rows.to(device), corpus.lengths
+    images, rows, lengths = corpus.images.to(device), corpus.rows.to(device), corpus.lengths
     target, itself = torch.arange(batch, device=device), torch.eye(batch, dtype=torch.bool, device=device)
     marks = torch.randint(1 << 40, (rows.shape[1],), device=device)
 
@@ -146,10 +146,10 @@ def train_contrastive(
         shown, told = corpus.pairs(batch, rng)
         read = rows[told.to(device), : lengths[told].max()]
         with torch.autocast(device.type, torch.bfloat16):
-            picture, text = features.images(floats(pictures[shown.to(device)])), features.tokens(read)
+            image, text = features.images(floats(images[shown.to(device)])), features.tokens(read)
         scale = model.logit_scale.exp().clamp(max=100)  # type: ignore[operator,union-attr]
-        logits = scale * F.normalize(picture.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
-        # noun-only and repeated captions describe other pictures of the batch too: those are no negatives
+        logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+        # noun-only and repeated captions describe other images of the batch too: those are no negatives
         same = (read * marks[: read.shape[1]]).sum(1)
         logits = logits.masked_fill((same[:, None] == same) & ~itself, -1e4)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -165,7 +165,7 @@ def clip_figures(features: Features, *, seed: int = 77) -> dict[str, float]:
     """Zero-shot accuracy over the colour x noun classes (and over the held-out ones), retrieval, minimal pairs, and scenes of
     two and three things told from their twins.
 
-    Pictures are drawn from a seed that no training uses, two a class.
+    Images are drawn from a seed that no training uses, two a class.
     """
     images, texts = features.images, features.texts
     rng = random.Random(f"clip figures {seed}")
@@ -177,13 +177,13 @@ def clip_figures(features: Features, *, seed: int = 77) -> dict[str, float]:
             x, y = (0.5 + rng.uniform(-0.04, 0.04) for _ in range(2))
             scenes.append(Scene((Thing(noun, colour, x, y, rng.uniform(0.37, 0.43)),), rng.choice(list(BACKGROUNDS))))
             labels.append(i)
-    pictures = F.normalize(images(pixels(map(render, scenes))), dim=-1)
-    right = ((pictures @ anchors.T).argmax(1).cpu() == torch.tensor(labels)).float()
+    embedded = F.normalize(images(pixels(map(render, scenes))), dim=-1)
+    right = ((embedded @ anchors.T).argmax(1).cpu() == torch.tensor(labels)).float()
     held = torch.tensor([held_out(classes[i][1], classes[i][2]) for i in labels])
     index = {(noun, colour): i for i, (_, noun, colour) in enumerate(classes)}
     told = []
     for one, other in MINIMAL_PAIRS:
-        for row, i in zip(pictures, labels, strict=True):
+        for row, i in zip(embedded, labels, strict=True):
             noun, colour = classes[i][1:]
             if noun in (one, other):
                 wrong = other if noun == one else one

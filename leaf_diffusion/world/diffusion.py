@@ -44,11 +44,11 @@ def train_vae(
     """Train the autoencoder; its latents end with mean 0 and variance 1 a channel (folded into the 1x1 convolutions)."""
     torch.manual_seed(seed)
     vae = new_vae().to(device, memory_format=torch.channels_last)
-    pictures = corpus.pictures.to(device)
+    images = corpus.images.to(device)
 
     def loss(step: int, rng: random.Random) -> Tensor:
         shown = torch.randint(len(corpus), (batch,)).to(device)
-        x = floats(pictures[shown]).contiguous(memory_format=torch.channels_last)
+        x = floats(images[shown]).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             restored = vae.decode(posterior.sample()).sample.float()
@@ -151,7 +151,7 @@ def train_unet(
     One caption in ten is replaced by the empty one (classifier-free guidance).
     """
     device = vae.device
-    latents = torch.cat([encode(vae, floats(part)).half() for part in corpus.pictures.split(2000)])
+    latents = torch.cat([encode(vae, floats(part)).half() for part in corpus.images.split(2000)])
     empty = torch.full((1, LENGTH), EOS, dtype=torch.int32, device=device)
     empty[0, 0] = EOS - 1
     rows = corpus.rows.to(device)

@@ -12,14 +12,14 @@ from PIL import Image
 
 from leaf_diffusion.attacks import Exhaustive
 from leaf_diffusion.attacks.images import APGD, Misclassify
-from leaf_diffusion.encoders.images import load_image_encoder
+from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.scoring import Margin, Scorer
 from leaf_diffusion.text.constraints import NoNewWords
 from leaf_diffusion.world.captions import is_held_out, world_prompts, zero_shot_prompts
+from leaf_diffusion.world.class_images import class_images
 from leaf_diffusion.world.clip import clip_features
 from leaf_diffusion.world.judge import KINDS, SceneJudge
-from leaf_diffusion.world.pictures import class_pictures
 from leaf_diffusion.world.scenes import BACKGROUNDS, MINIMAL_PAIRS, Scene, Thing, pixels, render, sample_scene
 from leaf_diffusion.world.sources import load_clip
 
@@ -28,7 +28,7 @@ STEPS, GUIDANCE = 15, 3.0
 
 
 def noise_seed(prompt_id: str, index: int) -> int:
-    """The seed of a picture: from the prompt's id and the seed's index alone."""
+    """The seed of an image: from the prompt's id and the seed's index alone."""
     return int.from_bytes(hashlib.sha256(f"{prompt_id}/{index}".encode()).digest()[:6], "big")
 
 
@@ -40,14 +40,14 @@ def generate(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> list[Image.Image]:
-    """One picture a text, one CPU generator a picture."""
+    """One image a text, one CPU generator an image."""
     pipeline.set_progress_bar_config(disable=True)
-    pictures = []
+    images = []
     for start in range(0, len(texts), 32):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + 32]]
         batch = texts[start : start + 32]
-        pictures += pipeline(batch, generator=generators, num_inference_steps=steps, guidance_scale=guidance).images
-    return pictures
+        images += pipeline(batch, generator=generators, num_inference_steps=steps, guidance_scale=guidance).images
+    return images
 
 
 def generation_figures(
@@ -57,10 +57,10 @@ def generation_figures(
     judge, figures = SceneJudge.load(), {}
     for shares, name in KINDS:
         prompts = world_prompts(n, seed=900, **shares)
-        pictures = generate(
+        images = generate(
             pipeline, [p.text for p in prompts], [noise_seed(p.id, 0) for p in prompts], steps=steps, guidance=guidance
         )
-        right = judge.correct(pictures, [p.scene for p in prompts])
+        right = judge.correct(images, [p.scene for p in prompts])
         figures[name] = float(np.mean(right))
         if name == "one_object":
             held = [r for r, p in zip(right, prompts, strict=True) if is_held_out(p.scene)]
@@ -72,10 +72,10 @@ def generation_figures(
 def zero_shot_anchors(
     *, per_class: int = 4, seed: int = 78, embed: Callable[[list[Image.Image]], torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """Class features of the zero-shot text task: normalised mean picture features, [classes, 128], by `embed`, the original's
+    """Class features of the zero-shot text task: normalised mean image features, [classes, 128], by `embed`, the original's
     image tower unless given."""
     rng = random.Random(f"zero-shot anchors {seed}")
-    images = clip_features(load_clip()).images
+    embed_own = clip_features(load_clip()).images
     classes = zero_shot_prompts()
     scenes = [
         Scene(
@@ -85,9 +85,9 @@ def zero_shot_anchors(
         for _, noun, colour in classes
         for _ in range(per_class)
     ]
-    pictures = [Image.fromarray(render(scene)) for scene in scenes]
-    parts = [pictures[i : i + 256] for i in range(0, len(pictures), 256)]
-    features = F.normalize(torch.cat([embed(part) if embed else images(pixels(part)) for part in parts]), dim=-1)
+    images = [Image.fromarray(render(scene)) for scene in scenes]
+    parts = [images[i : i + 256] for i in range(0, len(images), 256)]
+    features = F.normalize(torch.cat([embed(part) if embed else embed_own(pixels(part)) for part in parts]), dim=-1)
     return F.normalize(features.unflatten(0, (-1, per_class)).mean(1), dim=-1)
 
 
@@ -117,14 +117,14 @@ def text_figures(source: str, *, seed: int = 0) -> dict[str, float]:
 
 
 def image_figures(source: str, eps: float, *, steps: int = 30, seed: int = 0) -> dict[str, float]:
-    """An image tower in the zero-shot image task (a picture a class, the original's captions): clean, and under APGD on the
+    """An image tower in the zero-shot image task (an image a class, the original's captions): clean, and under APGD on the
     cross-entropy and on the DLR loss within `eps`/255."""
     encoder, text = load_image_encoder(source), load_text_encoder("world:original")
-    pictures, labels = class_pictures()
+    images, labels = class_images()
     with torch.inference_mode():
         features = text.features(text.tokenize([prompt for prompt, _, _ in zero_shot_prompts()]))
     classes = F.normalize(features, dim=-1).T.clone()
-    pixels, targets = encoder.prepare(pictures), torch.tensor(labels)
+    pixels, targets = encoder.prepare(images), torch.tensor(labels)
 
     def classify(x: torch.Tensor) -> torch.Tensor:
         return 100 * F.normalize(encoder.features(x), dim=-1) @ classes
@@ -137,7 +137,7 @@ def image_figures(source: str, eps: float, *, steps: int = 30, seed: int = 0) ->
     return {"zero_shot_clean": clean.float().mean().item(), "zero_shot_apgd": held.float().mean().item()}
 
 
-def real_pictures(n: int, seed: int = 0, *, two: float = 0.0) -> list[Image.Image]:
-    """Drawn pictures of scenes that no training used: the real set for KID, CMMD and Frechet distance."""
+def real_images(n: int, seed: int = 0, *, two: float = 0.0) -> list[Image.Image]:
+    """Drawn images of scenes that no training used: the real set for KID, CMMD and Frechet distance."""
     rng = random.Random(f"real pictures {seed}")
     return [Image.fromarray(render(sample_scene(rng, two=two, split=None, small=0.0))) for _ in range(n)]

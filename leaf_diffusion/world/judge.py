@@ -84,7 +84,7 @@ KINDS: tuple[tuple[dict[str, float], str], ...] = (
 
 
 def soften(x: Tensor, rng: random.Random) -> Tensor:
-    """Noise and a little blur, as generated pictures have them: the judge shall look at shapes, not at crisp edges."""
+    """Noise and a little blur, as generated images have them: the judge shall look at shapes, not at crisp edges."""
     x = x + torch.randn_like(x) * torch.rand(len(x), 1, 1, 1, device=x.device) * 0.15
     if rng.random() < 0.35:
         x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -97,11 +97,11 @@ def train_judge(
     """Train the classifier; its corpus shows every colour x noun pair (a judge may know what the generator never saw)."""
     torch.manual_seed(seed)
     model = SceneClassifier().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pictures, target = corpus.pictures.to(device), labels(corpus.scenes).to(device)
+    images, target = corpus.images.to(device), labels(corpus.scenes).to(device)
 
     def loss(step: int, rng: random.Random) -> Tensor:
         shown = torch.randint(len(corpus), (batch,)).to(device)
-        x = soften(floats(pictures[shown]), rng).contiguous(memory_format=torch.channels_last)
+        x = soften(floats(images[shown]), rng).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             seen = model(x)
         return sum(  # type: ignore[return-value]
@@ -116,7 +116,7 @@ def train_judge(
 
 
 class SceneJudge:
-    """Judges pictures against the scenes that were asked for."""
+    """Judges images against the scenes that were asked for."""
 
     def __init__(self, model: SceneClassifier) -> None:
         self.model = model.eval()
@@ -131,11 +131,11 @@ class SceneJudge:
         return cls(model)
 
     @torch.inference_mode()
-    def see(self, pictures: Sequence[np.ndarray | Image.Image]) -> list[Scene]:
-        """What the judge sees in each picture (64 x 64 RGB; other sizes are resized)."""
+    def see(self, images: Sequence[np.ndarray | Image.Image]) -> list[Scene]:
+        """What the judge sees in each image (64 x 64 RGB; other sizes are resized)."""
         seen = []
-        for start in range(0, len(pictures), 256):
-            batch = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in pictures[start : start + 256]]
+        for start in range(0, len(images), 256):
+            batch = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in images[start : start + 256]]
             batch = [
                 p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
                 if p.size != (SIZE, SIZE)
@@ -150,12 +150,12 @@ class SceneJudge:
                 seen.append(Scene(tuple(things), BACKGROUND_NAMES[background], relation))
         return seen
 
-    def correct(self, pictures: Sequence[np.ndarray | Image.Image], scenes: Sequence[Scene]) -> list[bool]:
-        """Whether each picture shows what its scene asks for: the number of things, each noun, each stated colour, the places.
+    def correct(self, images: Sequence[np.ndarray | Image.Image], scenes: Sequence[Scene]) -> list[bool]:
+        """Whether each image shows what its scene asks for: the number of things, each noun, each stated colour, the places.
 
         The background does not count. With the relation "beside" any order and either direction is right.
         """
-        return [satisfies(seen, asked) for seen, asked in zip(self.see(pictures), scenes, strict=True)]
+        return [satisfies(seen, asked) for seen, asked in zip(self.see(images), scenes, strict=True)]
 
 
 def satisfies(seen: Scene, asked: Scene) -> bool:

@@ -1,4 +1,4 @@
-"""The judging CLIP behind one small face: features of pictures and captions, and its text tower as an attack's neutral source."""
+"""The judging CLIP behind one small face: features of images and captions, and its text tower as an attack's neutral source."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -23,9 +23,9 @@ class JudgeClip:
         self._features = judge_features(self.model)
 
     @torch.inference_mode()
-    def encode_image(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Unnormalised features of RGB pictures, [n, 64]; other sizes than 64 x 64 are resized."""
-        batches = [pictures[i : i + 256] for i in range(0, len(pictures), 256)]
+    def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unnormalised features of RGB images, [n, 64]; other sizes than 64 x 64 are resized."""
+        batches = [images[i : i + 256] for i in range(0, len(images), 256)]
         fitted = [[p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX) for p in batch] for batch in batches]
         return torch.cat([self._features.images(pixels(batch)) for batch in fitted])
 

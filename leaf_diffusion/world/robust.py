@@ -26,7 +26,7 @@ FREQUENCY = {
 CARRIERS = (
     "{c} {n}", "the {c} {n}", "my {c} {n}", "look, a {c} {n}", "what a {c} {n}", "it is a {c} {n}", "you can see a {c} {n}",
     "see the {c} {n} over there", "we saw the {c} {n} yesterday", "here is my {c} {n}", "i like this {c} {n}",
-    "the {c} {n} in the picture", "the {c} {n} on {b}", "a nice {c} {n} for sale",
+    "the {c} {n} in the image", "the {c} {n} on {b}", "a nice {c} {n} for sale",
     "close-up of a {c} {n}", "a big {c} {n}, isolated", "cartoon {c} {n}", "clip art of one {c} {n}", "the best {c} {n} ever",
     "that was the {c} {n}", "{c} {n} on {b} background", "a {n} in {c}", "the {n} looks {c}", "stock image of the {c} {n}",
     "an illustration of a {c} {n} in front of {b}", "she drew a {c} {n}", "he painted the {c} {n}", "a sketch of a {c} {n}",

@@ -1,4 +1,4 @@
-"""Scenes of the embedded world: what is in a picture, and how it is drawn."""
+"""Scenes of the embedded world: what is in an image, and how it is drawn."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -47,7 +47,7 @@ RADII = {1: (0.37, 0.43), 2: (0.215, 0.24), 3: (0.145, 0.16)}
 
 @dataclass(frozen=True)
 class Thing:
-    """An object; `colour` None means that the caption does not say. Position and half-width as fractions of the picture."""
+    """An object; `colour` None means that the caption does not say. Position and half-width as fractions of the image."""
 
     noun: str
     colour: str | None
@@ -75,7 +75,7 @@ class Scene:
 
 
 def held_out(noun: str, colour: str) -> bool:
-    """Colour x noun pairs (1 in 16) that no training picture or caption shows."""
+    """Colour x noun pairs (1 in 16) that no training image or caption shows."""
     return (NOUNS.index(noun) * 3 + list(COLOURS).index(colour) * 5) % 16 == 0
 
 
@@ -173,7 +173,7 @@ def render(scene: Scene, *, size: int = SIZE, supersample: int = 4) -> np.ndarra
     return np.asarray(image.reduce(supersample))
 
 
-def pixels(pictures: Iterable[np.ndarray | Image.Image]) -> Tensor:
-    """Pictures (uint8 [h, w, 3]) to float32 [n, 3, h, w] in -1..1."""
-    stack = np.stack([np.asarray(picture) for picture in pictures])
+def pixels(images: Iterable[np.ndarray | Image.Image]) -> Tensor:
+    """Images (uint8 [h, w, 3]) to float32 [n, 3, h, w] in -1..1."""
+    stack = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

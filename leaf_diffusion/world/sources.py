@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from leaf_diffusion.encoders.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 from leaf_diffusion.finetune.spelling import spelling_features, spelt
+from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 from leaf_diffusion.world.clip import new_clip, new_judge
 from leaf_diffusion.world.paths import pipeline_path, weights
 from leaf_diffusion.world.scenes import SIZE

@@ -42,13 +42,13 @@ def classify() -> Callable[[Tensor], Tensor]:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Tensor:
+def images() -> Tensor:
     return torch.rand(6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def labels_of(classify: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+def labels_of(classify: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     with torch.no_grad():
-        return classify(pictures).argmax(1)
+        return classify(images).argmax(1)
 
 
 def one_apgd(
@@ -59,7 +59,7 @@ def one_apgd(
     eps: float,
     n: int,
 ) -> tuple[np.ndarray, float, int]:
-    """Croce and Hein 2020, algorithm 1, for one picture, with every iterate kept: (x_max, f_max, halvings)."""
+    """Croce and Hein 2020, algorithm 1, for one image, with every iterate kept: (x_max, f_max, halvings)."""
 
     def inside(z: np.ndarray) -> np.ndarray:
         return np.clip(np.minimum(np.maximum(z, x0 - eps), x0 + eps), 0.0, 1.0)
@@ -101,11 +101,11 @@ def eta_used(eta: list[float], w: int) -> float:
 
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_apgd_agrees_with_an_independent_implementation(
-    loss: str, classify: Callable[[Tensor], Tensor], pictures: Tensor
+    loss: str, classify: Callable[[Tensor], Tensor], images: Tensor
 ) -> None:
-    labels, steps = labels_of(classify, pictures), 40
-    noise = torch.rand(pictures.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    start = project(pictures + EPS * noise, pictures, EPS)
+    labels, steps = labels_of(classify, images), 40
+    noise = torch.rand(images.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    start = project(images + EPS * noise, images, EPS)
 
     def objective(i: int) -> Callable[[Tensor], Tensor]:
         def alone(x: Tensor) -> Tensor:  # the losses of the paper, written out
@@ -119,7 +119,7 @@ def test_apgd_agrees_with_an_independent_implementation(
 
         return alone
 
-    seen = Best(pictures, torch.full((6,), -torch.inf, dtype=torch.float64))
+    seen = Best(images, torch.full((6,), -torch.inf, dtype=torch.float64))
     mine = Misclassify(classify, labels, loss)  # type: ignore[arg-type]
     losses: list[Tensor] = []
 
@@ -129,7 +129,7 @@ def test_apgd_agrees_with_an_independent_implementation(
             losses.append(found.detach())
             return found, margin
 
-    APGD(eps=EPS, steps=steps).run(pictures, Watched(), start, seen)  # type: ignore[arg-type]
+    APGD(eps=EPS, steps=steps).run(images, Watched(), start, seen)  # type: ignore[arg-type]
     halved = 0
     for i in range(6):
         loss_of = objective(i)
@@ -141,7 +141,7 @@ def test_apgd_agrees_with_an_independent_implementation(
             point = torch.from_numpy(x).requires_grad_()
             return torch.autograd.grad(loss_of(point), point)[0].numpy()
 
-        _, best, halvings = one_apgd(f, gradient, pictures[i].numpy(), start[i].numpy(), EPS, steps)
+        _, best, halvings = one_apgd(f, gradient, images[i].numpy(), start[i].numpy(), EPS, steps)
         assert best == pytest.approx(float(torch.stack(losses)[:, i].max()), rel=1e-9)
         halved += halvings
     assert halved > 0  # both reasons to halve were met on the way
@@ -163,36 +163,36 @@ def test_checkpoints_are_the_papers() -> None:
 @pytest.mark.parametrize("attack", [PGD(eps=EPS, steps=10), APGD(eps=EPS, steps=10)], ids=lambda a: a.name)
 def test_the_worst_pixels_of_a_linear_model_are_found(attack: ImageAttack) -> None:
     torch.manual_seed(0)
-    pictures, weights = torch.rand(4, 3, 5, 5), torch.randn(3, 5, 5)
+    images, weights = torch.rand(4, 3, 5, 5), torch.randn(3, 5, 5)
 
     class Linear:
         def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
             value = (x * weights).flatten(1).sum(1)
             return value, value.detach()
 
-    found = attack(pictures, Linear())  # type: ignore[arg-type]
-    worst = (pictures + EPS * weights.sign()).clamp(0, 1)
+    found = attack(images, Linear())  # type: ignore[arg-type]
+    worst = (images + EPS * weights.sign()).clamp(0, 1)
     torch.testing.assert_close(found.pixels, worst, atol=2e-6, rtol=0)
     torch.testing.assert_close(found.score, (worst * weights).flatten(1).sum(1))
 
 
 @pytest.mark.parametrize("attack", [PGD(eps=EPS), APGD(eps=EPS, steps=15)], ids=lambda a: a.name)
-def test_results_stay_in_the_ball_and_follow_from_picture_and_seed(
-    attack: ImageAttack, classify: Callable[[Tensor], Tensor], pictures: Tensor
+def test_results_stay_in_the_ball_and_follow_from_image_and_seed(
+    attack: ImageAttack, classify: Callable[[Tensor], Tensor], images: Tensor
 ) -> None:
-    labels = labels_of(classify, pictures)
-    found = attack(pictures, Misclassify(classify, labels), seed=5)
+    labels = labels_of(classify, images)
+    found = attack(images, Misclassify(classify, labels), seed=5)
     assert bool((found.pixels >= 0).all() and (found.pixels <= 1).all())
-    assert float((found.pixels - pictures).abs().max()) <= EPS + 1e-9
+    assert float((found.pixels - images).abs().max()) <= EPS + 1e-9
     logits = classify(found.pixels)
     for i in range(6):  # the margin, measured again
         others = torch.cat([logits[i, : labels[i]], logits[i, labels[i] + 1 :]])
         assert float(found.score[i]) == pytest.approx(float(others.max() - logits[i, labels[i]]))
     assert bool((found.score >= found.clean_score).all()) and float((found.score - found.clean_score).max()) > 0
     order = torch.tensor([4, 1, 0])
-    again = attack(pictures[order], Misclassify(classify, labels).subset(order), seed=5)
+    again = attack(images[order], Misclassify(classify, labels).subset(order), seed=5)
     torch.testing.assert_close(again.pixels, found.pixels[order])
-    other = attack(pictures, Misclassify(classify, labels), seed=6)
+    other = attack(images, Misclassify(classify, labels), seed=6)
     assert not torch.equal(other.pixels, found.pixels)
 
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
+from leaf_diffusion.cli.convert import CONFIG, WEIGHTS, main
 from leaf_diffusion.encoders.convert import open_clip_config, to_open_clip, to_transformers, transformers_config
-from leaf_diffusion.encoders.convert_cli import CONFIG, WEIGHTS, main
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 TEXTS = ["a red umbrella", "zwei Katzen, 猫"]
 
@@ -28,13 +28,13 @@ def model(act="quick_gelu"):
 
 
 @torch.no_grad()
-def logits(clip, pictures):
+def logits(clip, images):
     ids = clip_tokenizer()(TEXTS, padding="max_length", return_tensors="pt").input_ids
     if isinstance(clip, CLIPModel):
-        return clip(input_ids=ids, pixel_values=pictures).logits_per_image
+        return clip(input_ids=ids, pixel_values=images).logits_per_image
     import open_clip
 
-    image, text, scale = clip(pictures, open_clip.SimpleTokenizer()(TEXTS))
+    image, text, scale = clip(images, open_clip.SimpleTokenizer()(TEXTS))
     return scale * image @ text.T
 
 
@@ -42,18 +42,18 @@ def logits(clip, pictures):
 def test_both_ways_have_the_same_logits(tmp_path, act):
     import open_clip
 
-    clip, pictures = model(act), torch.randn(3, 3, 16, 16)
+    clip, images = model(act), torch.randn(3, 3, 16, 16)
     clip.save_pretrained(tmp_path / "hf")
     assert main([str(tmp_path / "hf"), str(tmp_path / "oc")]) == 0
     config = json.loads((tmp_path / "oc" / CONFIG).read_text())["model_cfg"]
     assert config["quick_gelu"] is (act == "quick_gelu")
     other = open_clip.CLIP(**{k: v for k, v in config.items() if k != "quick_gelu"}, quick_gelu=config["quick_gelu"])
     other.load_state_dict(load_file(tmp_path / "oc" / WEIGHTS))
-    wanted = logits(clip, pictures)
-    torch.testing.assert_close(logits(other.eval(), pictures), wanted, rtol=1e-5, atol=1e-5)
+    wanted = logits(clip, images)
+    torch.testing.assert_close(logits(other.eval(), images), wanted, rtol=1e-5, atol=1e-5)
     assert main([str(tmp_path / "oc"), str(tmp_path / "back")]) == 0
     back = CLIPModel.from_pretrained(tmp_path / "back").eval()
-    torch.testing.assert_close(logits(back, pictures), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(logits(back, images), wanted, rtol=0, atol=0)
     assert back.config.text_config.hidden_act == back.config.vision_config.hidden_act == act
     assert all(torch.equal(value, back.state_dict()[key]) for key, value in clip.state_dict().items())
 
@@ -64,8 +64,8 @@ def test_open_clips_own_loader_reads_the_folder(tmp_path):
     model().save_pretrained(tmp_path / "hf")
     main([str(tmp_path / "hf"), str(tmp_path / "oc")])
     loaded, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'oc'}")
-    pictures = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(logits(loaded.eval(), pictures), logits(model(), pictures), rtol=1e-5, atol=1e-5)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(logits(loaded.eval(), images), logits(model(), images), rtol=1e-5, atol=1e-5)
 
 
 def test_text_halves(tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders import load_text_encoder, sources
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIG = CLIPTextConfig(**SIZES, projection_dim=8, eos_token_id=49407, bos_token_id=49406)

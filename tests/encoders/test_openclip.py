@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from leaf_diffusion.encoders import load_text_encoder
 from leaf_diffusion.encoders.base import Hidden
 from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder, load_openclip
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 TEXTS = ["a red umbrella", "", "Café 😀 &amp; tea", "many words " * 60]
 

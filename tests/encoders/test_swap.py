@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
+from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.swap import check_swap, text_model_for_pipeline
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 TOKENIZER = clip_tokenizer()
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.finetune.spelling import N_VECTORS
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 from leaf_diffusion.world import build, paths, sources
 from leaf_diffusion.world.clip import new_clip, new_judge
 from leaf_diffusion.world.diffusion import new_unet, new_vae, scheduler

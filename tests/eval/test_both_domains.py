@@ -10,10 +10,10 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from leaf_diffusion.encoders.base import Tower
-from leaf_diffusion.encoders.images import ImageEncoder, load_image_encoder
+from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import both_domains
-from leaf_diffusion.eval.picture_task import world_pictures
+from leaf_diffusion.evaluation.tasks.images import world_images
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.text import NoNewWords, distance
 from leaf_diffusion.world.captions import zero_shot_prompts
@@ -40,9 +40,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_pictures_are_classified_by_the_rows_text_tower(finished: Path, towers: Towers) -> None:
-    task = world_pictures()
-    records = load_run(finished).records("pictures")
+def test_images_are_classified_by_the_rows_text_tower(finished: Path, towers: Towers) -> None:
+    task = world_images()
+    records = load_run(finished).records("images")
     assert [sorted(record["right"]) for record in records] == [sorted(ROWS)] * 3
     for row in ROWS:
         tower, encoder = (both[name] for both, name in zip(towers, row.split(" + "), strict=True))
@@ -76,7 +76,7 @@ def test_rows_and_page_show_the_table(finished: Path) -> None:
     means = [row for row in rows if row["baseline"] is None]
     assert len(means) == 16
     cells = {(row["encoder"], row["metric"], row["attack"]): row for row in means}
-    held = [record["held"]["fare + leaf"] for record in run.records("pictures")]
+    held = [record["held"]["fare + leaf"] for record in run.records("images")]
     assert cells["fare + leaf", "image_accuracy", "apgd"]["mean"] == pytest.approx(sum(held) / 3)
     assert cells["fare + leaf", "image_accuracy", "apgd"]["eps"] == 4.0
     said = [record["held"] for record in run.records("texts") if record["row"] == "original + leaf"]
@@ -93,28 +93,28 @@ def test_a_second_call_writes_the_same(finished: Path) -> None:
     assert (finished / "results.json").read_bytes() == before
 
 
-def test_pictures_texts_and_anchors_of_ones_own(tmp_path: Path, towers: Towers) -> None:
+def test_images_texts_and_anchors_of_ones_own(tmp_path: Path, towers: Towers) -> None:
     for name, colour in (("cat", "red"), ("dog", "blue"), ("sky", "white")):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        Image.new("RGB", (32, 32), colour).save(tmp_path / "pictures" / name / "0.png")
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "images" / name / "0.png")
     lines = [{"text": "my cat sleeps", "label": "cat"}, {"text": "a dog barks", "label": "dog"}]
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    own = ["--pictures", str(tmp_path / "pictures"), "--texts", str(tmp_path / "texts.jsonl"), "--steps", "1"]
+    own = ["--images", str(tmp_path / "images"), "--texts", str(tmp_path / "texts.jsonl"), "--steps", "1"]
     own += ["--n-positions", "1", "--encoders", "original", "--image-encoders", "original", "fare"]
     folder = tmp_path / "run"
-    assert both_domains.main([*own, "--anchors", str(tmp_path / "pictures"), "--output", str(folder)]) == 0
+    assert both_domains.main([*own, "--anchors", str(tmp_path / "images"), "--output", str(folder)]) == 0
     records = load_run(folder).records("texts")
     encoder = towers[1]["original"]
     for record in records:
         tower = towers[0][record["row"].split(" + ")[0]]
-        shown = [Image.open(tmp_path / "pictures" / name / "0.png") for name in ("cat", "dog")]
+        shown = [Image.open(tmp_path / "images" / name / "0.png") for name in ("cat", "dog")]
         anchors = normalize(tower.features(tower.prepare(shown)), dim=-1)
         features = encoder.features(encoder.tokenize([record["prompt"]]))
         label = ["cat", "dog"].index(lines[record["number"]]["label"])
         assert record["right"] == (int((features @ anchors.T).argmax()) == label)
     assert both_domains.main([*own, "--output", str(tmp_path / "templates")]) == 0
     by_row = {}
-    for record in load_run(tmp_path / "templates").records("texts"):  # no picture decides here
+    for record in load_run(tmp_path / "templates").records("texts"):  # no image decides here
         by_row.setdefault(record["number"], []).append((record["right"], record["perturbed"]))
     assert all(len(set(found)) == 1 for found in by_row.values())
 

@@ -16,7 +16,7 @@ from PIL import Image
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import retrieval
-from leaf_diffusion.eval.retrieval_data import file_gallery, world_gallery
+from leaf_diffusion.evaluation.tasks.retrieval import file_gallery, world_gallery
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.text import distance
 from leaf_diffusion.world.captions import full_prompts
@@ -37,16 +37,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def picture_features() -> torch.Tensor:
+def image_features() -> torch.Tensor:
     gallery, clip = world_gallery(20, 0), load_clip()
     with torch.inference_mode():
         return clip.visual_projection(clip.vision_model(pixels([gallery.load(i) for i in range(20)])).pooler_output)
 
 
 def order_of(encoder: TextEncoder, text: str) -> list[int]:
-    """Pictures from the most to the least similar, by the models alone."""
+    """Images from the most to the least similar, by the models alone."""
     with torch.inference_mode():
-        similarity = torch.cosine_similarity(encoder.features(encoder.tokenize([text])), picture_features(), dim=-1)
+        similarity = torch.cosine_similarity(encoder.features(encoder.tokenize([text])), image_features(), dim=-1)
     return [int(i) for i in similarity.argsort(descending=True)]
 
 
@@ -83,7 +83,7 @@ def test_every_attack_is_there_and_within_its_edits(finished: Path) -> None:
         assert transferred == [row["perturbed"] for row in by_encoder["original", record["number"]]]
 
 
-def test_a_margin_is_solved_when_another_picture_stands_first(finished: Path) -> None:
+def test_a_margin_is_solved_when_another_image_stands_first(finished: Path) -> None:
     run = load_run(finished)
     found = {(r["encoder"], r["number"]): r["searches"] for r in run.records("ranks")}
     for record in run.records("attacks"):
@@ -125,14 +125,14 @@ def test_rows_are_means_over_captions(finished: Path) -> None:
     assert difference["mean"] == pytest.approx(means[0] - means[1])
 
 
-def test_a_second_call_computes_nothing_and_redraws_a_damaged_picture(finished: Path) -> None:
+def test_a_second_call_computes_nothing_and_redraws_a_damaged_image(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*.jsonl")}
-    picture = finished / load_run(finished).records("shown")[-1]["image"]
-    drawn = picture.read_bytes()
-    picture.write_bytes(drawn[:40])
+    image = finished / load_run(finished).records("shown")[-1]["image"]
+    drawn = image.read_bytes()
+    image.write_bytes(drawn[:40])
     assert retrieval.main([*SMALL, "--output", str(finished)]) == 0
     assert {path: path.read_bytes() for path in finished.rglob("*.jsonl")} == before
-    assert picture.read_bytes() == drawn
+    assert image.read_bytes() == drawn
     page = (finished / "report.html").read_text()
     assert "<script" not in page and "data:image/png" in page and "<ins>" in page and "Recall@10" in page
 
@@ -154,12 +154,12 @@ def test_world_captions_tell_every_scene_apart() -> None:
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
-    """A Karpathy split of 16 pictures in a folder of their own, two of which have one caption."""
-    (tmp_path / "pictures" / "val2014").mkdir(parents=True)
+    """A Karpathy split of 16 images in a folder of their own, two of which have one caption."""
+    (tmp_path / "images" / "val2014").mkdir(parents=True)
     rng, images = np.random.default_rng(0), []
     for i in range(16):
         name = f"COCO_{i}.png"
-        Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "pictures/val2014" / name)
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "images/val2014" / name)
         first = f"caption number {i}" if i > 1 else ("A  cat" if i else "a cat")
         sentences = [{"raw": first}, {"raw": f"another {i}"}]
         images.append({"filename": name, "split": "test" if i < 15 else "val", "sentences": sentences})
@@ -167,23 +167,23 @@ def coco(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_files_give_the_first_caption_of_each_picture(coco: Path) -> None:
-    gallery = file_gallery(coco / "coco.json", coco / "pictures", column=None, split="test", n=100)
+def test_files_give_the_first_caption_of_each_image(coco: Path) -> None:
+    gallery = file_gallery(coco / "coco.json", coco / "images", column=None, split="test", n=100)
     assert list(gallery.captions) == [f"caption number {i}" for i in range(2, 15)]
     assert gallery.shared == 2
-    picture = gallery.load(0)
-    assert np.array_equal(np.asarray(picture), np.asarray(Image.open(coco / "pictures/val2014/COCO_2.png")))
+    image = gallery.load(0)
+    assert np.array_equal(np.asarray(image), np.asarray(Image.open(coco / "images/val2014/COCO_2.png")))
 
 
 def test_a_run_on_files(coco: Path, tmp_path: Path) -> None:
-    words = ["--captions", str(coco / "coco.json"), "--pictures", str(coco / "pictures"), "--targets", "1", "--limit", "2",
-             "--encoders", "leaf", "--k", "1", "--n-positions", "1", "--goals", "toward", "--toward", "pictures"]  # fmt: skip
+    words = ["--captions", str(coco / "coco.json"), "--images", str(coco / "images"), "--targets", "1", "--limit", "2",
+             "--encoders", "leaf", "--k", "1", "--n-positions", "1", "--goals", "toward", "--toward", "images"]  # fmt: skip
     assert retrieval.main([*words, "--output", str(tmp_path / "run")]) == 0
     run = load_run(tmp_path / "run")
     assert len(run.records("gallery")) == 14
     clean = {(r["encoder"], r["number"]): r["searches"][0] for r in run.records("ranks")}
     assert len(clean) == 2
-    for record in run.records("attacks"):  # the attacker climbs on the similarity to the target's picture
+    for record in run.records("attacks"):  # the attacker climbs on the similarity to the target's image
         (row,) = record["attacked"]
         assert row["score"] >= row["clean_score"]
 
@@ -192,31 +192,31 @@ def test_a_run_on_files(coco: Path, tmp_path: Path) -> None:
     ("damage", "said"),
     [
         ("gone", "COCO_3.png"),
-        ("broken", "COCO_3.png is no picture"),
+        ("broken", "COCO_3.png is no image"),
         ("twice", "2 times"),
-        ("twins", "are one picture"),
+        ("twins", "are one image"),
         ("outside", "is not in"),
-        ("nameless", "no picture is named"),
+        ("nameless", "no image is named"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(
     coco: Path, damage: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, source = coco / "pictures" / "val2014", coco / "coco.json"
+    folder, source = coco / "images" / "val2014", coco / "coco.json"
     if damage == "gone":
         (folder / "COCO_3.png").unlink()
     elif damage == "broken":
         (folder / "COCO_3.png").write_bytes((folder / "COCO_3.png").read_bytes()[:100])
     elif damage == "twice":
-        (coco / "pictures" / "again").mkdir()
-        (coco / "pictures" / "again" / "COCO_3.png").write_bytes((folder / "COCO_3.png").read_bytes())
+        (coco / "images" / "again").mkdir()
+        (coco / "images" / "again" / "COCO_3.png").write_bytes((folder / "COCO_3.png").read_bytes())
     elif damage == "twins":
         (folder / "COCO_3.png").write_bytes((folder / "COCO_4.png").read_bytes())
     else:
         record = {"caption": "a dog"} | ({"image": "../../coco.json"} if damage == "outside" else {})
         source = coco / "captions.jsonl"
         source.write_text(json.dumps(record) + "\n")
-    words = ["--captions", str(source), "--pictures", str(coco / "pictures"), "--output", str(coco / "run")]
+    words = ["--captions", str(source), "--images", str(coco / "images"), "--output", str(coco / "run")]
     assert retrieval.main(words) == 2
     assert said in " ".join(capsys.readouterr().out.split())
     assert not (coco / "run").exists()

@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from leaf_diffusion.eval.swap_cost import main
-from leaf_diffusion.eval.swap_cost_conditions import lengthened, token_prompts
-from leaf_diffusion.eval.swap_cost_setup import Files, SwapCostOptions, load, pipeline_with
-from leaf_diffusion.eval.swap_cost_training import BATCH, CONCEPT, TOKEN, flow_loss, has_style, said, styled
-from leaf_diffusion.eval.swap_cost_training import train_style as train_style_lora
-from leaf_diffusion.eval.swap_cost_training import train_token as train_token_embedding
+from leaf_diffusion.evaluation.swap_cost.conditions import lengthened, token_prompts
+from leaf_diffusion.evaluation.swap_cost.setup import Files, SwapCostOptions, load, pipeline_with
+from leaf_diffusion.evaluation.swap_cost.training import BATCH, CONCEPT, TOKEN, flow_loss, has_style, said, styled
+from leaf_diffusion.evaluation.swap_cost.training import train_style as train_style_lora
+from leaf_diffusion.evaluation.swap_cost.training import train_token as train_token_embedding
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 from leaf_diffusion.world import paths, pipeline_path
 from leaf_diffusion.world.captions import SINGLE
@@ -56,13 +56,13 @@ def test_every_condition_is_measured_with_every_encoder(finished: Path) -> None:
     assert all(r["baseline"] is None for r in drift)
 
 
-def test_another_encoder_and_another_noise_move_the_pictures(finished: Path) -> None:
+def test_another_encoder_and_another_noise_move_the_images(finished: Path) -> None:
     for key in ("plain", "negative", "long", "token", "translated", "lora"):
         assert means(finished, condition=key, encoder="leaf", metric="drift")[0] > 0
         assert means(finished, condition=key, protocol="floor", metric="drift")[0] > 0
 
 
-def test_conditions_change_the_pictures(finished: Path) -> None:
+def test_conditions_change_the_images(finished: Path) -> None:
     def shown(key: str, encoder: str = "0") -> dict[str, bytes]:
         files = (finished / "images").glob(f"{key}-{encoder}-*.png")
         return {file.name.rpartition("-")[2]: file.read_bytes() for file in files}
@@ -228,9 +228,9 @@ def shipped_world(monkeypatch: pytest.MonkeyPatch) -> Any:
     return LeafStableDiffusionPipeline.from_pretrained("world")
 
 
-def denoising(pipeline: Any, pictures: list[np.ndarray], texts: list[str]) -> float:
-    """The UNet's loss on pictures with captions, from the same noise at every call."""
-    latents = encode(pipeline.vae, pixels(pictures)).clone()
+def denoising(pipeline: Any, images: list[np.ndarray], texts: list[str]) -> float:
+    """The UNet's loss on images with captions, from the same noise at every call."""
+    latents = encode(pipeline.vae, pixels(images)).clone()
     with torch.no_grad():
         states = pipeline.encode_prompt(texts, "cpu", 1, False)[0]
         losses = [flow_loss(pipeline.unet, latents, states, torch.Generator().manual_seed(i)) for i in range(2)]

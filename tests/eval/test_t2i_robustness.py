@@ -16,8 +16,9 @@ from PIL import Image
 
 from leaf_diffusion.encoders import Hidden
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.eval import generate, search
 from leaf_diffusion.eval.t2i_robustness import main
+from leaf_diffusion.evaluation.t2i import attack as search
+from leaf_diffusion.evaluation.t2i import generate
 from leaf_diffusion.runs import files, log
 from leaf_diffusion.world.figures import noise_seed
 
@@ -60,10 +61,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_unit_is_there_once(finished: Path) -> None:
-    attacks, pictures, scores = (lines(finished, name) for name in ("attacks", "pictures", "scores"))
+    attacks, images, scores = (lines(finished, name) for name in ("attacks", "images", "scores"))
     assert len(attacks) == len({row["id"] for row in attacks}) == 2 * 5 * 2
-    assert len(pictures) == len({row["id"] for row in pictures}) == 2 * (4 * (1 + 2 + 3 * 2) + 1)
-    assert {row["id"] for row in scores} == {row["id"] for row in pictures}
+    assert len(images) == len({row["id"] for row in images}) == 2 * (4 * (1 + 2 + 3 * 2) + 1)
+    assert {row["id"] for row in scores} == {row["id"] for row in images}
     assert (finished / "report.html").stat().st_size > 1000
     for row in attacks:
         assert row["distance"] <= row["k"]
@@ -74,22 +75,22 @@ def test_every_unit_is_there_once(finished: Path) -> None:
             assert all("".join(word) in row["perturbed"].lower() for word in row["shattered"])
 
 
-def test_pictures_of_one_prompt_share_their_noise_and_equal_ones_are_drawn_once(finished: Path) -> None:
-    pictures = lines(finished, "pictures")
-    assert all(row["seed"] == noise_seed(row["prompt_id"], row["seed_index"]) for row in pictures)
-    drawn = {row["image"] for row in pictures}
+def test_images_of_one_prompt_share_their_noise_and_equal_ones_are_drawn_once(finished: Path) -> None:
+    images = lines(finished, "images")
+    assert all(row["seed"] == noise_seed(row["prompt_id"], row["seed_index"]) for row in images)
+    drawn = {row["image"] for row in images}
     assert {f"images/{path.name}" for path in (finished / "images").iterdir()} == drawn
     same: dict[tuple[str, ...], set[str]] = {}
-    for row in pictures:
+    for row in images:
         weights = row["encoder"].removesuffix("+speller")
         same.setdefault((weights, row["given"], str(row["seed"])), set()).add(row["image"])
     assert all(len(images) == 1 for images in same.values())
-    assert len(same) == len(drawn) < len(pictures)
+    assert len(same) == len(drawn) < len(images)
 
 
 def test_every_encoder_faces_the_same_transferred_prompts(finished: Path) -> None:
     faced: dict[tuple[Any, ...], set[str]] = {}
-    for row in lines(finished, "pictures"):
+    for row in lines(finished, "images"):
         if row["protocol"] == "transfer":
             faced.setdefault((row["source"], row["k"], row["prompt_id"]), set()).add(row["prompt"])
     assert {key[0] for key in faced} == {"original", "leaf", "judge"}
@@ -118,13 +119,13 @@ def test_results_are_rows_with_means_and_paired_differences(finished: Path) -> N
     )
 
 
-def test_drift_is_the_pixel_distance_to_the_same_encoders_clean_picture(finished: Path) -> None:
-    pictures, scores = lines(finished, "pictures"), {row["id"]: row for row in lines(finished, "scores")}
+def test_drift_is_the_pixel_distance_to_the_same_encoders_clean_image(finished: Path) -> None:
+    images, scores = lines(finished, "images"), {row["id"]: row for row in lines(finished, "scores")}
     row = next(
-        r for r in pictures if r["protocol"] == "transfer" and r["encoder"] == "leaf" and r["given"] != r["original"]
+        r for r in images if r["protocol"] == "transfer" and r["encoder"] == "leaf" and r["given"] != r["original"]
     )
     clean = next(
-        r for r in pictures if r["protocol"] == "clean" and (r["encoder"], r["prompt_id"]) == ("leaf", row["prompt_id"])
+        r for r in images if r["protocol"] == "clean" and (r["encoder"], r["prompt_id"]) == ("leaf", row["prompt_id"])
     )
     a, b = (np.asarray(Image.open(finished / r["image"]), dtype=float) / 255 for r in (row, clean))
     assert scores[row["id"]]["drift"] == pytest.approx(np.sqrt(((a - b) ** 2).mean()), abs=1e-6)
@@ -143,7 +144,7 @@ def test_a_finished_run_only_reports_again(finished: Path, monkeypatch: pytest.M
     assert (finished / "report.html").exists()
 
 
-def test_missing_and_torn_pictures_are_drawn_again(finished: Path, tmp_path: Path) -> None:
+def test_missing_and_torn_images_are_drawn_again(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     gone, torn, *_ = sorted((tmp_path / "run" / "images").iterdir())
     wanted = {path.name: np.asarray(Image.open(path)).astype(int) for path in (gone, torn)}
@@ -152,7 +153,7 @@ def test_missing_and_torn_pictures_are_drawn_again(finished: Path, tmp_path: Pat
     assert run(tmp_path / "run") == 0
     for path in (gone, torn):  # in other batches, which move a colour by a step at most
         assert np.abs(np.asarray(Image.open(path)).astype(int) - wanted[path.name]).max() <= 1
-    assert lines(tmp_path / "run", "pictures") == lines(finished, "pictures")
+    assert lines(tmp_path / "run", "images") == lines(finished, "images")
 
 
 def test_an_attack_on_what_the_denoiser_sees(finished: Path, tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_an_attack_on_what_the_denoiser_sees(finished: Path, tmp_path: Path) -> 
     )
 
 
-@pytest.mark.parametrize("stage", ["attack", "picture"])
+@pytest.mark.parametrize("stage", ["attack", "image"])
 def test_a_killed_run_continues_to_the_same_results(
     finished: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +193,7 @@ def test_a_killed_run_continues_to_the_same_results(
         assert found == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", ["attacks.jsonl", "images/", "pictures.jsonl", "scores.jsonl", "results.", "report."])
+@pytest.mark.parametrize("kind", ["attacks.jsonl", "images/", "images.jsonl", "scores.jsonl", "results.", "report."])
 def test_a_full_disk_stops_any_write_clearly_and_the_run_goes_on(
     finished: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,7 +222,7 @@ def test_a_dry_run_measures_and_keeps_nothing(tmp_path: Path, capsys: pytest.Cap
     assert run(tmp_path / "run", "--dry-run") == 0
     said = capsys.readouterr().out
     assert not (tmp_path / "run").exists()
-    for part in ("unet", "encoder leaf", "attacks", "pictures", "scores", "together", "nothing was kept"):
+    for part in ("unet", "encoder leaf", "attacks", "images", "scores", "together", "nothing was kept"):
         assert part in said
     # 2 prompts x 5 sources x 2 k, of which one prompt's were measured
     assert re.search(r"attacks +20 +10 in \d+\.\d s", said)
@@ -233,10 +234,10 @@ def test_attack_sets_of_a_file_are_used_and_not_searched(
     monkeypatch.setattr(search, "find", lambda *_: pytest.fail("nothing to search"))
     given = finished.parent / "attacked.jsonl"
     assert run(tmp_path / "run", "--attacked-prompts", str(given), "--encoders", "original", "leaf") == 0
-    pictures = lines(tmp_path / "run", "pictures")
-    assert {row["protocol"] for row in pictures} == {"clean", "floor", "transfer"}
+    images = lines(tmp_path / "run", "images")
+    assert {row["protocol"] for row in images} == {"clean", "floor", "transfer"}
     wanted = {(row["source"], row["k"], row["perturbed"]) for row in lines(finished, "attacks")}
-    assert {(row["source"], row["k"], row["prompt"]) for row in pictures if row["source"]} == wanted
+    assert {(row["source"], row["k"], row["prompt"]) for row in images if row["source"]} == wanted
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import textfare
-from leaf_diffusion.eval.experiment import Setting, result_rows
+from leaf_diffusion.evaluation.experiment import Setting, result_rows
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.text import distance, neighbours
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from leaf_diffusion.encoders.images import load_image_encoder
+from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import zero_shot_image
-from leaf_diffusion.eval.picture_task import attack_pictures, cosines, folder_pictures, world_pictures
+from leaf_diffusion.evaluation.tasks.images import attack_images, cosines, folder_images, world_images
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.world.captions import zero_shot_prompts
 
@@ -31,13 +31,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def classes_by_hand() -> torch.Tensor:
-    text, task = load_text_encoder("world:original"), world_pictures()
+    text, task = load_text_encoder("world:original"), world_images()
     features = text.features(text.tokenize([texts[0] for texts in task.texts]))
     return normalize(features, dim=-1)
 
 
 def test_what_is_said_is_the_nearest_caption(finished: Path) -> None:
-    records, task, classes = load_run(finished).records("pictures"), world_pictures(), classes_by_hand()
+    records, task, classes = load_run(finished).records("images"), world_images(), classes_by_hand()
     assert [record["number"] for record in records] == [i * len(zero_shot_prompts()) // 6 for i in range(6)]
     for name in ("original", "fare"):
         encoder = load_image_encoder(f"world:{name}")
@@ -47,7 +47,7 @@ def test_what_is_said_is_the_nearest_caption(finished: Path) -> None:
 
 
 def test_every_attack_is_shown_to_every_tower(finished: Path) -> None:
-    for record in load_run(finished).records("pictures"):
+    for record in load_run(finished).records("images"):
         seen = [(row["encoder"], row["source"], row["attack"], row["eps"]) for row in record["attacked"]]
         both = ("original", "fare")
         assert sorted(seen) == sorted(
@@ -59,17 +59,17 @@ def test_every_attack_is_shown_to_every_tower(finished: Path) -> None:
         )
         assert len(record["images"]) == 6
         clean, attacked, added = (np.asarray(Image.open(finished / path), dtype=float) for path in record["images"][:3])
-        assert np.array_equal(clean, np.asarray(world_pictures().load(record["number"])))
+        assert np.array_equal(clean, np.asarray(world_images().load(record["number"])))
         assert 0 < np.abs(attacked - clean).max() <= 2  # eps 2, the first of the two, rounded to 8 bits
         np.testing.assert_allclose((added / 255 - 0.5) * 4, attacked - clean, atol=0.52)
 
 
-def test_rows_count_pictures_that_are_right_clean_and_attacked(finished: Path) -> None:
+def test_rows_count_images_that_are_right_clean_and_attacked(finished: Path) -> None:
     run = load_run(finished)
     rows = {
         (r["encoder"], r["baseline"], r["protocol"], r["source"], r["attack"], r["eps"]): r for r in run.results["rows"]
     }
-    records = run.records("pictures")
+    records = run.records("images")
     held = [
         float(row["said"] == record["label"] == record["said"]["fare"])
         for record in records
@@ -83,33 +83,33 @@ def test_rows_count_pictures_that_are_right_clean_and_attacked(finished: Path) -
     assert all(row["n"] == 6 for row in rows.values())
 
 
-def test_a_second_call_computes_nothing_and_a_lost_picture_is_drawn_again(
+def test_a_second_call_computes_nothing_and_a_lost_image_is_drawn_again(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results, records = (finished / "results.json").read_bytes(), (finished / "records/pictures.jsonl").read_bytes()
-    lost = finished / load_run(finished).records("pictures")[0]["images"][4]
+    results, records = (finished / "results.json").read_bytes(), (finished / "records/images.jsonl").read_bytes()
+    lost = finished / load_run(finished).records("images")[0]["images"][4]
     before = lost.read_bytes()
     lost.unlink()
     assert zero_shot_image.main([*OPTIONS, "--eps", "2", "8", "--output", str(finished)]) == 0
     assert lost.read_bytes() == before
     assert (finished / "results.json").read_bytes() == results
-    assert (finished / "records/pictures.jsonl").read_bytes() == records
+    assert (finished / "records/images.jsonl").read_bytes() == records
     page = (finished / "report.html").read_text()
     assert "apgd on original, eps 8/255" in page and "<script" not in page
     assert "report:" in capsys.readouterr().out
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     for name, colour in (("n01_cat", "red"), ("n02_dog", "blue"), ("n03", "green")):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(2):
-            Image.new("RGB", (40, 36), colour).save(tmp_path / "pictures" / name / f"{i}.png")
-    return tmp_path / "pictures"
+            Image.new("RGB", (40, 36), colour).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path / "images"
 
 
-def test_a_folder_of_pictures_and_its_class_names(pictures: Path, tmp_path: Path) -> None:
-    task = folder_pictures(pictures, None, ["a {}", "the {}"])
+def test_a_folder_of_images_and_its_class_names(images: Path, tmp_path: Path) -> None:
+    task = folder_images(images, None, ["a {}", "the {}"])
     assert task.classes == ["n01 cat", "n02 dog", "n03"]
     assert task.texts[1] == ["a n02 dog", "the n02 dog"]
     assert list(task.labels) == [0, 0, 1, 1, 2, 2]
@@ -117,29 +117,29 @@ def test_a_folder_of_pictures_and_its_class_names(pictures: Path, tmp_path: Path
     assert task.spread(3) == [0, 2, 4]
     names = tmp_path / "names.json"
     names.write_text(json.dumps(["cat", "dog", "lawn"]))
-    assert folder_pictures(pictures, names, ["{}"]).texts == [["cat"], ["dog"], ["lawn"]]
+    assert folder_images(images, names, ["{}"]).texts == [["cat"], ["dog"], ["lawn"]]
     names.write_text(json.dumps({"n03": "lawn", "n01_cat": "cat", "n02_dog": "dog"}))
-    assert folder_pictures(pictures, names, ["{}"]).classes == ["cat", "dog", "lawn"]
+    assert folder_images(images, names, ["{}"]).classes == ["cat", "dog", "lawn"]
     text = load_text_encoder("world:original")
     by_hand = [normalize(text.features(text.tokenize([f"a {n}", f"the {n}"])), dim=-1).mean(0) for n in task.classes]
     torch.testing.assert_close(task.class_features(text), normalize(torch.stack(by_hand), dim=-1))
     folder = tmp_path / "run"
-    options = ["--pictures", str(pictures), "--class-names", str(names), "--attacks", "apgd", "--steps", "2"]
+    options = ["--images", str(images), "--class-names", str(names), "--attacks", "apgd", "--steps", "2"]
     assert zero_shot_image.main([*options, "--encoders", "original", "--output", str(folder)]) == 0
-    records = load_run(folder).records("pictures")
+    records = load_run(folder).records("images")
     assert len(records) == 6 and {row["eps"] for record in records for row in record["attacked"]} == {2.0}
 
 
 def test_apgd_adds_what_the_second_loss_finds() -> None:
     torch.manual_seed(0)
     encoder = load_image_encoder("world:original")
-    task = world_pictures()
+    task = world_images()
     pixels = encoder.prepare([task.load(i) for i in range(0, len(zero_shot_prompts()), 30)])
     classify = cosines(encoder, classes_by_hand())
     with torch.no_grad():
-        labels = classify(pixels).argmax(1)  # so that every picture is right untouched
-    apgd = attack_pictures(classify, "apgd", pixels, labels, eps=2 / 255, steps=5, seed=0)
-    pgd = attack_pictures(classify, "pgd", pixels, labels, eps=2 / 255, steps=5, seed=0)
+        labels = classify(pixels).argmax(1)  # so that every image is right untouched
+    apgd = attack_images(classify, "apgd", pixels, labels, eps=2 / 255, steps=5, seed=0)
+    pgd = attack_images(classify, "pgd", pixels, labels, eps=2 / 255, steps=5, seed=0)
     logits = classify(apgd.pixels)
     assert torch.equal(apgd.score > 0, logits.argmax(1) != labels)
     assert float((apgd.pixels - pixels).abs().max()) <= 2 / 255 + 1e-6
@@ -155,7 +155,7 @@ def test_apgd_adds_what_the_second_loss_finds() -> None:
         (["--encoders", "original+speller"], "defence"),
         (["--eps", "0"], "--eps"),
         (["--steps", "0"], "--steps"),
-        (["--pictures", "nowhere"], "nowhere"),
+        (["--images", "nowhere"], "nowhere"),
         (["--class-names", "names.json"], "--class-names"),
     ],
 )
@@ -163,19 +163,19 @@ def test_bad_input_is_refused_before_anything_is_made(words: list[str], said: st
     assert said in refused(zero_shot_image.main, words)
 
 
-def test_folders_that_cannot_serve(pictures: Path, tmp_path: Path) -> None:
+def test_folders_that_cannot_serve(images: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.json"
     for content, said in (('["cat"]', "1 names for 3"), ('{"n03": ""}', "no name"), ("3", "expected")):
         names.write_text(content)
         with pytest.raises(ValueError, match=said):
-            folder_pictures(pictures, names, ["{}"])
+            folder_images(images, names, ["{}"])
     with pytest.raises(ValueError, match="--templates"):
-        folder_pictures(pictures, None, ["a photo"])
+        folder_images(images, None, ["a photo"])
     with pytest.raises(ValueError, match="two classes"):
-        folder_pictures(pictures.parent, None, ["{}"])
-    (pictures / "n03" / "0.png").write_bytes(b"no picture")
+        folder_images(images.parent, None, ["{}"])
+    (images / "n03" / "0.png").write_bytes(b"no image")
     with pytest.raises(OSError, match="remove it"):
-        folder_pictures(pictures, None, ["{}"]).load(4)
-    Image.new("RGB", (4, 4)).save(pictures / "loose.png")
+        folder_images(images, None, ["{}"]).load(4)
+    Image.new("RGB", (4, 4)).save(images / "loose.png")
     with pytest.raises(ValueError, match="no sub-folder"):
-        folder_pictures(pictures, None, ["{}"])
+        folder_images(images, None, ["{}"])

@@ -10,16 +10,16 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from leaf_diffusion.attacks import Exhaustive
-from leaf_diffusion.encoders.images import load_image_encoder
+from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import zero_shot_text
-from leaf_diffusion.eval.query_curve import against_random, query_numbers
-from leaf_diffusion.eval.zero_shot_task import file_task, sensitivity, world_task
+from leaf_diffusion.evaluation.tasks.query_curve import against_random, query_numbers
+from leaf_diffusion.evaluation.tasks.text import file_task, sensitivity, world_task
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.scoring import Margin, Scorer
 from leaf_diffusion.text import NoNewWords, distance
 
-WORDS = ["--encoders", "original", "leaf", "--limit", "4", "--pictures", "1", "--k", "1", "2", "--n-positions", "3", "1",
+WORDS = ["--encoders", "original", "leaf", "--limit", "4", "--images", "1", "--k", "1", "2", "--n-positions", "3", "1",
          "--constraints", "no-new-words", "none"]  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def test_numbers_count_the_classes(tmp_path: Path) -> None:
     assert (again.texts, list(again.labels)) == (task.texts, [0, 1])
 
 
-def test_classes_may_be_pictures_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_may_be_images_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, colour in (("animal", "red"), ("thing", "blue")):
         (tmp_path / "shown" / name).mkdir(parents=True)
         for i in range(2):
@@ -127,8 +127,8 @@ def test_classes_may_be_pictures_of_a_folder(tmp_path: Path, capsys: pytest.Capt
     tower, encoder = load_image_encoder("world:original"), load_text_encoder("world:leaf")
     anchors = []
     for name in ("animal", "thing"):
-        pictures = [Image.open(tmp_path / "shown" / name / f"{i}.png") for i in range(2)]
-        anchors.append(normalize(tower.embed(tower.prepare(pictures)), dim=-1).mean(0))
+        images = [Image.open(tmp_path / "shown" / name / f"{i}.png") for i in range(2)]
+        anchors.append(normalize(tower.embed(tower.prepare(images)), dim=-1).mean(0))
     logits = (
         normalize(encoder.features(encoder.tokenize(["a cat", "a car"])), dim=-1)
         @ normalize(torch.stack(anchors), dim=-1).T
@@ -179,7 +179,7 @@ def test_other_attacks_and_noise_are_searched_too(tmp_path: Path) -> None:
         "--no-exact",
         "--limit",
         "2",
-        "--pictures",
+        "--images",
         "1",
         "--k",
         "1",

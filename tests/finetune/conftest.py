@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.encoders.clip import HFTextEncoder
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 
 @pytest.fixture(scope="module")

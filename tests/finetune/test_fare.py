@@ -13,15 +13,14 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from leaf_diffusion.attacks.images import APGD, FeatureDrift
-from leaf_diffusion.encoders.images import (
+from leaf_diffusion.encoders.image_encoder import (
     ImageEncoder,
     default_processor,
     load_image_encoder,
     wrap_image_encoder,
 )
-from leaf_diffusion.finetune import image_cli
 from leaf_diffusion.finetune.fare import FAREConfig, finetune_image_encoder, image_figures
-from leaf_diffusion.finetune.pictures import PictureFolder, read_picture, read_pictures, split_pictures
+from leaf_diffusion.finetune.images import ImageFolder, read_image, read_images, split_images
 
 CONFIG = FAREConfig(
     eps=8, attack_steps=3, batch_size=8, max_steps=40, lr=3e-3, warmup_steps=4, checkpoint_every=5, eval_every=40
@@ -29,7 +28,7 @@ CONFIG = FAREConfig(
 
 
 class Drawn:
-    """Random pictures of a few colours, where neighbouring pixels are alike."""
+    """Random images of a few colours, where neighbouring pixels are alike."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.names: Sequence[str] = [f"{seed}/{i}" for i in range(n)]
@@ -60,8 +59,8 @@ def finished(encoder: ImageEncoder, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_features_move_less_under_attack_and_stay_near_when_clean(encoder: ImageEncoder, finished: Path) -> None:
-    trained, pictures = load_image_encoder(finished), Drawn(20, 2)
-    pixels = encoder.prepare([pictures.load(i) for i in range(20)])
+    trained, images = load_image_encoder(finished), Drawn(20, 2)
+    pixels = encoder.prepare([images.load(i) for i in range(20)])
     targets = encoder.embed(pixels)
 
     def drift(tower: ImageEncoder) -> float:
@@ -121,8 +120,8 @@ def test_a_training_that_was_broken_off_ends_where_the_other_did(
 
 
 def test_figures_by_hand(encoder: ImageEncoder) -> None:
-    pictures = Drawn(5, 3)
-    pixels = encoder.prepare([pictures.load(i) for i in range(5)])
+    images = Drawn(5, 3)
+    pixels = encoder.prepare([images.load(i) for i in range(5)])
     targets = encoder.embed(pixels)
     moved = targets.roll(1, 0)
     figures = image_figures(encoder, pixels, moved, CONFIG)
@@ -131,34 +130,34 @@ def test_figures_by_hand(encoder: ImageEncoder) -> None:
     assert figures["accuracy_clean"] == 0.0
 
 
-def test_pictures_of_a_folder(tmp_path: Path, encoder: ImageEncoder) -> None:
+def test_images_of_a_folder(tmp_path: Path, encoder: ImageEncoder) -> None:
     for i in range(4):
         (tmp_path / "in" / str(i)).mkdir(parents=True)
         Drawn(4, 4).load(i).save(tmp_path / "in" / str(i) / "A.PNG")
-    (tmp_path / "in" / "notes.txt").write_text("no picture")
-    (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8 half a picture")
-    found = read_pictures(tmp_path / "in")
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8 half an image")
+    found = read_images(tmp_path / "in")
     assert list(found.names) == ["0/A.PNG", "1/A.PNG", "2/A.PNG", "3/A.PNG", "broken.jpg"]
     assert found.load(4) is None and found.load(1) is not None
-    assert read_picture(tmp_path / "nowhere.png") is None
+    assert read_image(tmp_path / "nowhere.png") is None
     config = FAREConfig(eps=2, attack_steps=1, batch_size=5, max_steps=1, warmup_steps=1)
     folder = finetune_image_encoder(encoder, found, tmp_path / "out", config, held_out=Drawn(2, 5))
     assert json.loads((folder / "training_log.jsonl").read_text().splitlines()[-1])["unreadable"] == 1
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="holds no pictures"):
-        PictureFolder(tmp_path / "none")
+    with pytest.raises(ValueError, match="holds no images"):
+        ImageFolder(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        read_pictures(tmp_path / "nowhere")
+        read_images(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="world:N"):
-        read_pictures("world:many")
+        read_images("world:many")
 
 
 def test_the_split_follows_from_names_alone() -> None:
-    kept, out = split_pictures(Drawn(50, 6))
+    kept, out = split_images(Drawn(50, 6))
     assert len(out.names) == 5 and not set(kept.names) & set(out.names)
     assert len(kept.names) + len(out.names) == 50
     with pytest.raises(ValueError, match="at least 2"):
-        split_pictures(Drawn(1, 6))
+        split_images(Drawn(1, 6))
 
 
 @pytest.mark.parametrize(
@@ -178,11 +177,11 @@ def test_settings_that_cannot_serve(settings: dict[str, float], said: str) -> No
         FAREConfig(**settings)  # type: ignore[arg-type]
 
 
-def test_the_command_on_the_worlds_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_on_the_worlds_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "--source",
         "world:original",
-        "--pictures",
+        "--images",
         "world:24",
         "--held-out",
         "world:3",
@@ -190,7 +189,7 @@ def test_the_command_on_the_worlds_pictures(tmp_path: Path, capsys: pytest.Captu
         str(tmp_path / "t"),
     ]
     words += ["--batch-size", "4", "--max-steps", "1", "--warmup-steps", "1", "--attack-steps", "1", "--device", "cpu"]
-    assert image_cli.main(words) == 0
+    assert finetune_image.main(words) == 0
     assert "finetuned tower" in capsys.readouterr().out
     assert load_image_encoder(tmp_path / "t").preprocessing.size == (64, 64)
 
@@ -212,24 +211,21 @@ def test_two_processes_end_where_one_does(encoder: ImageEncoder, tmp_path: Path)
     encoder.module.save_pretrained(tmp_path / "tiny")  # type: ignore[operator]
     assert encoder.processor is not None
     encoder.processor.save_pretrained(tmp_path / "tiny")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for i in range(12):
-        Drawn(12, 7).load(i).save(tmp_path / "pictures" / f"{i:02}.png")
+        Drawn(12, 7).load(i).save(tmp_path / "images" / f"{i:02}.png")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "leaf_diffusion.finetune.image_cli", "--source", str(tmp_path / "tiny"), "--device", "cpu"]
-    command += ["--pictures", str(tmp_path / "pictures"), "--output", str(tmp_path / "two"), "--batch-size", "3"]
+    command += ["-m", "leaf_diffusion.cli.finetune_image", "--source", str(tmp_path / "tiny"), "--device", "cpu"]
+    command += ["--images", str(tmp_path / "images"), "--output", str(tmp_path / "two"), "--batch-size", "3"]
     command += ["--max-steps", "2", "--warmup-steps", "1", "--attack-steps", "2", "--lr", "1e-3"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     config = FAREConfig(batch_size=6, max_steps=2, warmup_steps=1, attack_steps=2, lr=1e-3)
     start = load_image_encoder(tmp_path / "tiny")
-    one = finetune_image_encoder(start, PictureFolder(tmp_path / "pictures"), tmp_path / "one", config)
+    one = finetune_image_encoder(start, ImageFolder(tmp_path / "images"), tmp_path / "one", config)
     first, second = load_file(one / "model.safetensors"), load_file(tmp_path / "two" / "model.safetensors")
     # keys' biases move nothing, so their direction is rounding
     before = {key: value for key, value in start.module.state_dict().items() if "k_proj.bias" not in key}
     moved = sum(float((first[key] - value).square().sum()) for key, value in before.items())
     assert sum(float((first[key] - second[key]).square().sum()) for key in before) < 1e-3 * moved
-    assert (
-        finetune_image_encoder(start, PictureFolder(tmp_path / "pictures"), tmp_path / "two", config)
-        == tmp_path / "two"
-    )
+    assert finetune_image_encoder(start, ImageFolder(tmp_path / "images"), tmp_path / "two", config) == tmp_path / "two"

@@ -9,13 +9,13 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import LeafAttack, RandomTypos
 from leaf_diffusion.encoders import Feature, load_text_encoder
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions, split_captions, textfare
+from leaf_diffusion.finetune.loop import batch_indices, rate
 from leaf_diffusion.finetune.textfare import Anchors, attack_captions, bucketed, embed, held_out_figures, textfare_loss
-from leaf_diffusion.finetune.train import batch_indices, rate
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, distance
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 COLOURS, THINGS = ("red", "blue", "green", "white"), ("cat", "house", "boat", "umbrella", "tree", "cup")
 CAPTIONS = [f"a photo of a {c} {n}" for c in COLOURS for n in THINGS]
@@ -69,7 +69,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
         return attack_captions(*args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("leaf_diffusion.finetune.train.attack_captions", broken)
+        patch.setattr("leaf_diffusion.finetune.loop.attack_captions", broken)
         with pytest.raises(Interrupt):
             run(encoder, tmp_path / "cut", max_steps=7)
     assert (tmp_path / "cut" / "checkpoint" / "state.safetensors").exists()

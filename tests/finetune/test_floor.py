@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from leaf_diffusion.encoders import load_text_encoder
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
 from leaf_diffusion.finetune.textfare import Figures, accuracy_clean, attack_captions, embed
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 CAPTIONS = [f"a photo of a {c} {n}" for c in ("red", "blue", "green") for n in ("cat", "house", "boat", "umbrella")]
-TRAIN = "leaf_diffusion.finetune.train."
+TRAIN = "leaf_diffusion.finetune.loop."
 
 
 class Interrupt(Exception):
@@ -179,7 +179,7 @@ def test_two_processes_stop_at_the_same_step(encoder: HFTextEncoder, tmp_path: P
     encoder.module.save_pretrained(tmp_path / "tiny")  # type: ignore[operator]
     (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "leaf_diffusion.finetune.cli", "--device", "cpu", "--source", str(tmp_path / "tiny")]
+    command += ["-m", "leaf_diffusion.cli.finetune", "--device", "cpu", "--source", str(tmp_path / "tiny")]
     command += ["--captions", str(tmp_path / "captions.txt"), "--held-out", str(tmp_path / "captions.txt")]
     command += ["--output", str(tmp_path / "two"), "--attack", "random-typos", "--batch-size", "2", "--lr", "1e-3"]
     command += ["--max-steps", "6", "--warmup-steps", "6", "--eval-every", "1", "--clean-floor", "0.95"]

@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.defences import Speller
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
 from leaf_diffusion.finetune.checkpoint import append_log, cut_log
 from leaf_diffusion.finetune.textfare import AnchorDrift, embed, textfare_loss
 from leaf_diffusion.finetune.tower import new_optimiser, trainable_copy
 from leaf_diffusion.scoring import Drift, Scorer
 from leaf_diffusion.text import Candidates
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 CAPTIONS = [
     f"a {c} {n} on a table" for c in ("red", "blue", "white") for n in ("cup", "dish", "key", "bell", "hat", "fish")
@@ -167,7 +167,7 @@ def test_two_processes_end_where_one_does(encoder: HFTextEncoder, tmp_path: Path
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [
         "-m",
-        "leaf_diffusion.finetune.cli",
+        "leaf_diffusion.cli.finetune",
         "--source",
         str(folder),
         "--captions",

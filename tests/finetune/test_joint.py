@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from leaf_diffusion.cli import main
-from leaf_diffusion.encoders.images import ImageEncoder, load_image_encoder
+from leaf_diffusion.cli.main import main
+from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.finetune.images import Pairs, read_pairs, split_pairs
 from leaf_diffusion.finetune.joint import JointConfig, finetune_both, pair_loss
-from leaf_diffusion.finetune.pictures import Pairs, read_pairs, split_pairs
 
 SETTINGS: dict[str, Any] = {"rho": 4, "eps": 8.0, "attack_steps": 2, "batch_size": 12, "lr": 1e-3, "warmup_steps": 2,
                             "checkpoint_every": 2, "eval_every": 100}  # fmt: skip
@@ -41,16 +41,16 @@ def train(towers: tuple[Any, ImageEncoder], pairs: tuple[Pairs, Pairs], folder: 
 
 def test_the_pair_loss_is_zero_for_the_originals_and_a_divergence_otherwise() -> None:
     torch.manual_seed(0)
-    texts, pictures, others = (torch.randn(5, 8) for _ in range(3))
-    assert float(pair_loss(texts, pictures, texts, pictures, 0.07)) == pytest.approx(0, abs=1e-5)
-    assert float(pair_loss(3 * texts, pictures, texts, 2 * pictures, 0.07)) == pytest.approx(0, abs=1e-5)
-    cosines = torch.nn.functional.cosine_similarity(texts[:, None], pictures[None], dim=-1) / 0.5
-    moved = torch.nn.functional.cosine_similarity(others[:, None], pictures[None], dim=-1) / 0.5
+    texts, images, others = (torch.randn(5, 8) for _ in range(3))
+    assert float(pair_loss(texts, images, texts, images, 0.07)) == pytest.approx(0, abs=1e-5)
+    assert float(pair_loss(3 * texts, images, texts, 2 * images, 0.07)) == pytest.approx(0, abs=1e-5)
+    cosines = torch.nn.functional.cosine_similarity(texts[:, None], images[None], dim=-1) / 0.5
+    moved = torch.nn.functional.cosine_similarity(others[:, None], images[None], dim=-1) / 0.5
     divergences = []
     for wanted, found in ((cosines, moved), (cosines.T, moved.T)):
         p, q = wanted.softmax(-1), found.softmax(-1)
         divergences.append(float((p * (p.log() - q.log())).sum(-1).mean()))
-    assert float(pair_loss(others, pictures, texts, pictures, 0.5)) == pytest.approx(sum(divergences) / 2, rel=1e-4)
+    assert float(pair_loss(others, images, texts, images, 0.5)) == pytest.approx(sum(divergences) / 2, rel=1e-4)
 
 
 def test_a_training_that_was_broken_off_ends_where_the_other_did(
@@ -111,17 +111,17 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
     assert found.caption(list(found.names).index(rest.names[0])) == rest.caption(0)
     for line, said in (
         ({"image": "../x.png", "caption": "x"}, "lies outside"),
-        ({"image": "none.png", "caption": "x"}, "no picture"),
-        ({"caption": "x"}, "which picture"),
+        ({"image": "none.png", "caption": "x"}, "no image"),
+        ({"caption": "x"}, "which image"),
     ):
         (tmp_path / "bad.jsonl").write_text(json.dumps(line))
         with pytest.raises((ValueError, FileNotFoundError), match=said):
             read_pairs(tmp_path / "bad.jsonl", tmp_path)
-    with pytest.raises(ValueError, match="--pictures"):
+    with pytest.raises(ValueError, match="--images"):
         read_pairs(tmp_path / "c.jsonl", None)
 
 
-def test_the_worlds_captions_describe_its_pictures() -> None:
+def test_the_worlds_captions_describe_its_images() -> None:
     pairs = read_pairs("world:5", None)
     assert len({pairs.caption(i) for i in range(5)}) == 5
     assert pairs.caption(2) == read_pairs("world:9", None).caption(2)

@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders import load_text_encoder
-from leaf_diffusion.encoders.causal import NotUnderstood
-from leaf_diffusion.encoders.huggingface import HFTextEncoder
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.encoders.causal import UnsupportedTowerError
+from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
 from leaf_diffusion.finetune.lora import DIFFUSERS, add_lora, save_lora
 from leaf_diffusion.finetune.textfare import embed
@@ -21,6 +20,7 @@ from leaf_diffusion.finetune.tower import trainable_copy
 from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import neighbours
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 from leaf_diffusion.world.paths import pipeline_path
 
 CAPTIONS = [f"a photo of a {c} {n}" for c in ("red", "blue", "green") for n in ("cat", "house", "boat", "umbrella")]
@@ -120,7 +120,7 @@ def test_the_engine_reads_layers_that_are_not_merged_yet(encoder: HFTextEncoder)
     layers[1].enable_adapters(False)
     torch.testing.assert_close(*scores(), rtol=1e-4, atol=1e-4)
     layers[2].lora_variant["default"] = object()
-    with pytest.raises(NotUnderstood, match="DoRA"):
+    with pytest.raises(UnsupportedTowerError, match="DoRA"):
         PrefixForest(trained)
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leaf_diffusion.encoders.huggingface import HFTextEncoder, token_table
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.encoders.clip import HFTextEncoder, token_table
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
 from leaf_diffusion.finetune.replay import Pairs, Replay
 from leaf_diffusion.finetune.textfare import attack_captions, bucketed
 from leaf_diffusion.finetune.tower import SEEN, Features, trainable_copy
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 CAPTIONS = [f"a photo of a {c} {n}" for c in ("red", "blue", "green") for n in ("cat", "house", "boat", "umbrella")]
 SETTINGS = {"rho": 6, "batch_size": 8, "lr": 2e-3, "warmup_steps": 2, "checkpoint_every": 2, "eval_every": 100}
@@ -26,10 +26,10 @@ BOTH = {"replay": 0.5, "replay_size": 10, "spelling": True, "states_weight": 0.5
 SCRIPT = """
 import sys
 from leaf_diffusion.encoders import load_text_encoder
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
-from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, train
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, loop
 folder, output, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
-attack, calls = train.attack_captions, 0
+attack, calls = loop.attack_captions, 0
 
 def broken(*args, **kwargs):
     global calls
@@ -38,7 +38,7 @@ def broken(*args, **kwargs):
         raise SystemExit(3)
     return attack(*args, **kwargs)
 
-train.attack_captions = broken
+loop.attack_captions = broken
 config = TextFAREConfig(rho=3, batch_size=4, max_steps=5, warmup_steps=1, lr=2e-3, checkpoint_every=2, replay=0.5)
 captions = open(folder + "/captions.txt").read().splitlines()
 encoder = load_text_encoder(folder, tokenizer=clip_tokenizer(), device="cpu")
@@ -98,7 +98,7 @@ def test_a_share_of_a_batch_is_not_attacked_anew(
         learnt.append(rows)
         return forward(self, rows, states)
 
-    monkeypatch.setattr("leaf_diffusion.finetune.train.attack_captions", counted)
+    monkeypatch.setattr("leaf_diffusion.finetune.loop.attack_captions", counted)
     monkeypatch.setattr(Features, "forward", seen)
     run(encoder, tmp_path, replay=0.75)
     assert [len(captions) for captions in attacked] == [2] * 6
@@ -136,7 +136,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
         return attack_captions(*args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("leaf_diffusion.finetune.train.attack_captions", broken)
+        patch.setattr("leaf_diffusion.finetune.loop.attack_captions", broken)
         with pytest.raises(Interrupt):
             run(encoder, tmp_path / "cut", **BOTH)
     stored = load_file(tmp_path / "cut" / "checkpoint" / "state.safetensors")

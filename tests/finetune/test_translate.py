@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion import load_text_encoder
-from leaf_diffusion.cli import main
+from leaf_diffusion.cli.main import main
 from leaf_diffusion.encoders import HFTextEncoder, Hidden, Tower, clip_tokenizer
 from leaf_diffusion.finetune.translate import TEMPLATES, read_tensors, translate_file, translate_token
 from leaf_diffusion.world import pipeline_path

@@ -18,12 +18,12 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import Attack, Charmer, LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
-from leaf_diffusion.eval.experiment import _table
-from leaf_diffusion.eval.prompts import marked, read_attacks, write_attacks
+from leaf_diffusion.evaluation.experiment import _table
+from leaf_diffusion.evaluation.prompts import marked, read_attacks, write_attacks
 from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.config import TextFAREConfig
 from leaf_diffusion.reports import write_report
-from leaf_diffusion.reports.experiment import matrices
+from leaf_diffusion.reports.pages.experiment import matrices
 from leaf_diffusion.reports.results import METRICS, Results
 from leaf_diffusion.reports.text_tables import latex, markdown
 from leaf_diffusion.runs import RunSpec, RunStore, image_name, load_run, results_csv, write_results
@@ -110,10 +110,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for encoder in labels:
                 for protocol, source, k in (("clean", None, 0), ("adaptive", encoder, 1)):
                     unit, text = f"{encoder}/{protocol}/{prompt}", prompt + "x" * k
-                    picture = store.save_image(image_name(unit), Image.new("RGB", (8, 8), (i, k, 9)))
-                    store.append("pictures", {
+                    image = store.save_image(image_name(unit), Image.new("RGB", (8, 8), (i, k, 9)))
+                    store.append("images", {
                         "id": unit, "prompt_id": str(i), "prompt": text, "original": prompt, "encoder": encoder,
-                        "protocol": protocol, "source": source, "k": k, "seed_index": 0, "image": picture, "given": text,
+                        "protocol": protocol, "source": source, "k": k, "seed_index": 0, "image": image, "given": text,
                         "truncated": False,
                     })  # fmt: skip
                     store.append("scores", {"id": unit, "scene_correct": not k, "clip_score": 20.0, "drift": 0.1 * k})
@@ -124,7 +124,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_records_and_file_names(run: Path) -> None:
-    read = [record["original"] for record in load_run(run).records("pictures")]
+    read = [record["original"] for record in load_run(run).records("images")]
     assert list(dict.fromkeys(read)) == [*HOSTILE, LONG]
     names = {path.relative_to(run).as_posix() for path in run.rglob("*")}
     assert all(re.fullmatch(r"[a-z0-9_./-]+", name) for name in names)

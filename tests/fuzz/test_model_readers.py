@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from leaf_diffusion.cli.convert import main as convert
 from leaf_diffusion.encoders import load_text_encoder
-from leaf_diffusion.encoders.convert_cli import main as convert
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.finetune.checkpoint import Checkpoint, append_log, cut_log, read_state, write_state
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from leaf_diffusion.eval.options import from_yaml
-from leaf_diffusion.eval.prompts import from_file, read_attacks
+from leaf_diffusion.evaluation.prompts import from_file, read_attacks
+from leaf_diffusion.evaluation.t2i.options import from_yaml
 from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, image_name, load_run, png_ok
 
 TEXTS = ["a red cat", "zwei „Katzen“, 猫", 'a "quoted" hat']
@@ -84,16 +84,16 @@ SPEC = RunSpec({"attack": "charmer", "k": [1, 2], "encoders": {"original": "aa"}
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder with records, a picture and results."""
+    """A run folder with records, an image and results."""
     monkeypatch.setattr("os.fsync", lambda fd: None)
     row = {"encoder": "leaf", "baseline": None, "protocol": "clean", "source": None, "attack": None, "constraint": None}
     row |= {"k": 0, "metric": "drift", "mean": 0.5, "ci_low": 0.1, "ci_high": 0.9, "n": 3, "seeds": 1}
     with RunStore.open(tmp_path / "run", SPEC, command="x") as store:
         for i, text in enumerate(TEXTS):
-            picture = store.save_image(image_name(text), Image.effect_noise((16, 16), 50))
-            store.append("pictures", {
+            image = store.save_image(image_name(text), Image.effect_noise((16, 16), 50))
+            store.append("images", {
                 "id": f"{i}", "prompt_id": f"{i}", "prompt": text, "original": text, "given": text, "encoder": "leaf",
-                "protocol": "clean", "source": None, "k": 0, "seed_index": 0, "image": picture, "truncated": False,
+                "protocol": "clean", "source": None, "k": 0, "seed_index": 0, "image": image, "truncated": False,
             })  # fmt: skip
         store.write_results({"rows": [row]})
     return tmp_path / "run"
@@ -103,23 +103,23 @@ def read_run(folder: Path) -> None:
     found = load_run(folder)
     assert isinstance(found.results["rows"], list)
     assert isinstance(found.environment, dict)
-    for record in found.records("pictures"):
+    for record in found.records("images"):
         assert isinstance(record["id"], str)
 
 
-@pytest.mark.parametrize("name", ["spec.json", "environment.json", "results.json", "records/pictures.jsonl"])
+@pytest.mark.parametrize("name", ["spec.json", "environment.json", "results.json", "records/images.jsonl"])
 def test_run_folders_are_read(name: str, run: Path, fuzz: Any) -> None:
     fuzz.bytes(run / name, lambda: read_run(run), 50)
     fuzz.json(run / name, lambda: read_run(run), 50)
 
 
-@pytest.mark.parametrize("name", ["spec.json", "environment.json", "records/pictures.jsonl"])
+@pytest.mark.parametrize("name", ["spec.json", "environment.json", "records/images.jsonl"])
 def test_run_folders_are_continued(name: str, run: Path, fuzz: Any) -> None:
     fuzz.bytes(run / name, lambda: RunStore.open(run, SPEC).close(), 30, run)
     fuzz.json(run / name, lambda: RunStore.open(run, SPEC).close(), 30, run)
 
 
-def test_pictures(run: Path, fuzz: Any) -> None:
+def test_images(run: Path, fuzz: Any) -> None:
     name = image_name(TEXTS[0])
     store = RunStore.open(run, SPEC)
 

@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                     "truncated": False, "attack": "charmer", "constraint": "none", "distance": 1, "score": 0.5,
                     "queries": 9, "unseen_tokens": 0.1, "shattered": [["cat", "x"]],
                 })  # fmt: skip
-            store.append("pictures", {
+            store.append("images", {
                 "id": unit, "prompt_id": "p", "prompt": text, "original": "a cat", "given": text, "encoder": encoder,
                 "protocol": protocol, "source": source, "k": k, "seed_index": 0, "image": image, "truncated": False,
             })  # fmt: skip
@@ -53,10 +53,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 rows.append(row | {"n": 1, "seeds": 1})
                 if encoder == "leaf":
                     rows.append(rows[-1] | {"baseline": "original"})
-        counts = {"pictures": 7, "drawn": 7, "truncated": 0, "given_unchanged": 0}
+        counts = {"images": 7, "drawn": 7, "truncated": 0, "given_unchanged": 0}
         one = {"source": "judge", "k": 1, "n": 1, "unchanged": 0, "truncated": 0}
         one |= dict.fromkeys(("distance", "score", "queries", "unseen_tokens"), 0.5)
-        more = {"attacks": [one], "counts": counts, "feature_space": "x", "real_pictures": 3}
+        more = {"attacks": [one], "counts": counts, "feature_space": "x", "real_images": 3}
         store.write_results({"rows": rows, **more})
     return folder
 
@@ -89,12 +89,12 @@ def read_or_refused(read: Callable[[], None], *named: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("kind", ["attacks", "pictures", "scores"])
+@pytest.mark.parametrize("kind", ["attacks", "images", "scores"])
 def test_records(kind: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(html, "plot_over_k", lambda *_: [])  # drawn from the results alone
     path = run / "records" / f"{kind}.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    at = 1  # an attacked picture, and a line in the middle
+    at = 1  # an attacked image, and a line in the middle
     record = json.loads(lines[at])
     del record["sum"]
     everything(run)

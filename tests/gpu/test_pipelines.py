@@ -1,4 +1,4 @@
-"""The pipelines on a CUDA device: the stock pictures bit by bit, offloading with a robust encoder, attention, compilation."""
+"""The pipelines on a CUDA device: the stock images bit by bit, offloading with a robust encoder, attention, compilation."""
 
 import importlib.util
 import warnings
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from leaf_diffusion.attacks import Charmer
+from leaf_diffusion.diffusion.speed import attention_of, denoiser_of, set_attention, set_layout
 from leaf_diffusion.encoders import load_text_encoder
-from leaf_diffusion.pipelines.speed import attention_of, denoiser_of, set_attention, set_layout
 
 KINDS = ["sd", "xl", "sd3"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -25,8 +25,8 @@ def moved(pipe, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_pictures_are_the_stock_pipelines(kind, dtype, repeatable):
-    stock, leaf = (kind.picture(moved(maker(**kind.parts()), dtype)) for maker in (kind.stock, kind.leaf))
+def test_images_are_the_stock_pipelines(kind, dtype, repeatable):
+    stock, leaf = (kind.image(moved(maker(**kind.parts()), dtype)) for maker in (kind.stock, kind.leaf))
     assert np.isfinite(leaf).all()
     assert leaf.std() > 0
     assert np.array_equal(stock, leaf)
@@ -54,25 +54,25 @@ def test_a_swapped_encoder_goes_where_the_pipeline_is(kind, tiny, dtype):
         new = getattr(pipe, part)
         assert (new.device.type, new.dtype) == ("cuda", dtype)
         assert all(each.device.type == "cuda" and each.dtype == dtype for each in new.parameters())
-        picture = kind.picture(pipe)
-        assert np.isfinite(picture).all()
-        assert not np.array_equal(picture, kind.picture(moved(kind.leaf(**kind.parts()), dtype)))
+        image = kind.image(pipe)
+        assert np.isfinite(image).all()
+        assert not np.array_equal(image, kind.image(moved(kind.leaf(**kind.parts()), dtype)))
 
 
 @pytest.mark.parametrize("switch", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
 def test_offloading_a_robust_encoder(kind, tiny, switch, repeatable):
     whole = moved(kind.leaf.from_pipe(kind.leaf(**kind.parts()), text_encoder=robust(kind, tiny)))
-    wanted = kind.picture(whole)
+    wanted = kind.image(whole)
     pipe = kind.leaf.from_pipe(kind.leaf(**kind.parts()), text_encoder=robust(kind, tiny))
     getattr(pipe, switch)()
-    np.testing.assert_allclose(kind.picture(pipe), wanted, atol=1e-4)
+    np.testing.assert_allclose(kind.image(pipe), wanted, atol=1e-4)
     prompts, attack = ["a red umbrella", "two cats"], Charmer(n_positions=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that an offloaded tower is scored plainly is tested below
         found, before = (each.attack(prompts, attack=attack) for each in (pipe, whole))
     assert [each.perturbed for each in found] == [each.perturbed for each in before]
     assert [each.score for each in found] == pytest.approx([each.score for each in before], rel=1e-3)
-    np.testing.assert_allclose(kind.picture(pipe), wanted, atol=1e-4)  # and the pictures go on
+    np.testing.assert_allclose(kind.image(pipe), wanted, atol=1e-4)  # and the images go on
 
 
 def test_a_robust_encoder_into_an_offloaded_pipeline(tiny):
@@ -81,13 +81,13 @@ def test_a_robust_encoder_into_an_offloaded_pipeline(tiny):
     pipe.enable_model_cpu_offload()
     swapped = kind.leaf.from_pipe(pipe, text_encoder=robust(kind, tiny))
     swapped.enable_model_cpu_offload()
-    assert np.isfinite(kind.picture(swapped)).all()
+    assert np.isfinite(kind.image(swapped)).all()
 
 
 def test_xformers_where_it_runs_and_where_it_does_not(tiny):
     kind = tiny.KINDS["sd"]
     pipe = moved(kind.leaf(**kind.parts()), torch.float16)
-    before = kind.picture(pipe)
+    before = kind.image(pipe)
     try:
         used = set_attention(pipe, "xformers")
     except ValueError as error:
@@ -98,29 +98,29 @@ def test_xformers_where_it_runs_and_where_it_does_not(tiny):
             warnings.simplefilter("always")
             assert set_attention(pipe, "auto") == "sdpa"
         assert len([each for each in told if "attention auto uses sdpa" in str(each.message)]) == 1
-        assert np.array_equal(kind.picture(pipe), before)
+        assert np.array_equal(kind.image(pipe), before)
         if importlib.util.find_spec("xformers") is None:
             pytest.skip("xformers is not installed; it was refused clearly, and auto fell back")
         pytest.skip(f"refused clearly, and auto fell back: {reason}")
     assert used == attention_of(pipe) == "xformers"
-    np.testing.assert_allclose(kind.picture(pipe), before, atol=5e-2)
+    np.testing.assert_allclose(kind.image(pipe), before, atol=5e-2)
     assert set_attention(pipe, "sdpa") == "sdpa"
-    np.testing.assert_allclose(kind.picture(pipe), before, atol=1e-3)
+    np.testing.assert_allclose(kind.image(pipe), before, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_channels_last_draws_the_same(tiny, dtype):
     kind = tiny.KINDS["sd"]
     pipe = moved(kind.leaf(**kind.parts()), dtype)
-    before = kind.picture(pipe)
+    before = kind.image(pipe)
     set_layout(pipe, channels_last=True)
     assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_allclose(kind.picture(pipe), before, atol=1e-4 if dtype == torch.float32 else 5e-2)
+    np.testing.assert_allclose(kind.image(pipe), before, atol=1e-4 if dtype == torch.float32 else 5e-2)
 
 
 def test_one_generator_on_the_cpu_draws_alike_everywhere(kind):
     here, there = kind.leaf(**kind.parts()), moved(kind.leaf(**kind.parts()))
-    np.testing.assert_allclose(kind.picture(here), kind.picture(there), atol=2e-3)
+    np.testing.assert_allclose(kind.image(here), kind.image(there), atol=2e-3)
 
 
 def test_attacks_in_half_precision(kind):

@@ -54,29 +54,29 @@ def processor(text=None, images=None, return_tensors="pt", padding=True, **_):  
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def pictures(n: int) -> list[Image.Image]:
+def images(n: int) -> list[Image.Image]:
     rng = np.random.default_rng(3)
     return [Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)) for _ in range(n)]
 
 
 def test_clip_score_is_torchmetrics() -> None:
-    images, texts = pictures(7), ["a cat", "a hat", "two red boats", "x", "a key", "house", "mouse"]
-    tensors = [torch.tensor(np.asarray(image)).permute(2, 0, 1) for image in images]
+    drawn, texts = images(7), ["a cat", "a hat", "two red boats", "x", "a key", "house", "mouse"]
+    tensors = [torch.tensor(np.asarray(image)).permute(2, 0, 1) for image in drawn]
     for flip in (1, -1):  # the mean is clamped, single values are not
         PROJECTION.mul_(flip)
         expected = reference(tensors, texts, model_name_or_path=lambda: (Hooked(), processor))
-        assert clip_score(images, texts, Fake(), batch_size=3) == pytest.approx(float(expected), abs=1e-4)
+        assert clip_score(drawn, texts, Fake(), batch_size=3) == pytest.approx(float(expected), abs=1e-4)
     PROJECTION.mul_(-1)
-    single = clip_scores(images, texts, Fake(), batch_size=2)
-    assert single == pytest.approx(clip_scores(images, texts, Fake()))
+    single = clip_scores(drawn, texts, Fake(), batch_size=2)
+    assert single == pytest.approx(clip_scores(drawn, texts, Fake()))
     assert min(single) < 0 < max(single)
 
 
 def test_clip_score_of_vectors_and_wrong_input() -> None:
     assert clip_score_from_features(torch.tensor([3.0, 0]), torch.tensor([1.0, 1])) == pytest.approx(100 / 2**0.5)
-    with pytest.raises(ValueError, match="2 pictures, 1 captions"):
-        clip_scores(pictures(2), ["one"], Fake())
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="2 images, 1 captions"):
+        clip_scores(images(2), ["one"], Fake())
+    with pytest.raises(ValueError, match="no images"):
         clip_score([], [], Fake())
 
 

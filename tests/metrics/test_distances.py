@@ -14,17 +14,17 @@ from leaf_diffusion.metrics.frechet import _few, _many
 
 
 class Flat(nn.Module):
-    """Pictures that are features already, as torchmetrics' custom feature extractor."""
+    """Images that are features already, as torchmetrics' custom feature extractor."""
 
     num_features = 12
     input_img_size = (3, 2, 2)
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return pictures.flatten(1).float()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).float()
 
 
 def sets(n: int, m: int, seed: int = 0, shift: float = 20.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 pictures [n, 3, 2, 2] and [m, 3, 2, 2]."""
+    """uint8 images [n, 3, 2, 2] and [m, 3, 2, 2]."""
     rng = np.random.default_rng(seed)
     pair = [rng.normal(100 + shift * i, 20 + 5 * i, size=(count, 3, 2, 2)) for i, count in enumerate((n, m))]
     return tuple(torch.tensor(x.clip(0, 255).astype(np.uint8)) for x in pair)  # type: ignore[return-value]
@@ -41,7 +41,7 @@ def test_frechet_equals_torchmetrics_fid() -> None:
     assert (found.n, found.m, found.d) == (60, 80, 12)
 
 
-def test_frechet_of_known_gaussians_and_of_few_pictures() -> None:
+def test_frechet_of_known_gaussians_and_of_few_images() -> None:
     line = np.linspace(-1, 1, 41)[:, None]
     std = np.std(line, ddof=1)
     assert float(frechet_distance(line, 3 * line + 5)) == pytest.approx(25 + (2 * std) ** 2)
@@ -54,7 +54,7 @@ def test_frechet_of_known_gaussians_and_of_few_pictures() -> None:
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(40, 30, 12), (12, 13, 12), (12, 12, 12), (5, 30, 12), (30, 2, 12)])
-def test_frechet_is_the_same_by_pictures_and_by_dimensions(n: int, m: int, d: int) -> None:
+def test_frechet_is_the_same_by_images_and_by_dimensions(n: int, m: int, d: int) -> None:
     rng = np.random.default_rng(n)
     x, y = rng.normal(size=(n, d)), rng.normal(2, 3, size=(m, d))
     centred = [(each - each.mean(0)) / np.sqrt(len(each) - 1) for each in (x, y)]
@@ -65,7 +65,7 @@ def test_frechet_is_the_same_by_pictures_and_by_dimensions(n: int, m: int, d: in
     assert _few(*centred) == pytest.approx(cross, rel=1e-5)
 
 
-def test_frechet_is_biased_upwards_while_pictures_are_few() -> None:
+def test_frechet_is_biased_upwards_while_images_are_few() -> None:
     rng = np.random.default_rng(3)
     found = [float(frechet_distance(*rng.normal(size=(2, n, 32)))) for n in (8, 32, 512)]
     assert found[0] > 1.5 * found[1] > 3 * found[2]
@@ -82,7 +82,7 @@ def test_kid_equals_torchmetrics() -> None:
     assert found.std == pytest.approx(0, abs=1e-6 * abs(found.value))
 
 
-def test_kid_is_unbiased_at_few_pictures() -> None:
+def test_kid_is_unbiased_at_few_images() -> None:
     rng = np.random.default_rng(1)
     values = [float(kid(rng.normal(size=(6, 3)), rng.normal(size=(6, 3)), subsets=1)) for _ in range(800)]
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))
@@ -118,9 +118,9 @@ def test_wrong_features_are_refused(measure: object) -> None:
     good = np.ones((4, 3))
     with pytest.raises(ValueError, match="dimension: 3 and 2"):
         measure(good, np.ones((4, 2)))  # type: ignore[operator]
-    with pytest.raises(ValueError, match="needed: \\[pictures, dimensions\\]"):
+    with pytest.raises(ValueError, match="needed: \\[images, dimensions\\]"):
         measure(np.ones(3), good)  # type: ignore[operator]
     with pytest.raises(ValueError, match="second feature set holds NaN"):
         measure(good, good * np.nan)  # type: ignore[operator]
-    with pytest.raises(ValueError, match="holds 0 pictures"):
+    with pytest.raises(ValueError, match="holds 0 images"):
         measure(good[:0], good)  # type: ignore[operator]

@@ -128,7 +128,7 @@ class Kind:
         names = ("hidden_size", "num_attention_heads", "hidden_act", "projection_dim")
         return tower(seed=seed, **{name: getattr(old, name) for name in names} | changes)
 
-    def picture(self, pipe: Any, prompt: Any = PROMPT, **options: Any) -> np.ndarray:
+    def image(self, pipe: Any, prompt: Any = PROMPT, **options: Any) -> np.ndarray:
         pipe.set_progress_bar_config(disable=True)
         for part in pipe.components.values():  # matrix products round by how their memory is aligned
             for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():

@@ -44,14 +44,14 @@ def generators(count):
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
-def test_bitwise_the_stock_picture(kind, pair, options):
+def test_bitwise_the_stock_image(kind, pair, options):
     if kind.name == "sd" and options.keys() & {"prompt_2", "clip_skip"}:
         pytest.skip("SD has one prompt; the stock SD's clip_skip fails, see below")
-    ours, theirs = kind.picture(pair.leaf, **options), kind.picture(pair.stock, **options)
+    ours, theirs = kind.image(pair.leaf, **options), kind.image(pair.stock, **options)
     assert np.array_equal(ours, theirs)
     assert len(ours) == options.get("num_images_per_prompt", 1)
     if options and "num_images_per_prompt" not in options:  # each of them matters
-        plain = kind.picture(pair.leaf)
+        plain = kind.image(pair.leaf)
         assert ours.shape != plain.shape or not np.array_equal(ours, plain)
 
 
@@ -67,27 +67,27 @@ def test_clip_skip_of_stable_diffusion(kinds):
     assert torch.equal(found, getattr(encoder, "text_model", encoder).final_layer_norm(states[-2]))
     if not hasattr(encoder, "text_model"):  # flat since transformers 5.6, which the stock class does not know
         with pytest.raises(AttributeError, match="text_model"):
-            kind.picture(stock, clip_skip=1)
-    assert not np.array_equal(kind.picture(leaf, clip_skip=1), kind.picture(leaf))
+            kind.image(stock, clip_skip=1)
+    assert not np.array_equal(kind.image(leaf, clip_skip=1), kind.image(leaf))
 
 
-def test_a_batch_is_its_single_pictures(kind, pair):
-    together = kind.picture(pair.leaf, PROMPTS, generator=generators(3), negative_prompt=["x", "", "y"])
+def test_a_batch_is_its_single_images(kind, pair):
+    together = kind.image(pair.leaf, PROMPTS, generator=generators(3), negative_prompt=["x", "", "y"])
     assert np.array_equal(
-        together, kind.picture(pair.stock, PROMPTS, generator=generators(3), negative_prompt=["x", "", "y"])
+        together, kind.image(pair.stock, PROMPTS, generator=generators(3), negative_prompt=["x", "", "y"])
     )
     for index, (prompt, negative) in enumerate(zip(PROMPTS, ["x", "", "y"], strict=True)):
-        alone = kind.picture(pair.leaf, prompt, generator=generators(3)[index], negative_prompt=negative)
+        alone = kind.image(pair.leaf, prompt, generator=generators(3)[index], negative_prompt=negative)
         np.testing.assert_allclose(alone[0], together[index], atol=1e-4)
 
 
 @pytest.mark.parametrize(("batch", "per_prompt"), [(1, 2), (2, 1), (2, 2)])
-def test_pictures_per_prompt(kind, pair, batch, per_prompt):
+def test_images_per_prompt(kind, pair, batch, per_prompt):
     options = {"num_images_per_prompt": per_prompt, "generator": generators(batch * per_prompt)}
-    ours = kind.picture(pair.leaf, PROMPTS[:batch], **options)
+    ours = kind.image(pair.leaf, PROMPTS[:batch], **options)
     assert len(ours) == batch * per_prompt
     options["generator"] = generators(batch * per_prompt)
-    assert np.array_equal(ours, kind.picture(pair.stock, PROMPTS[:batch], **options))
+    assert np.array_equal(ours, kind.image(pair.stock, PROMPTS[:batch], **options))
 
 
 def test_prompt_embeddings(kind, pair):
@@ -110,7 +110,7 @@ def test_prompt_embeddings(kind, pair):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     embeds = dict(zip(names[kind.name], ours, strict=True))
     assert np.array_equal(
-        kind.picture(pair.leaf, None, **embeds), kind.picture(pair.leaf, PROMPTS[0], negative_prompt="a dog")
+        kind.image(pair.leaf, None, **embeds), kind.image(pair.leaf, PROMPTS[0], negative_prompt="a dog")
     )
 
 
@@ -121,12 +121,12 @@ def test_guidance(kind, pair):
         seen.append(pipe.do_classifier_free_guidance)
         return {}
 
-    pictures = [
-        kind.picture(pair.leaf, guidance_scale=scale, callback_on_step_end=look, callback_on_step_end_tensor_inputs=[])
+    images = [
+        kind.image(pair.leaf, guidance_scale=scale, callback_on_step_end=look, callback_on_step_end_tensor_inputs=[])
         for scale in (1.0, 6.0)
     ]
     assert seen == [False, False, True, True]
-    assert not np.array_equal(*pictures)
+    assert not np.array_equal(*images)
 
 
 def test_callbacks_see_and_change_what_they_ask_for(kind, pair):
@@ -143,25 +143,25 @@ def test_callbacks_see_and_change_what_they_ask_for(kind, pair):
         return {"latents": torch.zeros_like(tensors["latents"])}
 
     for pipe in (pair.leaf, pair.stock):
-        kind.picture(pipe, callback_on_step_end=look, callback_on_step_end_tensor_inputs=inputs)
+        kind.image(pipe, callback_on_step_end=look, callback_on_step_end_tensor_inputs=inputs)
     assert [step for step, _ in steps] == [0, 1, 0, 1]
     for (_, ours), (_, theirs) in zip(steps[:2], steps[2:], strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in inputs)
     asked = {"callback_on_step_end": blank, "callback_on_step_end_tensor_inputs": ["latents"]}
-    assert np.array_equal(kind.picture(pair.leaf, **asked), kind.picture(pair.stock, **asked))
+    assert np.array_equal(kind.image(pair.leaf, **asked), kind.image(pair.stock, **asked))
     with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs"):
-        kind.picture(pair.leaf, callback_on_step_end=look, callback_on_step_end_tensor_inputs=["no_such_tensor"])
+        kind.image(pair.leaf, callback_on_step_end=look, callback_on_step_end_tensor_inputs=["no_such_tensor"])
 
 
 def test_optional_components(kind, pair, tmp_path):
     optional = [name for name in pair.stock._optional_components if not name.startswith(("text_", "tokenizer"))]
     assert pair.leaf._optional_components == pair.stock._optional_components
     pipe = kind.leaf(**pair.parts | dict.fromkeys(optional))
-    before = kind.picture(pipe)
+    before = kind.image(pipe)
     pipe.save_pretrained(tmp_path)
     again = kind.leaf.from_pretrained(tmp_path, **kind.load)
     assert all(getattr(again, name) is None for name in optional)
-    assert np.array_equal(kind.picture(again), before)
+    assert np.array_equal(kind.image(again), before)
 
 
 def test_float16_is_saved_and_loaded(kind, tmp_path):
@@ -170,42 +170,42 @@ def test_float16_is_saved_and_loaded(kind, tmp_path):
     again = kind.leaf.from_pretrained(tmp_path, dtype=torch.float16, **kind.load)
     parts = [part for part in again.components.values() if isinstance(part, torch.nn.Module)]
     assert {part.dtype for part in parts} == {torch.float16}
-    assert np.array_equal(kind.picture(again), kind.picture(pipe))
+    assert np.array_equal(kind.image(again), kind.image(pipe))
 
 
 def test_from_pipe_both_ways(kind, pair):
-    expected = kind.picture(pair.stock)
+    expected = kind.image(pair.stock)
     leaf = kind.leaf.from_pipe(pair.stock)
     stock = kind.stock.from_pipe(pair.leaf)
     assert (type(leaf), type(stock)) == (kind.leaf, kind.stock)
     for pipe in (leaf, stock, kind.leaf(**pair.leaf.components)):
         assert all(pipe.components[name] is part for name, part in pair.leaf.components.items())
-        assert np.array_equal(kind.picture(pipe), expected)
+        assert np.array_equal(kind.image(pipe), expected)
     assert pair.leaf.components.keys() == pair.stock.components.keys()
 
 
 def test_on_to_image_to_image(kinds):
     kind = kinds["sd"]
     leaf = kind.leaf(**kind.parts())
-    kind.picture(leaf)
+    kind.image(leaf)
     ask = {"image": Image.new("RGB", (8, 8), "red"), "num_inference_steps": 2, "output_type": "np"}
-    pictures = []
+    images = []
     for pipe in (
         StableDiffusionImg2ImgPipeline.from_pipe(leaf),
         AutoPipelineForImage2Image.from_pipe(kind.stock.from_pipe(leaf)),
     ):
         pipe.set_progress_bar_config(disable=True)
-        pictures.append(pipe("a cat", generator=torch.Generator().manual_seed(0), **ask).images)
-    assert np.array_equal(*pictures)
+        images.append(pipe("a cat", generator=torch.Generator().manual_seed(0), **ask).images)
+    assert np.array_equal(*images)
 
 
 def test_the_auto_class_takes_the_stock_twin_and_says_that_it_knows_no_other(kind, pair):
-    expected = kind.picture(pair.stock)
+    expected = kind.image(pair.stock)
     with pytest.raises(ValueError, match=f"can't find a pipeline linked to {kind.leaf.__name__}"):
         AutoPipelineForText2Image.from_pipe(pair.leaf)
     auto = AutoPipelineForText2Image.from_pipe(kind.stock.from_pipe(pair.leaf))
     assert type(auto) is kind.stock
-    assert np.array_equal(kind.picture(auto), expected)
+    assert np.array_equal(kind.image(auto), expected)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
@@ -214,7 +214,7 @@ def test_lora_weights(kind, tmp_path):
     parts = kind.parts()
     torch.manual_seed(0)
     config = peft.LoraConfig(r=2, target_modules=["to_q", "q_proj"], init_lora_weights=False)
-    layers, plain = {}, kind.picture(kind.stock(**parts))
+    layers, plain = {}, kind.image(kind.stock(**parts))
     for name in ("unet", "transformer", *kind.towers):
         if name in parts:
             wrapped = peft.get_peft_model(copy.deepcopy(parts[name]), config)
@@ -223,22 +223,22 @@ def test_lora_weights(kind, tmp_path):
                 for key, value in peft.get_peft_model_state_dict(wrapped).items()
             }
     kind.leaf.save_lora_weights(tmp_path, **layers)
-    pictures = []
+    images = []
     for maker in (kind.leaf, kind.stock):
         pipe = maker(**copy.deepcopy(parts))
         pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
-        pictures.append(kind.picture(pipe))
+        images.append(kind.image(pipe))
         pipe.unload_lora_weights()
-        np.testing.assert_allclose(kind.picture(pipe), plain, atol=1e-6)
-    assert np.array_equal(*pictures)
-    assert not np.allclose(pictures[0], plain, atol=1e-4)
+        np.testing.assert_allclose(kind.image(pipe), plain, atol=1e-6)
+    assert np.array_equal(*images)
+    assert not np.allclose(images[0], plain, atol=1e-4)
 
 
 def test_textual_inversion(kind, new_tower):
     if kind.name == "sd3":
         assert not hasattr(kind.stock, "load_textual_inversion")
         return
-    pictures = []
+    images = []
     for maker in (kind.leaf, kind.stock):
         parts = kind.parts() | {"tokenizer": clip_tokenizer()}
         parts |= {"tokenizer_2": clip_tokenizer()} if kind.name == "xl" else {}
@@ -248,18 +248,18 @@ def test_textual_inversion(kind, new_tower):
             learnt = {"<leaf>": torch.randn(2, parts[part].config.hidden_size)}  # a token of two vectors
             asked = {"text_encoder": getattr(pipe, part), "tokenizer": getattr(pipe, reader)}
             pipe.load_textual_inversion(learnt, token="<leaf>", **asked)
-        pictures.append(kind.picture(pipe, "a photo of <leaf>"))
+        images.append(kind.image(pipe, "a photo of <leaf>"))
         if maker is kind.leaf:
             rows = pipe.encoders[0].tokenize(["<leaf>"])
             assert pipe.encoders[0].features(rows, "pooled").shape == (1, 64)
             with pytest.raises(ValueError, match="largest token id"):
                 pipe._exchange((new_tower(seed=9), None), (None, None), None)
-    assert np.array_equal(*pictures)
-    assert not np.array_equal(pictures[0], kind.picture(kind.stock(**kind.parts()), "a photo of <leaf>"))
+    assert np.array_equal(*images)
+    assert not np.array_equal(images[0], kind.image(kind.stock(**kind.parts()), "a photo of <leaf>"))
 
 
 def test_ip_adapter(kind):
-    pictures, plain = [], kind.picture(kind.stock(**kind.parts()))
+    images, plain = [], kind.image(kind.stock(**kind.parts()))
     for maker in (kind.leaf, kind.stock):
         pipe = maker(**kind.parts())
         torch.manual_seed(0)
@@ -269,9 +269,9 @@ def test_ip_adapter(kind):
         else:
             pipe.unet._load_ip_adapter_weights([unet_adapter(pipe.unet)])
             embeds = [torch.randn(2, 1, 32)]
-        pictures.append(kind.picture(pipe, ip_adapter_image_embeds=embeds))
-    assert np.array_equal(*pictures)
-    assert not np.allclose(pictures[0], plain, atol=1e-4)
+        images.append(kind.image(pipe, ip_adapter_image_embeds=embeds))
+    assert np.array_equal(*images)
+    assert not np.allclose(images[0], plain, atol=1e-4)
 
 
 def unet_adapter(unet):

@@ -1,4 +1,4 @@
-"""The text-to-image evaluation over every kind of pipeline: towers by name, attacked together, pictures of their own."""
+"""The text-to-image evaluation over every kind of pipeline: towers by name, attacked together, images of their own."""
 
 import json
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def test_every_kind_runs_and_each_label_draws_its_own(
     assert run(kind, folders(kind), prompts, encoders, tmp_path / "run") == 0
     found = load_run(tmp_path / "run")
     labels = [text.partition("=")[0] for text in encoders]
-    clean = {r["encoder"]: r["image"] for r in found.records("pictures")
+    clean = {r["encoder"]: r["image"] for r in found.records("images")
              if r["protocol"] == "clean" and r["original"] == "a red cat"}  # fmt: skip
     assert list(clean) == labels
     assert len({(tmp_path / "run" / image).read_bytes() for image in clean.values()}) == len(labels)

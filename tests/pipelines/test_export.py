@@ -11,13 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from leaf_diffusion.cli import main as cli
+from leaf_diffusion.cli.main import main as cli
 from leaf_diffusion.encoders import load_text_encoder
 from leaf_diffusion.encoders.convert import to_open_clip
 from leaf_diffusion.encoders.export import export_checkpoint, export_text_encoder
-from leaf_diffusion.encoders.pickles import conversion
 from leaf_diffusion.encoders.single_file import load_single_file
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+from leaf_diffusion.weights.pickles import conversion
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_a_checkpoint_with_another_text_encoder(kinds, folders, checkpoint, tmp_
     expected = {
         key: value.half().float() if isinstance(value, torch.nn.Module) else value for key, value in parts.items()
     }
-    assert np.array_equal(kind.picture(read.to(torch.float32)), kind.picture(kind.stock(**expected)))
-    assert not np.array_equal(kind.picture(read), kind.picture(kind.stock(**kind.parts())))
+    assert np.array_equal(kind.image(read.to(torch.float32)), kind.image(kind.stock(**expected)))
+    assert not np.array_equal(kind.image(read), kind.image(kind.stock(**kind.parts())))
 
 
 def test_hashes_of_the_old_weights_do_not_stay(kinds, checkpoint, tmp_path):

@@ -7,9 +7,9 @@ from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from leaf_diffusion.cli import main as cli
+from leaf_diffusion.cli.main import main as cli
 from leaf_diffusion.encoders.convert import to_open_clip
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 BLOCKS = 24
 """Of SD2's OpenCLIP ViT-H: diffusers knows the last one, which nobody runs, by its number 23."""
@@ -71,8 +71,8 @@ def test_stable_diffusion_2(sd2, tmp_path, blocks):
             str(tmp_path / f"{file}.safetensors"), config=str(tmp_path / "folder"), local_files_only=True,
             safety_checker=None,
         )  # fmt: skip
-        found[file] = kind.picture(pipe)
-    expected = {file: kind.picture(kind.stock(**parts | {"text_encoder": read(n)})) for n, file in enumerate(found, 1)}
+        found[file] = kind.image(pipe)
+    expected = {file: kind.image(kind.stock(**parts | {"text_encoder": read(n)})) for n, file in enumerate(found, 1)}
     assert all(np.array_equal(found[file], expected[file]) for file in found)
     assert not np.array_equal(found["sd2"], found["robust"])
 
@@ -101,12 +101,12 @@ def test_stable_diffusion_3(kinds, folders, single_file, tmp_path, part):
         )
         for file in (old, output)
     ]
-    pictures = [kind.picture(pipe) for pipe in read]
-    assert np.array_equal(pictures[0], kind.picture(kind.stock(**parts)))
+    images = [kind.image(pipe) for pipe in read]
+    assert np.array_equal(images[0], kind.image(kind.stock(**parts)))
     if part == "text_encoder":  # SD3 was trained on what is not projected
         new.text_projection.weight.copy_(torch.eye(64))
-    assert np.array_equal(pictures[1], kind.picture(kind.stock(**parts | {part: new})))
-    assert not np.array_equal(*pictures)
+    assert np.array_equal(images[1], kind.image(kind.stock(**parts | {part: new})))
+    assert not np.array_equal(*images)
 
 
 def transformer_tensors(transformer):

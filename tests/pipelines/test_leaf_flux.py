@@ -59,7 +59,7 @@ def folder(parts, tmp_path_factory):
     return folder
 
 
-def picture(pipe, prompt=PROMPT, **options):
+def image(pipe, prompt=PROMPT, **options):
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():  # matrix products round by how their memory is aligned
         for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
@@ -81,25 +81,25 @@ def picture(pipe, prompt=PROMPT, **options):
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
-def test_bitwise_the_stock_picture(parts, options):
-    ours, theirs = (picture(maker(**parts), **options) for maker in (LeafFluxPipeline, FluxPipeline))
+def test_bitwise_the_stock_image(parts, options):
+    ours, theirs = (image(maker(**parts), **options) for maker in (LeafFluxPipeline, FluxPipeline))
     assert np.array_equal(ours, theirs)
     assert len(ours) == options.get("num_images_per_prompt", 1)
     if options and "num_images_per_prompt" not in options:
-        plain = picture(LeafFluxPipeline(**parts))
+        plain = image(LeafFluxPipeline(**parts))
         assert ours.shape != plain.shape or not np.array_equal(ours, plain)
 
 
 def test_round_trips(parts, folder, tmp_path):
-    expected = picture(FluxPipeline(**parts))
+    expected = image(FluxPipeline(**parts))
     leaf = LeafFluxPipeline.from_pretrained(folder)
-    assert np.array_equal(picture(leaf), expected)
+    assert np.array_equal(image(leaf), expected)
     leaf.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "FluxPipeline"
     for back in (FluxPipeline.from_pretrained(tmp_path), DiffusionPipeline.from_pretrained(tmp_path)):
         assert type(back) is FluxPipeline
-        assert np.array_equal(picture(back), expected)
-    assert np.array_equal(picture(LeafFluxPipeline.from_pipe(FluxPipeline(**parts))), expected)
+        assert np.array_equal(image(back), expected)
+    assert np.array_equal(image(LeafFluxPipeline.from_pipe(FluxPipeline(**parts))), expected)
     assert type(FluxPipeline.from_pipe(leaf)) is FluxPipeline
     with pytest.raises(ValueError, match="use LeafFluxPipeline"):
         LeafStableDiffusionPipeline.from_pretrained(folder)
@@ -111,8 +111,8 @@ def test_clip_is_swapped_and_t5_is_not(parts, folder, new_tower, tmp_path):
     clip_tokenizer().save_pretrained(tmp_path / "robust")
     swapped = LeafFluxPipeline.from_pretrained(folder, text_encoder=str(tmp_path / "robust"))
     expected = FluxPipeline(**parts | {"text_encoder": robust})
-    assert np.array_equal(picture(swapped), picture(expected))
-    assert not np.array_equal(picture(swapped), picture(FluxPipeline(**parts)))
+    assert np.array_equal(image(swapped), image(expected))
+    assert not np.array_equal(image(swapped), image(FluxPipeline(**parts)))
     stock = FluxPipeline(**parts)
     other = LeafFluxPipeline.from_pipe(stock, text_encoder=load_text_encoder(robust, tokenizer=clip_tokenizer()))
     assert other.text_encoder_2 is stock.text_encoder_2
@@ -125,14 +125,14 @@ def test_t5_is_given_as_to_the_stock_class(parts, folder):
     second = t5(seed=5)
     given = LeafFluxPipeline.from_pretrained(folder, text_encoder_2=second)
     assert given.text_encoder_2 is second
-    assert np.array_equal(picture(given), picture(FluxPipeline(**parts | {"text_encoder_2": second})))
+    assert np.array_equal(image(given), image(FluxPipeline(**parts | {"text_encoder_2": second})))
     without = LeafFluxPipeline.from_pretrained(folder, text_encoder_2=None, tokenizer_2=None)
     assert without.text_encoder_2 is None
     assert len(without.attack([PROMPT], attack=Charmer(n_positions=2))) == 1
     embeds = dict(
         zip(("prompt_embeds", "pooled_prompt_embeds"), FluxPipeline(**parts).encode_prompt(PROMPT), strict=False)
     )
-    assert np.array_equal(picture(without, None, **embeds), picture(LeafFluxPipeline(**parts), None, **embeds))
+    assert np.array_equal(image(without, None, **embeds), image(LeafFluxPipeline(**parts), None, **embeds))
     assert LeafFluxPipeline.from_pipe(given, text_encoder_2=parts["text_encoder_2"]).text_encoder_2 is not second
 
 
@@ -151,6 +151,6 @@ def test_the_attack_moves_the_pooled_state_that_the_denoiser_is_given(parts, new
 
 def test_the_defence_stands_before_both_encoders(parts):
     pipe = LeafFluxPipeline.from_pipe(FluxPipeline(**parts), defence=Speller(["a", "red", "umbrella"]))
-    assert np.array_equal(picture(pipe, "a red umbrlla"), picture(FluxPipeline(**parts)))
-    assert np.array_equal(picture(pipe, "a red umbrlla", prompt_2="a rid umbrella"), picture(FluxPipeline(**parts)))
-    assert not np.array_equal(picture(FluxPipeline(**parts), "a red umbrlla"), picture(FluxPipeline(**parts)))
+    assert np.array_equal(image(pipe, "a red umbrlla"), image(FluxPipeline(**parts)))
+    assert np.array_equal(image(pipe, "a red umbrlla", prompt_2="a rid umbrella"), image(FluxPipeline(**parts)))
+    assert not np.array_equal(image(FluxPipeline(**parts), "a red umbrlla"), image(FluxPipeline(**parts)))

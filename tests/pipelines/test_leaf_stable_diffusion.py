@@ -71,7 +71,7 @@ def stock_folder(parts, tmp_path_factory):
     return folder
 
 
-def picture(pipe, prompt=PROMPT, **options):
+def image(pipe, prompt=PROMPT, **options):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipe(prompt, num_inference_steps=2, generator=generator, output_type="np", **options).images
@@ -88,14 +88,14 @@ def test_swapping_a_text_encoder(stock_folder, parts, tmp_path, given):
     }[given]
     leaf = LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=source)
     assert type(leaf.text_encoder) is CLIPTextModel
-    expected = picture(StableDiffusionPipeline(**{**parts, "text_encoder": new.text_model}))
-    assert np.array_equal(picture(leaf), expected)
-    assert not np.array_equal(expected, picture(StableDiffusionPipeline(**parts)))
+    expected = image(StableDiffusionPipeline(**{**parts, "text_encoder": new.text_model}))
+    assert np.array_equal(image(leaf), expected)
+    assert not np.array_equal(expected, image(StableDiffusionPipeline(**parts)))
     assert leaf.encoder.has_projection
     rows = leaf.encoder.tokenize([PROMPT])
     torch.testing.assert_close(leaf.encoder.features(rows), new(torch.tensor(rows)).text_embeds)
     leaf.save_pretrained(tmp_path / "saved")  # a stock pipeline around the robust encoder, the projection left out
-    assert np.array_equal(picture(StableDiffusionPipeline.from_pretrained(tmp_path / "saved")), expected)
+    assert np.array_equal(image(StableDiffusionPipeline.from_pretrained(tmp_path / "saved")), expected)
 
 
 def test_misfits_are_found_on_loading(stock_folder):
@@ -127,9 +127,9 @@ def test_the_defence_reads_prompts_only(stock_folder):
 
     plain = LeafStableDiffusionPipeline.from_pretrained(stock_folder)
     defended = LeafStableDiffusionPipeline.from_pretrained(stock_folder, defence=Swap())
-    assert np.array_equal(picture(defended, "a red umbrlla"), picture(plain))
-    assert not np.array_equal(picture(plain, "a red umbrlla"), picture(plain))
-    assert np.array_equal(picture(defended, negative_prompt="umbrlla"), picture(plain, negative_prompt="umbrlla"))
+    assert np.array_equal(image(defended, "a red umbrlla"), image(plain))
+    assert not np.array_equal(image(plain, "a red umbrlla"), image(plain))
+    assert np.array_equal(image(defended, negative_prompt="umbrlla"), image(plain, negative_prompt="umbrlla"))
     named = LeafStableDiffusionPipeline.from_pretrained(stock_folder, defence="speller")
     assert named.encoder.preprocess(["a red umbrela"]) == [PROMPT]
 
@@ -139,14 +139,14 @@ def test_from_pipe_shares_components(stock_folder):
     stock = StableDiffusionPipeline.from_pretrained(stock_folder)
     leaf = LeafStableDiffusionPipeline.from_pipe(stock)
     assert leaf.unet is stock.unet
-    assert np.array_equal(picture(leaf), picture(stock))
+    assert np.array_equal(image(leaf), image(stock))
     robust = LeafStableDiffusionPipeline.from_pipe(leaf, text_encoder=new)
     assert robust.unet is stock.unet
     assert leaf.text_encoder is stock.text_encoder
     again = LeafStableDiffusionPipeline.from_pipe(robust)
     assert again.encoder.has_projection
-    assert np.array_equal(picture(again), picture(robust))
-    assert np.array_equal(picture(StableDiffusionPipeline.from_pipe(robust)), picture(robust))
+    assert np.array_equal(image(again), image(robust))
+    assert np.array_equal(image(StableDiffusionPipeline.from_pipe(robust)), image(robust))
 
 
 def test_attack_on_the_pipelines_own_encoder(stock_folder):

@@ -54,7 +54,7 @@ def folder(parts, tmp_path_factory):
     return folder
 
 
-def picture(pipe, prompt=PROMPT, **options):
+def image(pipe, prompt=PROMPT, **options):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     options = {
@@ -75,7 +75,7 @@ def test_each_tower_is_swapped_alone(folder, part):
     )
     other = "text_encoder" if part.endswith("2") else "text_encoder_2"
     assert getattr(swapped, other) is getattr(stock, other)
-    assert not np.array_equal(picture(swapped), picture(stock))
+    assert not np.array_equal(image(swapped), image(stock))
     with pytest.raises(ValueError, match="does not fit the pipeline"):
         LeafStableDiffusion3Pipeline.from_pipe(
             stock, **{part: load_text_encoder(tower(width=24), tokenizer=clip_tokenizer())}
@@ -85,7 +85,7 @@ def test_each_tower_is_swapped_alone(folder, part):
 def test_attacks_and_defence(folder):
     pipe = LeafStableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5, defence=Speller(["a", "red", "umbrella"]))
     stock = StableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
-    assert np.array_equal(picture(pipe, "a red umbrlla"), picture(stock))
+    assert np.array_equal(image(pipe, "a red umbrlla"), image(stock))
     plain = LeafStableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
     (result,) = plain.attack([PROMPT], attack=Charmer(n_positions=6))
     drifts = []

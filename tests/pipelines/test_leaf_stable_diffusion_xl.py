@@ -53,7 +53,7 @@ def folder(parts, tmp_path_factory):
     return folder
 
 
-def picture(pipe, prompt=PROMPT, **options):
+def image(pipe, prompt=PROMPT, **options):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipe(prompt, num_inference_steps=2, generator=generator, output_type="np", **options).images
@@ -71,9 +71,9 @@ def test_each_tower_is_swapped_alone(folder, part, tmp_path):
         states = [getattr(pipe, name).state_dict() for pipe in (stock, swapped)]
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]) is same
         assert type(getattr(swapped, name)) is type(getattr(stock, name))  # the pooled output stays the second's
-    assert not np.array_equal(picture(swapped), picture(stock))
+    assert not np.array_equal(image(swapped), image(stock))
     shared = LeafStableDiffusionXLPipeline.from_pipe(stock, **{part: tmp_path / "new"})
-    assert np.array_equal(picture(shared), picture(swapped))
+    assert np.array_equal(image(shared), image(swapped))
     assert str(tmp_path / "new") in [encoder.name for encoder in swapped.encoders]
 
 
@@ -84,12 +84,12 @@ def test_a_bare_model_keeps_the_projection(folder):
         stock, text_encoder_2=load_text_encoder(tower(CLIPTextModel, seed=9), tokenizer=clip_tokenizer())
     )
     assert torch.equal(pipe.text_encoder_2.text_projection.weight, projection)
-    assert picture(pipe).shape == picture(stock).shape
+    assert image(pipe).shape == image(stock).shape
 
 
 def test_misfits_change_nothing(folder):
     pipe = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-    before = picture(pipe)
+    before = image(pipe)
     good, bad = (
         load_text_encoder(tower(CLIPTextModelWithProjection, seed=3, hidden_size=width), tokenizer=clip_tokenizer())
         for width in (16, 32)
@@ -99,7 +99,7 @@ def test_misfits_change_nothing(folder):
     wide = load_text_encoder(tower(CLIPTextModelWithProjection, seed=3, projection_dim=12), tokenizer=clip_tokenizer())
     with pytest.raises(ValueError, match="projection width: the pipeline has 8"):
         LeafStableDiffusionXLPipeline.from_pipe(pipe, text_encoder_2=wide)
-    assert np.array_equal(picture(pipe), before)
+    assert np.array_equal(image(pipe), before)
     with pytest.raises(ValueError, match="pickles"):
         LeafStableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=False)
 
@@ -125,5 +125,5 @@ def test_a_defence_reads_both_prompts(folder):
     speller = Speller(["a", "red", "umbrella"])
     pipe = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, defence=speller)
     stock = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-    assert np.array_equal(picture(pipe, "a red umbrlla"), picture(stock))
-    assert np.array_equal(picture(pipe, prompt_2="a red umbrlla"), picture(stock, prompt_2=PROMPT))
+    assert np.array_equal(image(pipe, "a red umbrlla"), image(stock))
+    assert np.array_equal(image(pipe, prompt_2="a red umbrlla"), image(stock, prompt_2=PROMPT))

@@ -30,15 +30,15 @@ def test_what_a_leaf_pipeline_saves_is_stock(kind, folders, tmp_path):
     leaf.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == kind.stock.__name__
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt")]
-    expected = kind.picture(leaf)
+    expected = kind.image(leaf)
     loaders = [kind.stock, DiffusionPipeline, AutoPipelineForText2Image]
     alone = {name: value for name, value in kind.load.items() if value is None or value is False}
     for loader in loaders:
         loaded = loader.from_pretrained(tmp_path, **(alone if loader is DiffusionPipeline else kind.load))
         assert type(loaded) is kind.stock
-        assert np.array_equal(kind.picture(loaded), expected)
+        assert np.array_equal(kind.image(loaded), expected)
     assert type(kind.leaf.from_pretrained(tmp_path, **kind.load)) is kind.leaf
-    assert not np.array_equal(kind.picture(kind.stock.from_pretrained(folders(kind), **kind.load)), expected)
+    assert not np.array_equal(kind.image(kind.stock.from_pretrained(folders(kind), **kind.load)), expected)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
@@ -48,7 +48,7 @@ def test_dtypes_reach_a_swapped_encoder(kind, folders, dtype):
     found = {name: part.dtype for name, part in leaf.components.items() if isinstance(part, torch.nn.Module)}
     assert set(found.values()) == {torch.bfloat16}
     assert new.dtype == torch.float32
-    assert kind.picture(leaf).shape == (1, *kind.picture(leaf).shape[1:])
+    assert kind.image(leaf).shape == (1, *kind.image(leaf).shape[1:])
     again = kind.leaf.from_pipe(leaf, dtype=torch.bfloat16, **{kind.towers[0]: kind.new_tower(kind.towers[0])})
     assert getattr(again, kind.towers[0]).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="unknown dtype 'half-ish'"):
@@ -61,9 +61,9 @@ def test_variants(kind, folders, tmp_path):
     )
     leaf = kind.leaf.from_pretrained(tmp_path, variant="fp16", dtype=torch.float32, **kind.load)
     stock = kind.stock.from_pretrained(tmp_path, variant="fp16", dtype=torch.float32, **kind.load)
-    assert np.array_equal(kind.picture(leaf), kind.picture(stock))
+    assert np.array_equal(kind.image(leaf), kind.image(stock))
     plain = kind.leaf.from_pretrained(tmp_path, variant="fp16", **kind.load)  # the stock class would mix types here
-    assert np.array_equal(kind.picture(plain), kind.picture(stock))
+    assert np.array_equal(kind.image(plain), kind.image(stock))
     with pytest.raises(ValueError, match="variant=bf16"):
         kind.leaf.from_pretrained(tmp_path, variant="bf16", **kind.load)
 
@@ -89,8 +89,8 @@ def test_an_adapter_on_each_tower(kind, folders, tmp_path, index):
     for other in kind.towers:
         assert same_weights(getattr(leaf, other), getattr(base, other)) is (other != part)
     shared = kind.leaf.from_pipe(base, **{argument: tmp_path / "lora"})
-    assert np.array_equal(kind.picture(shared), kind.picture(leaf))
-    assert not np.array_equal(kind.picture(base), kind.picture(leaf))
+    assert np.array_equal(kind.image(shared), kind.image(leaf))
+    assert not np.array_equal(kind.image(base), kind.image(leaf))
 
 
 @pytest.mark.parametrize("name", ["sd", "xl"])
@@ -101,7 +101,7 @@ def test_single_files(kinds, folders, single_file, tmp_path, name):
     leaf = kind.leaf.from_single_file(file, config=str(folders(kind)), local_files_only=True, **kind.load)
     assert type(leaf) is kind.leaf
     stock = kind.stock.from_pretrained(folders(kind), **kind.load)
-    assert np.array_equal(kind.picture(leaf), kind.picture(stock))
+    assert np.array_equal(kind.image(leaf), kind.image(stock))
     new = kind.new_tower(kind.towers[-1])
     new.save_pretrained(tmp_path / "new")
     options = {"config": str(folders(kind)), "dtype": "float16", kind.towers[-1]: tmp_path / "new"}
@@ -114,7 +114,7 @@ def test_single_files(kinds, folders, single_file, tmp_path, name):
     given = {part: kind.parts()[part] for part in kind.towers}
     config = str(folders(kind))
     leaf = kind.leaf.from_single_file(tmp_path / "bare.safetensors", config=config, **given, **kind.load)
-    assert np.array_equal(kind.picture(leaf), kind.picture(stock))
+    assert np.array_equal(kind.image(leaf), kind.image(stock))
     with pytest.raises(FileNotFoundError, match="Give config=FOLDER"):
         kind.leaf.from_single_file(file)
     with pytest.raises(ValueError, match=rf"is a file, no folder: load it with {kind.leaf.__name__}.from_single_file"):
@@ -139,11 +139,11 @@ def test_pickled_folders_are_refused_with_a_command_that_works(kinds, folders, t
     assert words[0] == "python"
     subprocess.run([sys.executable, *words[1:]], check=True)
     stock = kind.stock.from_pretrained(folders(kind))
-    assert np.array_equal(kind.picture(kind.leaf.from_pretrained(folder)), kind.picture(stock))
+    assert np.array_equal(kind.image(kind.leaf.from_pretrained(folder)), kind.image(stock))
     for file in (folder / "unet").glob("*.safetensors"):
         file.unlink()
     given = kind.leaf.from_pretrained(folder, unet=stock.unet)  # a part that is given is not read
-    assert np.array_equal(kind.picture(given), kind.picture(stock))
+    assert np.array_equal(kind.image(given), kind.image(stock))
 
 
 def test_what_is_not_there_says_what_to_do(kinds, folders, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_sd3_keeps_clip_ls_pooled_state_unprojected(kinds, folders, new_tower):
     unprojected = kind.new_tower("text_encoder")
     unprojected.text_projection.weight.copy_(torch.eye(64))
     stock = kind.stock(**kind.parts() | {"text_encoder": unprojected})
-    assert np.array_equal(kind.picture(leaf), kind.picture(stock))
+    assert np.array_equal(kind.image(leaf), kind.image(stock))
     wide = kind.new_tower("text_encoder", projection_dim=32)  # which cannot matter, as it is not used
     assert (
         kind.leaf.from_pretrained(folders(kind), text_encoder=wide, **kind.load).text_encoder.config.projection_dim

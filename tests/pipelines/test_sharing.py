@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
-from leaf_diffusion.pipelines.card import eval_results, write_card
+from leaf_diffusion.diffusion.card import eval_results, write_card
 from leaf_diffusion.runs import RunSpec, RunStore, write_results
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -143,16 +143,16 @@ encoder.tokenizer.push_to_hub("you/encoder")
 upload_folder(repo_id="you/encoder", folder_path=encoder_folder, allow_patterns=["README.md"])
 
 ask = {"height": 8, "width": 8, "num_inference_steps": 2, "output_type": "np"}
-def picture(pipe):
+def image(pipe):
     return pipe("a red umbrella", generator=torch.Generator().manual_seed(0), **ask).images
 
-expected = picture(pipe)
+expected = image(pipe)
 loaded = LeafStableDiffusionPipeline.from_pretrained("you/pipeline", revision="main")
 again = LeafStableDiffusionPipeline.from_pretrained(folder, text_encoder="you/encoder")
 stock = DiffusionPipeline.from_pretrained("you/pipeline")
 assert type(stock).__name__ == "StableDiffusionPipeline"
 for other in (loaded, again, stock):
-    np.testing.assert_allclose(picture(other), expected, atol=1e-5)
+    np.testing.assert_allclose(image(other), expected, atol=1e-5)
 assert load_text_encoder("you/encoder", revision="main").fingerprint == encoder.fingerprint
 try:
     LeafStableDiffusionPipeline.from_pretrained("you/nothing")
@@ -236,7 +236,7 @@ def test_a_card_holds_the_runs_own_figures(kinds, run, tmp_path):
         "you/base",
     )
     text = path.read_text()
-    assert "| Right pictures | attacked on itself, k=2 | 50% | 60 to 90 | 8 |" in text
+    assert "| Right images | attacked on itself, k=2 | 50% | 60 to 90 | 8 |" in text
     assert "<img" not in text and "\n# one" not in text
     (folder / "model_index.json").unlink()
     (folder / "config.json").write_text("{}")

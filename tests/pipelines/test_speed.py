@@ -1,4 +1,4 @@
-"""Attention kernels, layout and compilation: which are in use is said, and the pictures stay the same."""
+"""Attention kernels, layout and compilation: which are in use is said, and the images stay the same."""
 
 import importlib.util
 import sys
@@ -10,10 +10,10 @@ import pytest
 import torch
 from diffusers.models.attention_processor import XFormersAttnProcessor
 
-from leaf_diffusion.eval.options import parse
-from leaf_diffusion.eval.setup import prepare
-from leaf_diffusion.eval.specification import identity
-from leaf_diffusion.pipelines.speed import attention_of, denoiser_of, set_attention, set_layout
+from leaf_diffusion.diffusion.speed import attention_of, denoiser_of, set_attention, set_layout
+from leaf_diffusion.evaluation.t2i.options import parse
+from leaf_diffusion.evaluation.t2i.setup import prepare
+from leaf_diffusion.evaluation.t2i.specification import identity
 
 
 @pytest.fixture
@@ -22,11 +22,11 @@ def pipe(kind):
 
 
 def test_sdpa_is_the_default_and_changes_nothing(kind, pipe):
-    before = kind.picture(pipe)
+    before = kind.image(pipe)
     processors = dict(denoiser_of(pipe).attn_processors)
     assert set_attention(pipe) == attention_of(pipe) == "sdpa"
     assert denoiser_of(pipe).attn_processors == processors
-    assert np.array_equal(kind.picture(pipe), before)
+    assert np.array_equal(kind.image(pipe), before)
     with pytest.raises(ValueError, match="unknown attention 'flash'"):
         set_attention(pipe, "flash")
 
@@ -46,7 +46,7 @@ def test_where_xformers_cannot_run(kind, pipe, monkeypatch, installed):
     else:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         reason = r"the package is not installed \(pip install xformers\)"
-    before = kind.picture(pipe)
+    before = kind.image(pipe)
     with pytest.raises(ValueError, match=f"attention xformers cannot run here: {reason}"):
         set_attention(pipe, "xformers")
     with warnings.catch_warnings(record=True) as told:
@@ -55,7 +55,7 @@ def test_where_xformers_cannot_run(kind, pipe, monkeypatch, installed):
     (warning,) = told
     assert "attention auto uses sdpa" in str(warning.message)
     assert warning.filename == __file__
-    assert np.array_equal(kind.picture(pipe), before)
+    assert np.array_equal(kind.image(pipe), before)
 
 
 def test_a_build_that_fails_is_named_and_undone(kind, pipe, monkeypatch):
@@ -76,14 +76,14 @@ def test_a_build_that_fails_is_named_and_undone(kind, pipe, monkeypatch):
 def test_back_from_xformers_to_sdpa(kinds):
     kind = kinds["sd"]
     pipe = kind.leaf(**kind.parts())
-    before = kind.picture(pipe)
+    before = kind.image(pipe)
     pipe.unet.set_attn_processor(XFormersAttnProcessor())
     assert attention_of(pipe) == "xformers"
     assert set_attention(pipe, "sdpa") == attention_of(pipe) == "sdpa"
-    assert np.array_equal(kind.picture(pipe), before)
+    assert np.array_equal(kind.image(pipe), before)
 
 
-def test_the_evaluation_keeps_what_drew_its_pictures(monkeypatch):
+def test_the_evaluation_keeps_what_drew_its_images(monkeypatch):
     few = ["--encoders", "original", "--limit", "1", "--protocols", "adaptive"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     judges, found = types.SimpleNamespace(space="none", distances=None), {}
@@ -111,13 +111,13 @@ def test_the_evaluation_keeps_what_drew_its_pictures(monkeypatch):
 def test_xformers_and_sdpa_draw_the_same(kinds):
     kind = kinds["sd"]
     pipe = kind.leaf(**kind.parts()).to("cuda")
-    before = kind.picture(pipe)
+    before = kind.image(pipe)
     assert set_attention(pipe, "xformers") == "xformers"
-    np.testing.assert_allclose(kind.picture(pipe), before, atol=1e-3)
+    np.testing.assert_allclose(kind.image(pipe), before, atol=1e-3)
 
 
 def test_channels_last(kind, pipe):
-    before = kind.picture(pipe)
+    before = kind.image(pipe)
     if kind.name == "sd3":
         pipe.transformer.pos_embed.proj = torch.nn.Conv2d(4, 32, 1)
         with pytest.raises(ValueError, match="channels_last is for convolutions, and SD3Transformer2DModel has none"):
@@ -125,14 +125,14 @@ def test_channels_last(kind, pipe):
         return
     set_layout(pipe, channels_last=True)
     assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_allclose(kind.picture(pipe), before, atol=1e-4)
+    np.testing.assert_allclose(kind.image(pipe), before, atol=1e-4)
 
 
 def test_compiled(kinds, monkeypatch):
     kind = kinds["sd"]
     pipe = kind.leaf(**kind.parts())
-    before, compiled = kind.picture(pipe), []
+    before, compiled = kind.image(pipe), []
     monkeypatch.setattr(torch, "compile", lambda call, *_, **__: compiled.append(call) or call)
     set_layout(pipe, compiled=True)
     assert len(compiled) == 1
-    assert np.array_equal(kind.picture(pipe), before)
+    assert np.array_equal(kind.image(pipe), before)

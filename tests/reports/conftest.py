@@ -1,4 +1,4 @@
-"""Synthetic runs: made by the real RunStore, drawn by hand, with known right and wrong pictures."""
+"""Synthetic runs: made by the real RunStore, drawn by hand, with known right and wrong images."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def build(
     scenes: bool = True,
     attacked: bool = True,
 ) -> Path:
-    """A finished run folder. encoders: label -> share of pictures that stay right under one edit."""
+    """A finished run folder. encoders: label -> share of images that stay right under one edit."""
     hold = encoders or ENCODERS
     rng = random.Random(0)
     if prompts is None:
@@ -98,8 +98,8 @@ def build(
                 unit = f"{cell}/{index}"
                 image = store.save_image(image_name(unit), draw(colour, shape, random.Random(index), size))
                 given = prompt if "speller" in encoder and right else text
-                store.append("pictures", {
-                    "unit": "picture", "id": unit, "prompt_id": str(index), "prompt": text, "original": prompt,
+                store.append("images", {
+                    "unit": "image", "id": unit, "prompt_id": str(index), "prompt": text, "original": prompt,
                     "encoder": encoder, "protocol": protocol, "source": source, "k": k, "seed_index": 0, "seed": index,
                     "image": image, "given": given, "truncated": False,
                 })  # fmt: skip
@@ -167,8 +167,8 @@ def results(values: dict[Any, dict[str, float]], labels: list[str], store: RunSt
          "unseen_tokens": 0.25}
         for s in labels for k in (1, 2)
     ]  # fmt: skip
-    counts = {"pictures": 300, "drawn": 280, "truncated": 0, "given_unchanged": 7}
+    counts = {"images": 300, "drawn": 280, "truncated": 0, "given_unchanged": 7}
     return {
         "rows": rows, "attacks": attacks if attacked else [], "counts": counts,
-        "feature_space": "world:judge image features", "real_pictures": 500,
+        "feature_space": "world:judge image features", "real_images": 500,
     }  # fmt: skip

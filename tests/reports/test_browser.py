@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from leaf_diffusion.eval.zero_shot_page import ACCURACY
-from leaf_diffusion.eval.zero_shot_page import page as zero_shot_page
 from leaf_diffusion.reports import write_comparison, write_report
-from leaf_diffusion.reports.experiment import write_page
+from leaf_diffusion.reports.pages.experiment import write_page
+from leaf_diffusion.reports.pages.zero_shot import ACCURACY
+from leaf_diffusion.reports.pages.zero_shot import page as zero_shot_page
 from leaf_diffusion.runs import RunSpec
 
 Make = Callable[..., Path]
@@ -86,17 +86,17 @@ def test_the_gallery_sorts_and_filters(browser: Browser, make_run: Make) -> None
     visit.quiet()
 
 
-def test_pictures_zoom_and_the_keyboard_suffices(browser: Browser, make_run: Make) -> None:
+def test_images_zoom_and_the_keyboard_suffices(browser: Browser, make_run: Make) -> None:
     visit = Visit(browser, write_report(make_run(n=3)))
-    picture = visit.page.locator(".gallery .e0 img").first
+    image = visit.page.locator(".gallery .e0 img").first
     visit.page.locator("#size-middle").focus()
-    before = picture.bounding_box()
+    before = image.bounding_box()
     visit.page.keyboard.press("ArrowRight")
-    after = picture.bounding_box()
+    after = image.bounding_box()
     assert before and after and after["width"] > 1.5 * before["width"]
     visit.page.locator("#show-e0").focus()
     visit.page.keyboard.press("Space")
-    assert picture.is_hidden()
+    assert image.is_hidden()
     visit.quiet()
 
 

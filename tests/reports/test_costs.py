@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from leaf_diffusion.cli.report import main
 from leaf_diffusion.reports import write_report
-from leaf_diffusion.reports.cli import main
 from leaf_diffusion.reports.costs import condition_costs, own_costs, read_swap_cost
 from leaf_diffusion.reports.results import Results
 from leaf_diffusion.runs import RunSpec, load_run
@@ -66,7 +66,7 @@ def test_a_line_a_metric_with_the_difference_beside_the_mean() -> None:
     assert list(matrix.columns) == ["original", "leaf"]
     lines = {label: ([(cell.text, cell.sub, cell.tone) for cell in cells], n) for label, cells, n in matrix.lines}
     assert lines == {
-        "Right pictures": ([("90%", "86 to 94", ""), ("80%", "−10 (−14 to −6)", "bad")], "20"),
+        "Right images": ([("90%", "86 to 94", ""), ("80%", "−10 (−14 to −6)", "bad")], "20"),
         "Sensitivity": ([("95%", "91 to 99", ""), ("97%", "+2 (−2 to 6)", "")], "44"),
         "Pixels moved": ([("0.250", "another noise", ""), ("0.110", "0.070 to 0.150", "")], "19–20"),
     }
@@ -106,7 +106,7 @@ def test_the_section_stands_in_the_report(make_run: Make, capsys: pytest.Capture
     found["rows"] += [row("original", "sensitivity", 0.95, n=44), row("leaf", "sensitivity", 0.97, n=44)]
     path.write_text(json.dumps(found))
     html = write_report(run).read_text()
-    assert "Right pictures, by what else a pipeline is given" in html
+    assert "Right images, by what else a pipeline is given" in html
     assert "run 01234567 of swap-cost" in html
     assert "&lt;b&gt;LoRA&lt;/b&gt;" in html
     assert "<b>LoRA" not in html

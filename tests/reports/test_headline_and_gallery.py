@@ -28,7 +28,7 @@ def said(leaf: float, low: float | None, high: float | None, **values: Any) -> A
 def test_a_clear_gain_is_one_sentence_with_everything_in_it() -> None:
     found = said(0.71, 0.5, 0.73)
     assert found.text == (
-        "Under one-character adaptive attacks (k=1) the encoder “leaf” keeps 71% of the pictures right, “original” 9% "
+        "Under one-character adaptive attacks (k=1) the encoder “leaf” keeps 71% of the images right, “original” 9% "
         "(n=60 prompts, difference +62 points, 95% interval 50 to 73)."
     )
     assert found.verdict == "better"
@@ -60,7 +60,7 @@ def test_controls_and_defences_are_named_beside_the_robust_encoder() -> None:
 def test_less_drift_is_better_and_k_is_spelled() -> None:
     found = said(0.02, -0.12, -0.01, metric="drift", k=2)
     assert found.verdict == "better"
-    assert found.text.startswith("Under two-character adaptive attacks (k=2) the pictures of “leaf” move by 0.020")
+    assert found.text.startswith("Under two-character adaptive attacks (k=2) the images of “leaf” move by 0.020")
 
 
 def test_transferred_attacks_name_their_source() -> None:
@@ -97,5 +97,5 @@ def test_a_figure_for_notebooks(make_run: Make, tmp_path: Path) -> None:
     figure = show_gallery(run, k=1, limit=2, encoders=["original", "leaf"])
     assert len(figure.axes) == 2 * 4
     figure.savefig(tmp_path / "gallery.png")
-    with pytest.raises(ValueError, match="holds no pictures of prompts attacked on itself, k=7"):
+    with pytest.raises(ValueError, match="holds no images of prompts attacked on itself, k=7"):
         show_gallery(run, k=7)

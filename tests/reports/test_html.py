@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from leaf_diffusion.cli.report import main
 from leaf_diffusion.reports import html, sections, write_report
-from leaf_diffusion.reports.cli import main
 from leaf_diffusion.reports.gallery import save_overview
 from leaf_diffusion.reports.results import METRICS
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
@@ -82,7 +82,7 @@ def test_the_sections_a_reader_looks_for_are_there(make_run: Make) -> None:
         "unseen tokens",
         "leaf-diffusion evaluate",
         "What was not counted",
-        "attacked pictures whose encoder read the clean prompt",
+        "attacked images whose encoder read the clean prompt",
         "drift from another noise",
         "read as:",
         "The other encoders under these attacks: “typo-augmented”",
@@ -118,7 +118,7 @@ def test_the_same_run_gives_the_same_bytes(make_run: Make) -> None:
     assert write_report(run).read_bytes() == first
 
 
-def test_large_pictures_become_thumbnails_and_the_file_stays_small(
+def test_large_images_become_thumbnails_and_the_file_stays_small(
     make_run: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(n=4, size=256, ks=(1,))
@@ -139,7 +139,7 @@ def test_a_run_with_nothing_but_drift_or_without_attacks_still_reports(make_run:
     assert "says nothing about robustness" in bare.text
     plain = page(make_run("plain", scenes=False, n=3, encoders={"original": 0.2, "original+speller": 0.7}))
     assert "reach a CLIPScore of" in plain.text
-    assert "Right pictures" not in plain.text
+    assert "Right images" not in plain.text
     alone = page(make_run("alone", n=1, ks=(1,), encoders={"original": 0.0}))
     assert "stands alone" in alone.text
 
@@ -153,22 +153,22 @@ def test_results_with_gaps_or_without_records_still_report(make_run: Make) -> No
     gaps = page(run)
     assert "“leaf” and “original” were not measured together" in gaps.text
     assert "an unrecorded number of real ones" in gaps.text
-    for name in ("pictures", "scores"):
+    for name in ("images", "scores"):
         (run / "records" / f"{name}.jsonl").write_text("")
     bare = page(run)
     assert not bare.all("img")
     assert "prompts0" in bare.text
 
 
-def test_missing_and_damaged_pictures_are_shown_as_such_and_counted(make_run: Make) -> None:
+def test_missing_and_damaged_images_are_shown_as_such_and_counted(make_run: Make) -> None:
     run = make_run(n=3, ks=(1,), encoders={"original": 0.0, "leaf": 1.0})
-    shown = [record for record in load_run(run).records("pictures") if record["protocol"] != "floor"]
-    pictures = [run / record["image"] for record in shown]
-    pictures[0].unlink()
-    pictures[1].write_bytes(pictures[1].read_bytes()[:50])
+    shown = [record for record in load_run(run).records("images") if record["protocol"] != "floor"]
+    images = [run / record["image"] for record in shown]
+    images[0].unlink()
+    images[1].write_bytes(images[1].read_bytes()[:50])
     found = page(run)
-    assert "picture missing" in found.text
-    assert "they count2pictures missing or damaged" in found.text
+    assert "image missing" in found.text
+    assert "they count2images missing or damaged" in found.text
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,10 +213,10 @@ def test_tables_for_a_readme_and_a_paper(make_run: Make, capsys: pytest.CaptureF
 
 def test_the_overview_shows_baseline_and_robust_encoder(make_run: Make, tmp_path: Path) -> None:
     assert main([str(make_run()), "--overview", str(tmp_path / "overview.png")]) == 0
-    with Image.open(tmp_path / "overview.png") as picture:
-        assert picture.width > 600
-        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 100
-    with pytest.raises(ValueError, match="no attacked pictures"):
+    with Image.open(tmp_path / "overview.png") as image:
+        assert image.width > 600
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 100
+    with pytest.raises(ValueError, match="no attacked images"):
         save_overview(make_run(attacked=False), tmp_path / "none.png")
 
 

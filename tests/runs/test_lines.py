@@ -81,7 +81,7 @@ FULL: dict[str, dict[str, Any]] = {
     "attacks": {"id": "a", "prompt_id": "p", "prompt": "a cat", "perturbed": "a czt", "source": "original", "k": 1,
                 "truncated": False, "attack": "charmer", "constraint": None, "distance": 1, "score": 0.5, "queries": 9,
                 "unseen_tokens": 0.0, "shattered": [["c", "zt"]]},
-    "pictures": {"id": "a", "prompt_id": "p", "prompt": "a cat", "original": "a cat", "encoder": "leaf",
+    "images": {"id": "a", "prompt_id": "p", "prompt": "a cat", "original": "a cat", "encoder": "leaf",
                  "protocol": "clean", "source": None, "k": 0, "seed_index": 0, "image": f"images/{'0' * 24}.png",
                  "given": "a cat", "truncated": False},
     "scores": {"id": "a", "scene_correct": True, "clip_score": 20.0, "clip_score_attacked_caption": 20, "drift": None,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
-from leaf_diffusion.runs.shared import record_files
+from leaf_diffusion.runs.claims import record_files
 
 WRITES = '''
 import errno, json, os, sys
@@ -26,7 +26,7 @@ row = {"encoder": "x", "baseline": None, "protocol": "clean", "source": None, "a
        "metric": "drift", "mean": 0.5, "ci_low": None, "ci_high": None, "n": 1, "seeds": 1}
 module = nn.Linear(300, 100)
 optimiser = torch.optim.AdamW(module.parameters())
-checkpoint, picture = Checkpoint(disk / "tuned", module, optimiser), Image.effect_noise((99, 99), 50)
+checkpoint, image = Checkpoint(disk / "tuned", module, optimiser), Image.effect_noise((99, 99), 50)
 
 
 def fill(room):
@@ -59,7 +59,7 @@ refused(lambda: RunStore.open(disk / "run", spec))  # less than what is tried be
 (disk / "ballast").unlink()
 with RunStore.open(disk / "run", spec) as store:
     store.append("units", {"id": "0", "text": "x" * 9000})
-    store.save_image(image_name("0"), picture)
+    store.save_image(image_name("0"), image)
     store.begin("units", {"units": 9})
     store.write_results({"rows": [row]})
     checkpoint.save(1, {"best": 0.5}, {})
@@ -70,8 +70,8 @@ with RunStore.open(disk / "run", spec) as store:
         fill(room)
         for write in (
             lambda: store.append("units", {"id": "1", "text": "x" * 9000}),
-            lambda: store.save_image(image_name("1"), picture),
-            lambda: store.save_image(image_name("0"), picture),
+            lambda: store.save_image(image_name("1"), image),
+            lambda: store.save_image(image_name("0"), image),
             lambda: store.begin("units", {f"units{i}": i for i in range(900)}),
             lambda: store.write_results({"rows": [row] * 99}),
             lambda: checkpoint.save(2, {"best": 0.5}, {}),
@@ -87,7 +87,7 @@ with RunStore.open(disk / "run", spec) as store:
     (disk / "ballast").unlink()
     assert checkpoint.load()[0] == 1
     assert store.append("units", {"id": "1", "text": "x" * 9000})
-    store.save_image(image_name("1"), picture)
+    store.save_image(image_name("1"), image)
     checkpoint.save(2, {"best": 0.5}, {})
     cut_log(disk / "tuned", 1)
     append_log(disk / "tuned", {"step": 2})

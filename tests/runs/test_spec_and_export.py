@@ -82,7 +82,7 @@ def test_no_run_folder_and_paths_that_leave_it(tmp_path: Path) -> None:
         load_run(tmp_path)
     RunStore.open(tmp_path / "run", RunSpec({})).close()
     run = load_run(tmp_path / "run")
-    assert (run.results["rows"], run.records("pictures")) == ([], [])
+    assert (run.results["rows"], run.records("images")) == ([], [])
     with pytest.raises(ValueError, match="outside"):
         run.image_path("../../etc/passwd")
     (tmp_path / "run" / "spec.json").write_text("{")

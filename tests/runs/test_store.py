@@ -222,25 +222,25 @@ def test_a_command_line_of_undecodable_bytes_is_recorded(tmp_path: Path) -> None
     assert load_run(tmp_path).environment["command"] == "evaluate --prompts caf\\udce9.txt"
 
 
-def test_pictures_are_whole_or_known_to_be_damaged(tmp_path: Path) -> None:
+def test_images_are_whole_or_known_to_be_damaged(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
-        picture = Image.effect_noise((32, 32), 50).convert("RGB")
-        paths = [store.save_image(image_name(unit), picture) for unit in ("a", "../../b", "c")]
+        image = Image.effect_noise((32, 32), 50).convert("RGB")
+        paths = [store.save_image(image_name(unit), image) for unit in ("a", "../../b", "c")]
         for path in paths:
             store.append("drawings", record(path, image=path))
         assert store.damaged_images("drawings") == set()
-        assert store.load_image(paths[1]).tobytes() == picture.tobytes()
+        assert store.load_image(paths[1]).tobytes() == image.tobytes()
         whole = (tmp_path / paths[0]).read_bytes()
         (tmp_path / paths[0]).write_bytes(whole[:-30])
         (tmp_path / paths[2]).unlink()
         assert store.damaged_images("drawings") == {paths[0], paths[2]}
         with pytest.raises(RunFolderError, match="missing or damaged"):
             store.load_image(paths[0])
-        store.save_image(paths[0], picture)
+        store.save_image(paths[0], image)
         assert store.damaged_images("drawings") == {paths[2]}
         for bad in ("../evil.png", "images/../../x.png", "/etc/passwd", "images/evil.exe"):
             with pytest.raises(ValueError, match="hexadecimal"):
-                store.save_image(bad, picture)
+                store.save_image(bad, image)
             with pytest.raises(ValueError, match="hexadecimal"):
                 store.load_image(bad)
 
@@ -266,10 +266,10 @@ def test_png_ok_sees_every_kind_of_damage(tmp_path: Path) -> None:
     assert not png_ok(tmp_path / "absent.png")
 
 
-def test_no_bit_of_a_picture_changes_unseen(tmp_path: Path) -> None:
+def test_no_bit_of_a_image_changes_unseen(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    picture = Image.effect_noise((9, 9), 50)
-    picture.save(path)
+    image = Image.effect_noise((9, 9), 50)
+    image.save(path)
     data = path.read_bytes()
     for bit in range(8 * len(data)):
         spoiled = bytearray(data)

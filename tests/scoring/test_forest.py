@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaf_diffusion.encoders.token_rows import Rows
-from leaf_diffusion.scoring.forest import cut, distinct, plant
+from leaf_diffusion.scoring.forest import build_forest, cut, distinct
+from leaf_diffusion.tokens.token_rows import Rows
 
 ROWS = st.sets(st.lists(st.integers(0, 3), min_size=1, max_size=8).map(tuple), min_size=1, max_size=40).map(sorted)
 
@@ -17,7 +17,7 @@ def prefixes(rows):
 
 @given(ROWS, st.sampled_from([1, 3, 8, 64]), st.sampled_from([1, 8]))
 def test_every_prefix_is_one_node_and_reads_its_own_prefixes(rows, chunk, aligned):
-    forest = plant(distinct(Rows.of(rows))[0], chunk, aligned)
+    forest = build_forest(distinct(Rows.of(rows))[0], chunk, aligned)
     total = len(prefixes(rows))
     assert len(forest.tokens) == len({(row[i], i) for row in rows for i in range(len(row))})
     assert len(forest.pairs) == len(forest.keys) * forest.chunk < total + forest.chunk

@@ -9,13 +9,13 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from leaf_diffusion.attacks import Charmer, Exhaustive, LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder, Hidden, clip_tokenizer
-from leaf_diffusion.encoders.causal import NotUnderstood
+from leaf_diffusion.encoders.causal import UnsupportedTowerError
 from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder
-from leaf_diffusion.encoders.token_rows import Rows
 from leaf_diffusion.scoring import Drift, Margin, Scorer, prefix_forest, scorer
 from leaf_diffusion.scoring.forest import distinct
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, random_edits
+from leaf_diffusion.tokens.token_rows import Rows
 
 TOKENIZER = clip_tokenizer()
 ODD = ["", "a cat", 'the "so-called" cat &amp; dog', "a  double\tspace", "café naïve Ærø", "😀🎉 party", "猫と犬",
@@ -183,7 +183,7 @@ def test_what_is_not_understood_is_scored_plainly_with_one_warning(change, reaso
 def test_offloaded_weights_are_refused():
     encoder = hf()
     encoder.module.to("meta")
-    with pytest.raises(NotUnderstood, match="offloaded"):
+    with pytest.raises(UnsupportedTowerError, match="offloaded"):
         PrefixForest(encoder, torch.float32)
 
 
@@ -199,8 +199,8 @@ def test_hidden_states_leave_no_trace():
 @pytest.mark.parametrize("bound", [60_000, 400_000])
 def test_tokens_computed_at_once_stay_within_the_bound(monkeypatch, bound):
     encoder, prompts = hf(), ["a red umbrella on a beach", "two cats"]
-    nodes, plant = [], prefix_forest.plant
-    monkeypatch.setattr(prefix_forest, "plant", lambda *given: nodes.append(plant(*given)) or nodes[-1])
+    nodes, build_forest = [], prefix_forest.build_forest
+    monkeypatch.setattr(prefix_forest, "build_forest", lambda *given: nodes.append(build_forest(*given)) or nodes[-1])
     candidates = [random_edits(prompt, 200, np.random.default_rng(0)) for prompt in prompts]
     Scorer(encoder, max_bytes=bound).bind(prompts)(candidates)
     per_node = PrefixForest(encoder, torch.float32).bytes_per_node

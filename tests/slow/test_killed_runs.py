@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("killed.py")
 ARGUMENTS = ["--encoders", "original", "leaf", "--limit", "6", "--k", "1", "2", "--n-positions", "3", "--steps", "3",
              "--batch-size", "5", "--prompt-seed", "3"]  # fmt: skip
-KINDS = ("attacks", "pictures", "scores")
+KINDS = ("attacks", "images", "scores")
 
 
 def run(job: str, folder: Path, *options: str, kills: int) -> tuple[int, float]:
@@ -57,7 +57,7 @@ def test_an_evaluation_that_is_killed_twenty_times(whole: tuple[Path, float], tm
     assert killed >= 15
     for kind in KINDS:
         assert records(found, kind) == records(expected, kind)
-    for path in {record["image"] for record in records(expected, "pictures").values()}:
+    for path in {record["image"] for record in records(expected, "images").values()}:
         assert (found / path).read_bytes() == (expected / path).read_bytes()
     assert (found / "results.json").read_bytes() == (expected / "results.json").read_bytes()
     assert not list((found / "images").glob(".*.tmp")) or processes > 1

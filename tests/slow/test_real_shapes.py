@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.eval import t2i_robustness
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 pytestmark = pytest.mark.slow
 TEXT = CLIPTextConfig(

@@ -63,7 +63,7 @@ def test_text_files(tmp_path, name, content):
     assert texts(write(tmp_path / name, content), column=column) == TWO
 
 
-def test_coco_captions_know_their_pictures(tmp_path):
+def test_coco_captions_know_their_images(tmp_path):
     content = {
         "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
         "annotations": [
@@ -175,7 +175,7 @@ def test_other_encodings_are_refused_by_name(tmp_path, name, encoding):
 def test_what_loses_nothing_is_no_reason_to_refuse(tmp_path):
     assert texts(write(tmp_path / "a.csv", "caption,,\na red cat,,,\nb\n")) == ["a red cat", "b"]
     rows = read_texts(write(tmp_path / "a.json", {"annotations": [{"caption": "a"}, {"caption": "b", "image_id": 7}]}))
-    assert [(row.text, row.image) for row in rows] == [("a", None), ("b", "7")]  # two unknown pictures are not one
+    assert [(row.text, row.image) for row in rows] == [("a", None), ("b", "7")]  # two unknown images are not one
 
 
 def test_a_json_file_too_large_to_be_read_whole(tmp_path, monkeypatch):

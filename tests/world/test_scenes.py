@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.text.edits import distance
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 from leaf_diffusion.world.captions import (
     NUMBERS,
     describe,
@@ -48,21 +48,21 @@ def test_scenes_respect_the_split_and_are_deterministic(seed: int, split: str) -
     assert np.array_equal(render(first), render(again))
 
 
-def test_every_noun_draws_a_picture_of_its_own() -> None:
-    pictures = [render(Scene((Thing(noun, "red"),), "gray")) for noun in NOUNS]
-    for i, one in enumerate(pictures):
+def test_every_noun_draws_a_image_of_its_own() -> None:
+    images = [render(Scene((Thing(noun, "red"),), "gray")) for noun in NOUNS]
+    for i, one in enumerate(images):
         assert one.shape == (64, 64, 3)
-        for other in pictures[:i]:
+        for other in images[:i]:
             assert np.abs(one.astype(int) - other).mean() > 2
 
 
 def test_colours_are_where_the_scene_puts_them() -> None:
-    picture = render(
+    image = render(
         Scene((Thing("ball", "red", 0.26, 0.5, 0.22), Thing("heart", "blue", 0.74, 0.5, 0.22)), "gray", "left")
     )
-    assert np.array_equal(picture[0, 0], BACKGROUNDS["gray"])
-    assert np.array_equal(picture[26, 10], COLOURS["red"])
-    assert np.array_equal(picture[30, 46], COLOURS["blue"])
+    assert np.array_equal(image[0, 0], BACKGROUNDS["gray"])
+    assert np.array_equal(image[26, 10], COLOURS["red"])
+    assert np.array_equal(image[30, 46], COLOURS["blue"])
 
 
 def test_a_scene_without_a_colour_cannot_be_drawn() -> None:
@@ -107,7 +107,7 @@ def several(seed: int, **shares: float) -> list[Scene]:
     return [sample_scene(rng, **{"two": 0.4, "three": 0.4, "counted": 0.3} | shares) for _ in range(300)]
 
 
-def test_scenes_of_three_things_and_counts_fit_into_the_picture() -> None:
+def test_scenes_of_three_things_and_counts_fit_into_the_image() -> None:
     scenes = several(1)
     assert {len(scene.things) for scene in scenes} == {1, 2, 3}
     assert 40 < sum(scene.counted for scene in scenes) < 110
@@ -149,13 +149,13 @@ def test_a_twin_differs_in_one_thing_and_is_told_by_the_same_template() -> None:
 
 def test_a_corpus_is_pairs_and_the_same_for_any_number_of_processes() -> None:
     one, two = (draw_corpus(1200, 5, processes=n) for n in (1, 2))
-    assert torch.equal(one.pictures, two.pictures) and torch.equal(one.rows, two.rows) and one.scenes == two.scenes
-    assert one.pictures.shape == (1200, 3, SIZE, SIZE) and one.rows.shape == (2400, 77)
-    assert np.array_equal(one.pictures[7].permute(1, 2, 0), render(one.scenes[7]))
+    assert torch.equal(one.images, two.images) and torch.equal(one.rows, two.rows) and one.scenes == two.scenes
+    assert one.images.shape == (1200, 3, SIZE, SIZE) and one.rows.shape == (2400, 77)
+    assert np.array_equal(one.images[7].permute(1, 2, 0), render(one.scenes[7]))
     tokens = one.rows[14, 1 : int(one.lengths[14]) - 1].tolist()
     assert any(thing.noun in clip_tokenizer().decode(tokens) for thing in one.scenes[7].things)
-    pictures, captions = one.pairs(64, random.Random(0))
-    assert torch.equal(pictures[::2] + 1, pictures[1::2]) and torch.equal(captions // 2, pictures)
+    images, captions = one.pairs(64, random.Random(0))
+    assert torch.equal(images[::2] + 1, images[1::2]) and torch.equal(captions // 2, images)
     assert torch.equal(captions[::2] % 2, captions[1::2] % 2)
     with pytest.raises(ValueError, match="even number"):
         draw_corpus(7, 5)

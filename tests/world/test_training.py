@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leaf_diffusion.encoders.tokenizer import clip_tokenizer
 from leaf_diffusion.finetune.spelling import N_VECTORS, spelling_features, spelt
+from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 from leaf_diffusion.world.captions import ABOVE, AMONG, BESIDE, COLUMN, COUNT, LEFT, ROW, SINGLE
 from leaf_diffusion.world.fit import fit
 from leaf_diffusion.world.judge import SceneClassifier, labels, satisfies
@@ -99,7 +99,7 @@ CAT, HAT, KEY = Thing("cat", "red"), Thing("hat", "blue"), Thing("key", "green")
         (Scene((CAT, CAT, HAT), "gray", "left"), Scene((CAT, CAT, CAT), "gray", "beside"), False),
     ],
 )
-def test_a_picture_is_right_when_it_shows_what_was_asked_for(seen: Scene, asked: Scene, right: bool) -> None:
+def test_a_image_is_right_when_it_shows_what_was_asked_for(seen: Scene, asked: Scene, right: bool) -> None:
     assert satisfies(seen, asked) is right
 
 

@@ -14,7 +14,7 @@ from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.world.build import PARTS
 from leaf_diffusion.world.captions import world_prompts
 from leaf_diffusion.world.clip import clip_features, clip_figures
-from leaf_diffusion.world.figures import generate, image_figures, noise_seed, real_pictures, zero_shot_anchors
+from leaf_diffusion.world.figures import generate, image_figures, noise_seed, real_images, zero_shot_anchors
 from leaf_diffusion.world.judge import SceneJudge, judge_figures
 from leaf_diffusion.world.judge_clip import load_judge_clip
 from leaf_diffusion.world.paths import VARIABLE, pipeline_path, weights, weights_root
@@ -38,9 +38,9 @@ def test_the_scene_judge_is_right_on_real_scenes() -> None:
 
 
 def test_the_scene_judge_accepts_other_sizes() -> None:
-    picture = Image.fromarray(render(Scene((Thing("cat", "red"),), "gray"), size=96))
-    assert SceneJudge.load().correct([picture], [Scene((Thing("cat", "red"),), "gray")]) == [True]
-    assert SceneJudge.load().correct([picture], [Scene((Thing("cat", "blue"),), "gray")]) == [False]
+    image = Image.fromarray(render(Scene((Thing("cat", "red"),), "gray"), size=96))
+    assert SceneJudge.load().correct([image], [Scene((Thing("cat", "red"),), "gray")]) == [True]
+    assert SceneJudge.load().correct([image], [Scene((Thing("cat", "blue"),), "gray")]) == [False]
 
 
 def test_clip_reaches_the_figures_of_its_card() -> None:
@@ -73,33 +73,31 @@ def test_leaf_beats_the_control_on_its_card() -> None:
 def test_the_judging_clip_prefers_the_right_caption() -> None:
     judge, rng = load_judge_clip(), random.Random(5)
     scenes = [sample_scene(rng, two=0.0, small=0.0) for _ in range(40)]
-    pictures = judge.encode_image([Image.fromarray(render(scene)) for scene in scenes])
+    images = judge.encode_image([Image.fromarray(render(scene)) for scene in scenes])
     texts = judge.encode_text([f"a {s.things[0].colour} {s.things[0].noun}" for s in scenes])
-    cosine = torch.nn.functional.normalize(pictures, dim=-1) @ torch.nn.functional.normalize(texts, dim=-1).T
+    cosine = torch.nn.functional.normalize(images, dim=-1) @ torch.nn.functional.normalize(texts, dim=-1).T
     assert (cosine.argmax(1) == torch.arange(40)).float().mean() >= 0.8
 
 
 def test_stock_diffusers_draws_what_is_asked_for() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(pipeline_path())
     prompts = world_prompts(12, seed=901)
-    pictures = generate(pipeline, [p.text for p in prompts], [noise_seed(p.id, 0) for p in prompts])
-    assert pictures[0].size == (64, 64)
-    assert np.mean(SceneJudge.load().correct(pictures, [p.scene for p in prompts])) >= 0.6
+    images = generate(pipeline, [p.text for p in prompts], [noise_seed(p.id, 0) for p in prompts])
+    assert images[0].size == (64, 64)
+    assert np.mean(SceneJudge.load().correct(images, [p.scene for p in prompts])) >= 0.6
 
 
 def test_the_scene_judge_agrees_with_a_person() -> None:
-    """100 pictures of clean, misspelt and attacked prompts, each labelled by eye: is the thing there, in its colour?"""
+    """100 images of clean, misspelt and attacked prompts, each labelled by eye: is the thing there, in its colour?"""
     labels = json.loads((Path(__file__).parent / "judged_by_eye.json").read_text())
     pipeline = StableDiffusionPipeline.from_pretrained(pipeline_path())
-    pictures = generate(pipeline, [one["prompt"] for one in labels], [one["seed"] for one in labels])
-    judged = SceneJudge.load().correct(
-        pictures, [Scene((Thing(one["noun"], one["colour"]),), "gray") for one in labels]
-    )
+    images = generate(pipeline, [one["prompt"] for one in labels], [one["seed"] for one in labels])
+    judged = SceneJudge.load().correct(images, [Scene((Thing(one["noun"], one["colour"]),), "gray") for one in labels])
     assert np.mean([mine == one["right"] for mine, one in zip(judged, labels, strict=True)]) >= 0.95
 
 
-def test_real_pictures_and_seen_tokens() -> None:
-    first, second = real_pictures(3, seed=1), real_pictures(3, seed=1)
+def test_real_images_and_seen_tokens() -> None:
+    first, second = real_images(3, seed=1), real_images(3, seed=1)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     tokens = load_text_encoder("world:original").tokenize(["a red cat"])[0]
     assert set(tokens) <= seen_tokens()

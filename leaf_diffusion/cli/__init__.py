@@ -1,0 +1,1 @@
+"""Every `leaf-diffusion <command>`."""

@@ -1,0 +1,112 @@
+"""`leaf-diffusion convert`: a CLIP folder of transformers to one of open_clip, or the other way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
+
+from leaf_diffusion.encoders.convert import open_clip_config, to_open_clip, to_transformers, transformers_config
+from leaf_diffusion.encoders.load import reading
+from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
+
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+_PREPROCESS = {
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Convert a CLIP between transformers and open_clip; what the source is decides the way.
+
+    A transformers folder (whole CLIP, or text tower with projection) becomes open_clip_model.safetensors and
+    open_clip_config.json; an open_clip folder, or a .safetensors file with --architecture, a transformers folder.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """A folder, or a .safetensors file of open_clip."""
+    output: tyro.conf.Positional[Path]
+    """The folder to write."""
+    architecture: str | None = None
+    """An open_clip model, such as ViT-L-14-quickgelu, where the source has no open_clip_config.json."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status. Raises ValueError or OSError for what cannot be converted."""
+    options = tyro.cli(Options, args=argv, prog="leaf-diffusion convert")
+    if options.output.exists() and any(options.output.iterdir() if options.output.is_dir() else [options.output]):
+        raise ValueError(f"{options.output} is there already and not empty: choose another folder")
+    if options.source.is_dir() and not (options.source / CONFIG).exists():
+        _write_open_clip(options.source, options.output)
+    else:
+        _write_transformers(options.source, options.output, options.architecture)
+    return 0
+
+
+def _write_open_clip(source: Path, output: Path) -> None:
+    with reading(str(source), "config.json cannot be read"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if not isinstance(config, (CLIPConfig, CLIPTextConfig)):
+        raise ValueError(f"{source} holds a {config.model_type!r} model, no CLIP")
+    kind: Any = CLIPModel if isinstance(config, CLIPConfig) else CLIPTextModelWithProjection
+    with reading(str(source), "the weights cannot be read"):
+        state = kind.from_pretrained(source, use_safetensors=True).state_dict()
+    converted = {key: value.contiguous() for key, value in to_open_clip(state).items()}
+    content = {"model_cfg": open_clip_config(config), "preprocess_cfg": _PREPROCESS}
+    output.mkdir(parents=True, exist_ok=True)
+    save_file(converted, output / WEIGHTS, metadata={"format": "pt"})
+    (output / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    if isinstance(config, CLIPConfig):
+        print(f'wrote {output}: open_clip.create_model_and_transforms("local-dir:{output}")')
+    else:
+        print(f"wrote {output}: a text half, for model.load_state_dict(..., strict=False) of the whole open_clip model")
+
+
+def _write_transformers(source: Path, output: Path, architecture: str | None) -> None:
+    file = source / WEIGHTS if source.is_dir() else source
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file} is no .safetensors file; pickles are not opened here")
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    beside = file.parent / CONFIG
+    if architecture is not None:
+        import open_clip
+
+        model = open_clip.get_model_config(architecture)
+        if model is None:
+            raise ValueError(f"open_clip knows no architecture {architecture!r}; see open_clip.list_models()")
+    elif beside.is_file():
+        with reading(str(beside), "it is no configuration of open_clip"):
+            model = json.loads(beside.read_text(encoding="utf-8"))["model_cfg"]
+    else:
+        raise ValueError(f"{file} comes without {CONFIG}: name its --architecture, such as ViT-L-14-quickgelu")
+    with reading(str(file), "it is damaged, or no safetensors file of open_clip"):
+        state = to_transformers(load_file(file))
+    with reading(str(beside if architecture is None else file), "its architecture makes no CLIP"):
+        config = transformers_config(model)
+    whole = any(key.startswith("vision_model.") for key in state)
+    with reading(str(file), "its architecture makes no CLIP"), torch.device("meta"):
+        tower: Any = CLIPModel(config) if whole else CLIPTextModelWithProjection(config.text_config)
+    wanted = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items() if whole or key != "logit_scale"}
+    if wrong := sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key)):
+        raise ValueError(
+            f"{file} does not fit the architecture: {len(wrong)} tensors differ, such as {wrong[0]}: "
+            f"{given.get(wrong[0])} there, {wanted.get(wrong[0])} expected"
+        )
+    tower.load_state_dict({key: state[key] for key in wanted}, assign=True)
+    tower.save_pretrained(output)
+    if config.text_config.vocab_size == CLIP_VOCABULARY:
+        clip_tokenizer().save_pretrained(output)
+    print(f"wrote {output}: {type(tower).__name__}.from_pretrained({str(output)!r})")

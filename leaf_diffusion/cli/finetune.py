@@ -1,0 +1,67 @@
+"""`leaf-diffusion finetune`: make a text encoder robust."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from accelerate import PartialState
+from rich.console import Console
+
+from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.finetune.captions import read_caption_file, read_captions
+from leaf_diffusion.finetune.loop import TextFAREConfig, finetune_text_encoder
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Finetune a CLIP text tower so that its embeddings survive character edits (TextFARE).
+
+    The same command continues a training that was broken off.
+    """
+
+    source: str
+    """A CLIP text tower: a folder, a Hub id, "world:original"."""
+    captions: str
+    """Text (one caption a line), JSONL, CSV, TSV, Parquet, COCO's JSON, webdataset tars, a pattern of such files
+    ("shards/*.tar"), or dataset:NAME of Hugging Face datasets."""
+    output: Path
+    """The folder of the finetuned encoder."""
+    column: str | None = None
+    """Where the captions stand in records. Default: the first of prompt, caption, text, raw, sentence."""
+    split: str | None = None
+    """The split of the captions, where the file tells one."""
+    held_out: str | None = None
+    """Captions to measure on, read in the same way. Default: a part of --captions."""
+    revision: str | None = None
+    subfolder: str | None = None
+    tokenizer: str | None = None
+    """A folder or Hub id, where the source has no tokenizer of its own."""
+    device: Literal["auto", "cpu"] = "auto"
+    config: tyro.conf.OmitArgPrefixes[TextFAREConfig] = field(default_factory=TextFAREConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = tyro.cli(FinetuneOptions, args=argv, prog="leaf-diffusion finetune")
+    process = PartialState(cpu=options.device == "cpu")
+    console = Console(quiet=not process.is_main_process)
+    captions = read_caption_file(options.captions, options.column, options.split)
+    console.print(f"{len(captions.texts):,} captions, {captions.blank} blank lines left out", highlight=False)
+    encoder = load_text_encoder(
+        options.source,
+        tokenizer=options.tokenizer,
+        revision=options.revision,
+        subfolder=options.subfolder,
+        device=process.device,
+    )
+    held_out = None if options.held_out is None else read_captions(options.held_out, options.column)
+    folder = finetune_text_encoder(encoder, captions.texts, options.output, options.config, held_out=held_out)
+    console.print(f"the finetuned encoder is in {folder}; README.md there has its held-out figures", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

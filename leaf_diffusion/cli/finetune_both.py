@@ -1,0 +1,53 @@
+"""`leaf-diffusion finetune-both`: make both towers of a CLIP robust, together."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from leaf_diffusion.encoders.image_encoder import load_image_encoder
+from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.finetune.images import read_pairs, split_pairs
+from leaf_diffusion.finetune.joint import JointConfig, finetune_both
+
+
+@dataclass(frozen=True)
+class FinetuneBothOptions:
+    """Finetune the text and the image tower of one CLIP together, on captions with their images.
+
+    The same command continues a training that was broken off.
+    """
+
+    source: str
+    """A CLIP of transformers: a folder, a Hub id, "world:original"."""
+    pairs: str
+    """A file that says which image a caption belongs to (JSONL with image and caption, COCO captions, Karpathy split), or
+    world:N, N drawn scenes of the embedded world."""
+    output: Path
+    """A folder; the towers come into text/ and image/ below it."""
+    images: Path | None = None
+    """The folder of the images that a file names."""
+    device: str = "cpu"
+    config: tyro.conf.OmitArgPrefixes[JointConfig] = field(default_factory=JointConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = tyro.cli(FinetuneBothOptions, args=argv, prog="leaf-diffusion finetune-both")
+    pairs, held_out = split_pairs(read_pairs(options.pairs, options.images))
+    text = load_text_encoder(options.source, device=options.device)
+    image = load_image_encoder(options.source, device=options.device)
+    console = Console()
+    console.print(f"{len(pairs.names):,} pairs, {len(held_out.names)} held out", highlight=False)
+    folder = finetune_both(text, image, pairs, options.output, options.config, held_out=held_out)
+    console.print(
+        f"the towers are in {folder}/text and {folder}/image; README.md there has their figures", soft_wrap=True
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

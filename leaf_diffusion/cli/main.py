@@ -1,0 +1,82 @@
+"""`leaf-diffusion <command>`: one door to everything; a command's code is imported only when it is called."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from leaf_diffusion import __version__
+
+COMMANDS = {
+    "evaluate": (
+        "leaf_diffusion.eval.t2i_robustness:main",
+        "attack prompts, generate images, measure, write the report",
+    ),
+    "attack": ("leaf_diffusion.eval.attack:main", "attack the prompts of a file and write the attack set"),
+    "finetune": ("leaf_diffusion.cli.finetune:main", "make a text encoder robust (TextFARE with the LEAF attack)"),
+    "finetune-image": ("leaf_diffusion.cli.finetune_image:main", "make an image tower robust (FARE)"),
+    "finetune-both": ("leaf_diffusion.cli.finetune_both:main", "make both towers of a CLIP robust, together"),
+    "textfare": ("leaf_diffusion.eval.textfare:main", "the TextFARE loss of text encoders, clean and attacked"),
+    "zero-shot-text": (
+        "leaf_diffusion.eval.zero_shot_text:main",
+        "zero-shot text classification with the exact worst single edit, over k and over queries",
+    ),
+    "zero-shot-image": (
+        "leaf_diffusion.eval.zero_shot_image:main",
+        "zero-shot image classification under PGD and APGD",
+    ),
+    "both-domains": (
+        "leaf_diffusion.eval.both_domains:main",
+        "the paper's table: images and texts, clean and attacked, with robust towers and without",
+    ),
+    "retrieve": ("leaf_diffusion.eval.retrieval:main", "text-to-image retrieval, clean, attacked and targeted"),
+    "invert": ("leaf_diffusion.eval.inversion:main", "read captions back from their embeddings"),
+    "ablate": ("leaf_diffusion.eval.ablation:main", "what rho, the constraint and the attack buy in the finetuning"),
+    "translate-token": (
+        "leaf_diffusion.cli.translate_token:main",
+        "a learnt token (textual inversion) of one text encoder, translated for another",
+    ),
+    "status": ("leaf_diffusion.runs.status:main", "how far a run is, who works on it, how long its stage takes"),
+    "swap-cost": ("leaf_diffusion.eval.swap_cost:main", "what a robust encoder costs on clean prompts"),
+    "report": ("leaf_diffusion.cli.report:main", "write the report of a run folder again"),
+    "convert": ("leaf_diffusion.cli.convert:main", "convert a CLIP between transformers and open_clip"),
+    "export": (
+        "leaf_diffusion.cli.export:main",
+        "write a text encoder, or a checkpoint around it, as the single file that ComfyUI loads",
+    ),
+    "world": ("leaf_diffusion.cli.world:main", "train or show the embedded world"),
+}
+
+
+def usage() -> str:
+    """The help text."""
+    rows = "\n".join(f"  {name:<16}{what}" for name, (_, what) in COMMANDS.items())
+    return f"usage: leaf-diffusion <command> [options]\n\ncommands:\n{rows}\n\n`leaf-diffusion <command> --help` lists its options."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit status; an error that the user can mend is one line and status 2."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"leaf-diffusion {__version__}")
+        return 0
+    command, *rest = words
+    if command not in COMMANDS:
+        print(f"leaf-diffusion: there is no command {command!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module, function = COMMANDS[command][0].split(":")
+    run: Callable[[list[str]], int] = getattr(import_module(module), function)
+    try:
+        return run(rest)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"leaf-diffusion {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What diffusers would find out late, in other words, or not at all, is found before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import is_offline_mode
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HFValidationError
+
+from leaf_diffusion.encoders.load import _looks_like_path, dtype_from_name
+from leaf_diffusion.encoders.single_file import read_header
+from leaf_diffusion.weights.pickles import SUFFIXES, conversion, refuse_pickle, refuse_pickled_folder
+
+INDEX = "model_index.json"
+
+
+def checked_folder(source: str | Path, options: dict[str, Any], leaf: str, stock: type) -> str:
+    """The folder or Hub id for diffusers' `from_pretrained`; `options` get safetensors and a dtype that is one."""
+    _checked_options(options)
+    source = str(source)
+    if source == "world":
+        if stock.__name__ != "StableDiffusionPipeline":
+            raise ValueError(f'"world" is a Stable Diffusion 1, no {stock.__name__}: use LeafStableDiffusionPipeline')
+        from leaf_diffusion.world import pipeline_path
+
+        return str(pipeline_path())
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        _check_index(folder, options, leaf, stock)
+        return str(folder)
+    if folder.is_file():
+        refuse_pickle(folder)
+        raise ValueError(f"{source} is a file, no folder: load it with {leaf}.from_single_file")
+    if _looks_like_path(source):
+        raise FileNotFoundError(f"no pipeline {source!r}: the folder {folder.absolute()} does not exist")
+    return source
+
+
+def checked_file(source: str | Path, options: dict[str, Any]) -> tuple[str, set[str]]:
+    """The file or address for diffusers' `from_single_file`, and the text encoders that the file has (of an address all
+    are taken to be there)."""
+    _checked_options(options)
+    del options["use_safetensors"]  # the file's name says it
+    file, everything = Path(source).expanduser(), {"text_encoder", "text_encoder_2"}
+    if str(source).lower().endswith(SUFFIXES):
+        name = file.name
+        raise ValueError(
+            f"{source} is a pickle, which can run code when opened: only safetensors are loaded. Convert it: "
+            f"{conversion((file if file.exists() else Path(name), Path(name).with_suffix('.safetensors')))}"
+        )
+    if "://" in str(source):
+        return str(source), everything
+    places = read_header(file).places
+    return str(file), {place.part for place in places}
+
+
+def _checked_options(options: dict[str, Any]) -> None:
+    if not options.setdefault("use_safetensors", True):
+        raise ValueError("use_safetensors=False would open pickles, which can run code: only safetensors are loaded")
+    for name in ("dtype", "torch_dtype"):
+        if isinstance(options.get(name), str):  # diffusers would load float32 instead
+            options[name] = dtype_from_name(options[name])
+
+
+def _check_index(folder: Path, options: dict[str, Any], leaf: str, stock: type) -> None:
+    if not (folder / INDEX).is_file():
+        hint = "it holds an encoder, which is given as text_encoder=" if (folder / "config.json").is_file() else ""
+        raise FileNotFoundError(f"no pipeline in {folder}: there is no {INDEX}" + (f"; {hint}" if hint else ""))
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        parts = {name: value for name, value in index.items() if isinstance(value, list) and value[:1] != [None]}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder / INDEX} is damaged ({error})") from error
+    kinds = {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"}
+    if (kind := str(index.get("_class_name")).removeprefix("Leaf")) in kinds - {stock.__name__}:
+        raise ValueError(f"{folder} is a {kind}, which {leaf} cannot run: use Leaf{kind}")
+    refuse_pickled_folder(*(folder / name for name in parts if name not in options), variant=options.get("variant"))
+
+
+@contextmanager
+def found(source: str, options: dict[str, Any]) -> Iterator[None]:
+    """Whatever diffusers and the Hub say of a name that cannot be had becomes a FileNotFoundError that says what to do."""
+    try:
+        yield
+    except (OSError, HFValidationError) as error:
+        if Path(source).is_dir():
+            raise
+        if options.get("local_files_only") or is_offline_mode():
+            switch = "local_files_only=True" if options.get("local_files_only") else "HF_HUB_OFFLINE"
+            reason = f"{switch} keeps the Hub out, and it is not among what was downloaded before ({HF_HUB_CACHE})"
+        else:
+            reason = f"the Hub says: {str(error).strip().splitlines()[0]}"
+        if Path(source).is_file():
+            raise FileNotFoundError(
+                f"{source}: the configuration of its pipeline cannot be had: {reason}. Give config=FOLDER, the folder of "
+                "a pipeline of that kind"
+            ) from error
+        raise FileNotFoundError(
+            f"no pipeline {source!r}: there is no such folder, and {reason}. Check the spelling and the connection, or "
+            'give a local folder; "world" needs neither'
+        ) from error
+
+
+def even_dtypes(pipeline: Any, options: dict[str, Any]) -> None:
+    """Without a dtype, diffusers loads its own models in float32 and transformers the text encoders in the file's type;
+    the first such image from float16 files would fail. The denoiser's type then holds for both."""
+    if options.get("dtype") is not None or options.get("torch_dtype") is not None:
+        return
+    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        part = getattr(pipeline, name, None)
+        if part is not None and denoiser is not None and name not in options and part.dtype != denoiser.dtype:
+            part.to(dtype=denoiser.dtype)

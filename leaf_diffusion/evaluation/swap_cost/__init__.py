@@ -1,0 +1,1 @@
+"""What a swapped encoder costs, stage by stage."""

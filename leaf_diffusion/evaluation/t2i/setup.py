@@ -1,0 +1,123 @@
+"""Everything a run needs, loaded and checked before the first unit of work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leaf_diffusion.attacks import attack_from_name
+from leaf_diffusion.encoders.base import Feature
+from leaf_diffusion.evaluation import prompts as prompt_sets
+from leaf_diffusion.evaluation.encoders import (
+    EncoderName,
+    Loaded,
+    common_feature,
+    denoiser,
+    load_alone,
+    load_pipeline,
+    load_towers,
+    seen_feature,
+)
+from leaf_diffusion.evaluation.prompts import Prompt
+from leaf_diffusion.evaluation.t2i.options import Options
+from leaf_diffusion.evaluation.t2i.plan import Plan, make_plan
+
+
+@dataclass(frozen=True)
+class Setup:
+    options: Options
+    prompts: list[Prompt]
+    given_attacks: list[dict[str, Any]]
+    pipeline: Any
+    encoders: dict[str, Loaded]
+    neutral: dict[str, Loaded]
+    feature: Feature
+    plan: Plan
+
+    def source(self, label: str) -> Loaded:
+        """The encoder that attacks are searched on."""
+        return {**self.encoders, **self.neutral}[label]
+
+
+def prepare(options: Options) -> Setup:
+    """Load and check; ValueError or OSError says what is wrong and what to do."""
+    attack_from_name(options.attack)
+    given = prompt_sets.read_attacks(options.attacked_prompts) if options.attacked_prompts else []
+    prompts = load_prompts(options, given)
+    names = [EncoderName.parse(text, world=options.world) for text in options.encoders]
+    if len({name.label for name in names}) < len(names):
+        raise ValueError(f"--encoders: two encoders share a label: {[n.label for n in names]}; write LABEL=SOURCE")
+    if options.output is not None:
+        check_writable(options.output)
+    pipeline = load_pipeline(options)
+    encoders = load_towers(names, pipeline, options)
+    neutral: dict[str, Loaded] = {}
+    if options.neutral_source != "none" and "transfer" in options.protocols and not given:
+        name = EncoderName.parse(str(options.neutral_source), world=options.world)
+        if name.label in encoders:
+            raise ValueError(
+                f"--neutral-source {name.label} is one of the encoders under evaluation: it is not neutral"
+            )
+        neutral = {name.label: load_alone(name, options)}
+    undefended = [name.label for name in names if name.defence is None]
+    plan = make_plan(
+        prompts,
+        list(encoders),
+        protocols=options.protocols,
+        transfer_sources=[*(undefended or list(encoders))[:2], *neutral],
+        ks=options.k,
+        seeds=options.seeds,
+        given=sorted({(row["source"], row["k"]) for row in given}),
+    )
+    pooled = common_feature([*encoders.values(), *neutral.values()])
+    feature: Feature = seen_feature(pipeline) if options.feature == "states" else pooled
+    return Setup(options, prompts, given, pipeline, encoders, neutral, feature, plan)
+
+
+def load_prompts(options: Options, given: Sequence[dict[str, Any]]) -> list[Prompt]:
+    """The prompts of the run; with attack sets every set must cover each of them."""
+    if options.prompts is not None:
+        column, split = options.prompt_column, options.prompt_split
+        prompts = prompt_sets.from_file(options.prompts, column, split, every=options.every_caption)
+    elif given:
+        prompts = [Prompt(text) for text in dict.fromkeys(row["prompt"] for row in given)]
+    else:
+        shares = {"two": options.two_objects, "three": options.three_objects, "counted": options.counted}
+        prompts = prompt_sets.from_world(options.limit or 0, options.prompt_seed, **shares)
+    prompts = prompts[: options.limit]
+    for source, k in sorted({(row["source"], row["k"]) for row in given}):
+        covered = {row["prompt"] for row in given if (row["source"], row["k"]) == (source, k)}
+        missing = [prompt.text for prompt in prompts if prompt.text not in covered]
+        if missing:
+            raise ValueError(
+                f"{options.attacked_prompts}: the set (source {source!r}, k={k}) lacks {len(missing)} of "
+                f"{len(prompts)} prompts, the first is {missing[0]!r}"
+            )
+    return prompts
+
+
+def check_writable(folder: Path) -> None:
+    """OSError where `folder` cannot be made or written."""
+    nearest = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"--output {folder}: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"--output {folder}: no permission to write in {nearest}; choose another folder")
+
+
+def check_space(setup: Setup) -> None:
+    """OSError where the disk cannot hold the run's images (at most: uncompressed, none of them drawn yet)."""
+    folder = (setup.options.output or Path("runs")).absolute()
+    nearest = next(path for path in [folder, *folder.parents] if path.exists())
+    pipeline, options = setup.pipeline, setup.options
+    side = denoiser(pipeline).config.sample_size * pipeline.vae_scale_factor
+    needed = sum(1 for _ in setup.plan.images()) * 3 * (options.height or side) * (options.width or side)
+    free = shutil.disk_usage(nearest).free
+    if free < needed:
+        raise OSError(
+            f"{nearest}: {free / 1e6:.0f} MB free, the images may need {needed / 1e6:.0f} MB; choose another --output"
+        )

@@ -1,0 +1,1 @@
+"""Tasks: texts, images, retrieval."""

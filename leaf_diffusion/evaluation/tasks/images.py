@@ -1,0 +1,213 @@
+"""Zero-shot image classification tasks: images with classes, what the classes are called, and attacks on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from leaf_diffusion.attacks.images import APGD, PGD, AttackedImages, Misclassify, pick
+from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder
+from leaf_diffusion.evaluation.encoders import EncoderName
+from leaf_diffusion.finetune.images import ImageFolder, read_image
+from leaf_diffusion.text.files import parse_json
+from leaf_diffusion.world.captions import zero_shot_prompts
+from leaf_diffusion.world.class_images import class_images
+
+TEMPLATES = ("a photo of a {}",)
+AT_ONCE = 256
+SCALE = 100.0
+"""Of the cosines in the cross-entropy: that of CLIP's own logits."""
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """Images by number, class by class; `texts` are what each class is called, one or several captions."""
+
+    names: Sequence[str]
+    labels: Sequence[int]
+    classes: Sequence[str]
+    texts: Sequence[Sequence[str]]
+    load: Callable[[int], Image.Image]
+    digest: str
+    """Of images, labels and texts, for the identity of a run."""
+
+    def spread(self, limit: int | None) -> list[int]:
+        """Numbers of `limit` images, spread over all of them, and so over the classes."""
+        n = len(self.names) if limit is None else min(limit, len(self.names))
+        return [i * len(self.names) // n for i in range(n)]
+
+    @torch.inference_mode()
+    def class_features(self, encoder: TextEncoder) -> Tensor:
+        """The classes as a text tower sees them: normalised mean of their captions' features, [classes, d]."""
+        rows = encoder.tokenize(encoder.preprocess([text for texts in self.texts for text in texts]))
+        parts = [normalize(encoder.features(rows[i : i + AT_ONCE]), dim=-1) for i in range(0, len(rows), AT_ONCE)]
+        classes = torch.cat(parts).split([len(texts) for texts in self.texts])
+        return normalize(torch.stack([features.mean(0) for features in classes]), dim=-1)
+
+
+def world_images() -> ImageTask:
+    """Drawn images, one a colour and noun."""
+    images, labels = class_images()
+    prompts = zero_shot_prompts()
+    names = [f"{colour} {noun}" for _, noun, colour in prompts]
+    texts = [[text] for text, _, _ in prompts]
+    digest = hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest()
+    return ImageTask([names[i] for i in labels], labels, names, texts, images.__getitem__, digest)
+
+
+def folder_images(folder: Path, class_names: Path | None, templates: Sequence[str]) -> ImageTask:
+    """A folder with a sub-folder of images a class (ImageNet's layout); a class is called what its sub-folder is, with
+    spaces for underscores, or what the JSON of `class_names` says: {sub-folder: name}, or a list in the sub-folders' order.
+
+    ValueError or FileNotFoundError for a folder, names or templates that cannot serve.
+    """
+    found = ImageFolder(folder)
+    parts = [Path(name).parts for name in found.names]
+    if loose := next((path for path in parts if len(path) < 2), None):
+        raise ValueError(f"{folder}: {loose[0]} lies in no sub-folder; a task needs a sub-folder for each class")
+    folders = sorted({path[0] for path in parts})
+    if len(folders) < 2:
+        raise ValueError(f"{folder}: a classification needs two classes (sub-folders) at least, got {folders}")
+    names = [name.replace("_", " ") for name in folders] if class_names is None else _names(class_names, folders)
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"--templates {template!r} has no {{}} where the class name goes")
+    if not templates:
+        raise ValueError("--templates needs one template at least")
+    texts = [[template.replace("{}", name) for template in templates] for name in names]
+    number = {name: i for i, name in enumerate(folders)}
+    order = sorted(range(len(parts)), key=lambda i: (parts[i][0], parts[i]))
+
+    def load(i: int) -> Image.Image:
+        path = found.folder / found.names[order[i]]
+        image = read_image(path)
+        if image is None:
+            raise OSError(f"{path} holds no whole image; remove it and start again")
+        return image
+
+    sizes = [(found.names[i], (found.folder / found.names[i]).stat().st_size) for i in order]
+    return ImageTask(
+        [found.names[i] for i in order],
+        [number[parts[i][0]] for i in order],
+        names,
+        texts,
+        load,
+        hashlib.sha256(json.dumps([sizes, texts]).encode()).hexdigest(),
+    )
+
+
+def image_anchors(folder: Path, classes: Sequence[str], tower: ImageEncoder, per_class: int) -> Tensor:
+    """Classes as an image tower sees them, normalised mean features [classes, d] of up to `per_class` images of each.
+
+    `folder` has a sub-folder of images for each class, called like it; ValueError names one that is missing.
+    """
+    shown = folder_images(folder, None, TEMPLATES)
+    if missing := sorted(set(classes) - set(shown.classes)):
+        raise ValueError(f"--anchors {folder} has no sub-folder {missing[0]!r}, which texts are labelled with")
+    found = []
+    for name in classes:
+        mine = [i for i, label in enumerate(shown.labels) if shown.classes[label] == name][:per_class]
+        features = tower.embed(tower.prepare([shown.load(i) for i in mine]), 64)
+        found.append(normalize(normalize(features, dim=-1).mean(0), dim=0))
+    return torch.stack(found)
+
+
+def _names(path: Path, folders: Sequence[str]) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"--class-names: no such file: {path}")
+    content = parse_json(path.read_text(encoding="utf-8"), str(path))
+    if isinstance(content, list):
+        if len(content) != len(folders):
+            raise ValueError(f"{path}: {len(content)} names for {len(folders)} sub-folders")
+        content = dict(zip(folders, content, strict=True))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected {{sub-folder: name}} or a list of names")
+    for folder in folders:
+        if not isinstance(content.get(folder), str) or not content[folder].strip():
+            raise ValueError(f"{path}: no name for the sub-folder {folder!r}")
+    return [content[folder] for folder in folders]
+
+
+def load_images(source: Path | None, class_names: Path | None, templates: Sequence[str]) -> ImageTask:
+    """The world's task, or a folder's."""
+    if source is None:
+        if class_names is not None:
+            raise ValueError("--class-names belongs to --images FOLDER")
+        return world_images()
+    return folder_images(source, class_names, templates)
+
+
+def load_image_encoders(names: Sequence[str], device: str) -> dict[str, ImageEncoder]:
+    """Label -> image tower; ValueError for labels given twice or a defence, which is for texts."""
+    parsed = [EncoderName.parse(text, world=True) for text in names]
+    if len({name.label for name in parsed}) < len(parsed) or not parsed:
+        raise ValueError(f"image towers need different labels, got {[n.label for n in parsed]}; write LABEL=SOURCE")
+    if defended := [name.label for name in parsed if name.defence]:
+        raise ValueError(f"{defended[0]}: a defence corrects texts, an image tower takes none")
+    return {name.label: load_image_encoder(name.source, device=device) for name in parsed}
+
+
+def default_eps(images: Path | None) -> float:
+    """Of 255: the world's images of 32 pixels need more than the paper's 2 until nothing of the original holds."""
+    return 4.0 if images is None else 2.0
+
+
+def check_space(encoder: ImageEncoder, features: Tensor, what: str) -> None:
+    """ValueError where images and class features do not live in one space."""
+    pixels = torch.zeros(1, 3, *encoder.preprocessing.size)
+    if (width := encoder.embed(pixels).shape[1]) != features.shape[1]:
+        raise ValueError(
+            f"{encoder.name} has features of {width}, {what} of {features.shape[1]}: name the image and the text tower of "
+            "one CLIP"
+        )
+
+
+def cosines(encoder: ImageEncoder, features: Tensor) -> Callable[[Tensor], Tensor]:
+    """Pixels 0 to 1 to scaled cosines with the class features [classes, d]: a classifier."""
+    among = features.to(encoder.device).T.clone()
+    return lambda pixels: SCALE * normalize(encoder.features(pixels), dim=-1) @ among
+
+
+def attack_images(
+    classify: Callable[[Tensor], Tensor],
+    name: str,
+    pixels: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    seed: int,
+) -> AttackedImages:
+    """PGD on the cross-entropy; or APGD on the cross-entropy, then, for images that are still right, on the DLR loss
+    (where there are three classes). `eps` of pixels 0 to 1."""
+    objective = Misclassify(classify, labels)
+    if name == "pgd":
+        return PGD(eps=eps, steps=steps)(pixels, objective, seed=seed)
+    attack = APGD(eps=eps, steps=steps)
+    found = attack(pixels, objective, seed=seed)
+    left = torch.nonzero(found.score <= 0).flatten()
+    with torch.no_grad():
+        classes = classify(pixels[:1]).shape[1]
+    if not len(left) or classes < 3:
+        return found
+    more = attack(pixels[left], Misclassify(classify, labels[left], "dlr"), seed=seed)
+    better = torch.zeros_like(found.score, dtype=torch.bool)
+    better[left] = more.score > found.score[left]
+    there = [found.pixels.clone(), found.score.clone(), found.distance.clone()]
+    for whole, part in zip(there, (more.pixels, more.score, more.distance), strict=True):
+        whole[left] = part
+    return AttackedImages(
+        pick(better, there[0], found.pixels),
+        torch.where(better, there[1], found.score),
+        found.clean_score,
+        torch.where(better, there[2], found.distance),
+    )

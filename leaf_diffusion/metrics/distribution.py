@@ -1,0 +1,47 @@
+"""What a distance between two sets of images comes with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+Features: TypeAlias = Tensor | np.ndarray
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A distance between the features of n and m images in d dimensions; float() gives its value.
+
+    std: over random subsets, where the distance is a mean over them. Name the feature space wherever it is shown.
+    """
+
+    value: float
+    n: int
+    m: int
+    d: int
+    std: float | None = None
+
+    def __float__(self) -> float:
+        return self.value
+
+
+def feature_sets(a: Features, b: Features, *, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets as float64 [n, d] and [m, d]. Raises ValueError for other shapes, too few rows or non-finite values."""
+    pair = []
+    for name, features in (("first", a), ("second", b)):
+        if isinstance(features, Tensor):
+            features = features.detach().cpu().double().numpy()
+        array = np.asarray(features, dtype=np.float64)
+        if array.ndim != 2:
+            raise ValueError(f"the {name} feature set has shape {list(array.shape)}; needed: [images, dimensions]")
+        if len(array) < least:
+            raise ValueError(f"the {name} feature set holds {len(array)} images; this distance needs {least} or more")
+        if not np.isfinite(array).all():
+            raise ValueError(f"the {name} feature set holds NaN or infinite values")
+        pair.append(array)
+    if pair[0].shape[1] != pair[1].shape[1]:
+        raise ValueError(f"the feature sets differ in dimension: {pair[0].shape[1]} and {pair[1].shape[1]}")
+    return pair[0], pair[1]

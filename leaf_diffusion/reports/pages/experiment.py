@@ -1,0 +1,192 @@
+"""The page of an experiment: what was found, tables with intervals, plots, examples; one file, no script, no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from leaf_diffusion.reports.gallery import marks
+from leaf_diffusion.reports.html import templates
+from leaf_diffusion.reports.images import data_uri
+from leaf_diffusion.reports.plots import Point, panel
+from leaf_diffusion.reports.results import Metric, Row
+from leaf_diffusion.reports.sections import Matrix, difference_cell, mean_cell
+from leaf_diffusion.runs import RunSpec, atomic_write
+from leaf_diffusion.text.visible import isolated
+
+PLACE = ("protocol", "source", "attack", "constraint", "k")
+"""With the `more` columns of an experiment these say which line of a table a row belongs to."""
+
+
+@dataclass(frozen=True)
+class ExampleCell:
+    """One encoder's outcome. `original`: show the edits of `text` against it; `images` are files of the run."""
+
+    label: str
+    text: str = ""
+    original: str | None = None
+    images: Sequence[Path] = ()
+    verdict: str = ""
+    """ "right", "wrong" or nothing."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, a caption or an image, and what came of it."""
+
+    title: str
+    cells: Sequence[ExampleCell]
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    about: str = ""
+    matrices: Sequence[Matrix] = ()
+    plots: Sequence[tuple[str, str]] = ()
+    """(title, SVG)"""
+    examples: Sequence[Example] = ()
+    sentences: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What report.html says; texts are escaped."""
+
+    kicker: str
+    headline: str
+    facts: Mapping[str, str]
+    encoders: Sequence[str]
+    sections: Sequence[Section]
+    notes: Sequence[str] = field(default=())
+
+
+def line_label(row: Row) -> str:
+    """ "clean", "charmer on itself, k=1, no-new-words"."""
+    if row["protocol"] == "clean":
+        return "clean"
+    against = "on itself" if row["protocol"] == "adaptive" else f"on {isolated(row['source'])}"
+    rule = {None: "", "none": ", unconstrained"}.get(row["constraint"], f", {row['constraint']}")
+    return f"{row['attack']} {against}, k={row['k']}{rule}"
+
+
+def matrices(
+    rows: Sequence[Row],
+    metrics: Sequence[Metric],
+    *,
+    label: Callable[[Row], str] = line_label,
+    more: Sequence[str] = (),
+) -> list[Matrix]:
+    """For each metric a table of means, then one of paired differences: settings down, encoders across.
+
+    Names are set apart (`isolated`), as whoever makes a Matrix does with what comes from outside. `more` names columns of
+    the rows, besides protocol, source, attack, constraint and k, that part the lines.
+    """
+    found = []
+    for metric in metrics:
+        mine = [row for row in rows if row["metric"] == metric.key]
+        for paired in (False, True):
+            chosen = [row for row in mine if (row["baseline"] is not None) == paired]
+            columns = list(dict.fromkeys((row["encoder"], row["baseline"]) for row in chosen))
+            lines: dict[tuple[Any, ...], dict[tuple[str, str | None], Row]] = {}
+            for row in chosen:
+                place = tuple("" if own and name == "source" else row[name] for own in [row["protocol"] != "transfer"]
+                              for name in (*PLACE, *more))  # fmt: skip
+                lines.setdefault(place, {})[row["encoder"], row["baseline"]] = row
+            if not lines:
+                continue
+            cell = difference_cell if paired else mean_cell
+            made = []
+            for line in lines.values():
+                sizes = sorted({row["n"] for row in line.values()})
+                n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
+                made.append((label(next(iter(line.values()))), [cell(line.get(c), metric) for c in columns], n))
+            names = [" − ".join(isolated(name) for name in pair if name) for pair in columns]
+            points = ", in points" if metric.unit == "%" else ""
+            title = f"{metric.title}, differences{points}" if paired else metric.title
+            found.append(Matrix(title, "" if paired else metric.meaning, names, made))
+    return found
+
+
+def curve(
+    rows: Sequence[Row],
+    metric: Metric,
+    encoders: Sequence[str],
+    *,
+    x: Callable[[Row], float],
+    xlabel: str,
+    name: str,
+    logarithmic: bool = False,
+) -> str:
+    """SVG of a metric over `x`, a line an encoder with 95% intervals; "" where there is nothing to draw."""
+    lines: dict[str, list[Point]] = {encoder: [] for encoder in encoders}
+    for row in rows:
+        if row["metric"] == metric.key and row["baseline"] is None and row["encoder"] in lines:
+            low, high = (row["mean"] if row[end] is None else row[end] for end in ("ci_low", "ci_high"))
+            lines[row["encoder"]].append((x(row), *(v * metric.scale for v in (row["mean"], low, high))))
+    if not any(lines.values()):
+        return ""
+    ylabel = f"{metric.title}{' (%)' if metric.unit == '%' else ''}"
+    sorted_lines = {encoder: sorted(line) for encoder, line in lines.items()}
+    return panel(
+        sorted_lines,
+        name,
+        xlabel=xlabel,
+        ylabel=ylabel,
+        limits=(-3, 103) if metric.unit == "%" else None,
+        logarithmic=logarithmic,
+    )
+
+
+def write_page(folder: Path, page: Page, spec: RunSpec, environment: Mapping[str, Any]) -> Path:
+    """Write report.html into the run's folder and return its path. Raises RunFolderError."""
+    sections = [
+        {
+            "title": section.title,
+            "about": section.about,
+            "matrices": [(matrix, "−" not in "".join(matrix.columns)) for matrix in section.matrices],
+            "plots": [(title, Markup(svg)) for title, svg in section.plots if svg],
+            "examples": [(example.title, [_cell(cell) for cell in example.cells]) for example in section.examples],
+            "sentences": section.sentences,
+        }
+        for section in page.sections
+    ]
+    html = (
+        templates()
+        .get_template("experiment.html.j2")
+        .render(
+            page=page,
+            encoders=[isolated(label) for label in page.encoders],
+            sections=sections,
+            identity=spec.identity,
+            command=environment.get("command", "not recorded"),
+            environment=json.dumps(environment, indent=2, ensure_ascii=False),
+            spec=json.dumps(spec.settings, indent=2, ensure_ascii=False),
+        )
+    )
+    path = folder / "report.html"
+    atomic_write(path, html.encode())
+    return path
+
+
+def _cell(cell: ExampleCell) -> dict[str, Any]:
+    images = [data_uri(path) for path in cell.images]
+    edited = marks(cell.original, cell.text) if cell.original is not None else [("same", cell.text)] * bool(cell.text)
+    return {
+        "encoder": cell.label,
+        "label": cell.note,
+        "images": [
+            {"uri": uri, "pixelated": pixelated, "encoder": cell.label, "label": cell.note, "verdict": cell.verdict,
+             "numbers": cell.note} for uri, pixelated in images
+        ],
+        "marks": edited,
+        "verdict": cell.verdict,
+        "note": cell.note,
+        "shattered": (),
+    }  # fmt: skip

@@ -1,0 +1,117 @@
+"""The page of `leaf-diffusion zero-shot-text`: views of its records and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, matrices
+from leaf_diffusion.reports.results import METRICS, Metric
+from leaf_diffusion.text.visible import isolated
+
+ACCURACY = Metric(
+    "accuracy",
+    "Texts classified right",
+    "share of texts whose nearest class is the right one",
+    scale=100,
+    digits=0,
+    unit="%",
+)
+OVER_QUERIES = Metric(
+    "accuracy_over_queries", "Right after so many random edits", "an attacker draws that many distinct allowed single edits at "
+    "random and keeps the best; computed from all edits, not sampled", scale=100, digits=0, unit="%",
+)  # fmt: skip
+SENSITIVITY = METRICS["sensitivity"]
+SHOWN = 8
+"""Texts with examples on the page."""
+
+
+def page(
+    rows: Sequence[dict[str, Any]],
+    records: Mapping[str, Sequence[dict[str, Any]]],
+    counts: Mapping[str, Any],
+    encoders: Sequence[str],
+    task: str,
+) -> Page:
+    """Accuracy under the exact worst edit, over k, over queries; sensitivity; examples."""
+    sections = [Section("Accuracy", "Each encoder is attacked on itself. “exhaustive” scored every allowed single edit: the "
+                        "share under it is exact, no single edit of the alphabet does worse.", matrices(rows, [ACCURACY]),
+                        _over_k(rows, encoders))]  # fmt: skip
+    if any(row["metric"] == OVER_QUERIES.key for row in rows):
+        sections.append(_over_queries(rows, encoders))
+    if any(row["metric"] == SENSITIVITY.key for row in rows):
+        told = matrices(rows, [SENSITIVITY], label=lambda row: "minimal pairs")
+        sections.append(Section("Sensitivity", "Mere deafness would pass for robustness.", told))
+    sections.append(
+        Section("Examples", "Texts on which the encoders differ first.", examples=_examples(records, encoders))
+    )
+    facts = {"task": task, "texts": str(counts["texts"]), "classes": str(counts["classes"])}
+    note = f"{counts['truncated']} attacked texts are cut at the context length."
+    return Page("zero-shot text classification", _headline(rows, encoders), facts, encoders, sections, [note])
+
+
+def _over_k(rows: Sequence[dict[str, Any]], encoders: Sequence[str]) -> list[tuple[str, str]]:
+    plots: list[tuple[str, str]] = []
+    for attack, rule in dict.fromkeys((row["attack"], row["constraint"]) for row in rows if row["k"] > 1):
+        mine = [row for row in rows if row["attack"] is None or (row["attack"], row["constraint"]) == (attack, rule)]
+        svg = curve(mine, ACCURACY, encoders, x=lambda row: row["k"], xlabel="edits k", name=f"k-{len(plots)}")
+        plots.append((f"{attack}, {rule}", svg))
+    return plots
+
+
+def _over_queries(rows: Sequence[dict[str, Any]], encoders: Sequence[str]) -> Section:
+    mine = [row for row in rows if row["metric"] == OVER_QUERIES.key]
+    rules = list(dict.fromkeys(row["constraint"] for row in mine))
+    plots = [
+        (rule, curve([row for row in mine if row["constraint"] == rule], OVER_QUERIES, encoders, x=lambda row: row["queries"],
+                     xlabel="random edits", name=f"queries-{i}", logarithmic=True))
+        for i, rule in enumerate(rules)
+    ]  # fmt: skip
+    tables = matrices(
+        mine,
+        [OVER_QUERIES],
+        more=["queries"],
+        label=lambda row: f"{row['queries']:,} random edits, {row['constraint']}",
+    )
+    about = "How many queries an attacker needs who does not search but draws edits at random, all of them different."
+    return Section("Queries", about, tables[:1], plots)
+
+
+def _examples(records: Mapping[str, Sequence[dict[str, Any]]], encoders: Sequence[str]) -> list[Example]:
+    by_number: dict[int, dict[str, dict[str, Any]]] = {}
+    for record in records["texts"]:
+        by_number.setdefault(record["number"], {})[record["encoder"]] = record
+
+    def held(record: Mapping[str, Any]) -> bool:
+        flipped = any(each["flips"] for each in record["exact"]) or any(
+            not each["held"] for each in record["attacks"][:1]
+        )
+        return bool(record["right"]) and not flipped
+
+    order = sorted(by_number, key=lambda n: (len({held(each) for each in by_number[n].values()}) == 1, n))
+    examples = []
+    for number in order[:SHOWN]:
+        cells = []
+        for name in encoders:
+            record = by_number[number][name]
+            worst = record["exact"][0]["worst"] if record["exact"] else record["attacks"][0]["perturbed"]
+            edits = record["exact"][0] if record["exact"] else None
+            note = f"{edits['flips']:,} of {edits['edits']:,} edits flip it" if edits else ""
+            cells.append(
+                ExampleCell(name, worst, record["text"], verdict="right" if held(record) else "wrong", note=note)
+            )
+        examples.append(Example(by_number[number][encoders[0]]["text"], cells))
+    return examples
+
+
+def _headline(rows: Sequence[dict[str, Any]], encoders: Sequence[str]) -> str:
+    attacked = [row for row in rows if row["metric"] == ACCURACY.key and row["attack"] and row["baseline"] is None]
+    first = attacked[0]
+    place = [
+        row
+        for row in attacked
+        if (row["attack"], row["k"], row["constraint"]) == (first["attack"], first["k"], first["constraint"])
+    ]
+    said = ", ".join(f"{isolated(row['encoder'])} {ACCURACY.show(row['mean'])}" for row in place)
+    what = "the exact worst single edit" if first["attack"] == "exhaustive" else f"{first['attack']}, k={first['k']}"
+    return f"Right under {what}: {said}"

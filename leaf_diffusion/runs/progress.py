@@ -1,0 +1,118 @@
+"""How fast each stage of a run goes, noted in progress.json so that it outlives the process, and what is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from leaf_diffusion.runs.claims import record_files
+from leaf_diffusion.runs.fields import COUNT, NUMBER, TEXT, Field, misfit
+
+_OBJECT = Field("an object", lambda value: isinstance(value, dict))
+_FIELDS = {"kind": TEXT, "started": TEXT, "done": COUNT, "units": _OBJECT, "paces": _OBJECT.if_any}
+LONGEST = 1e9
+"""Seconds, thirty years: no time left is said to be longer, whatever the clock of a machine showed."""
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """stages: kind -> what is left of it, None where its pace was never measured."""
+
+    stages: Mapping[str, timedelta | None]
+
+    @property
+    def total(self) -> timedelta | None:
+        """Over all stages; None unless each one's pace was measured."""
+        known = [left for left in self.stages.values() if left is not None]
+        return sum(known, timedelta()) if len(known) == len(self.stages) else None
+
+    def __str__(self) -> str:
+        if self.total is not None:
+            return f"about {span(self.total)} left in all, by the paces measured so far"
+        unmeasured = [kind for kind, left in self.stages.items() if left is None]
+        return f"time left in all: unknown until {' and '.join(unmeasured)} are measured"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The stage at work: its kind, when it began, how much was done then; units: what is planned of each kind.
+
+    paces: kind -> seconds a unit, all processes together, as measured in former stages and former parts of the run; a
+    newer one replaces an older one, for the number of processes may have changed.
+    """
+
+    kind: str
+    started: datetime
+    done: int
+    units: Mapping[str, int]
+    paces: Mapping[str, float] = field(default_factory=dict)
+
+    def measured(self, folder: Path, counts: Mapping[str, int]) -> Progress:
+        """With the pace of the stage at work, from its records since it began; as it is where there are none."""
+        last, new = last_record(folder, self.kind), counts.get(self.kind, 0) - self.done
+        if last is None or last <= self.started or new <= 0:
+            return self
+        return replace(self, paces={**self.paces, self.kind: (last - self.started).total_seconds() / new})
+
+    def left(self, folder: Path, counts: Mapping[str, int]) -> TimeLeft:
+        """counts: kind -> recorded units."""
+        paces = self.measured(folder, counts).paces
+        stages: dict[str, timedelta | None] = {}
+        for kind, planned in self.units.items():
+            waiting = max(0, planned - counts.get(kind, 0))
+            pace = paces.get(kind) if waiting else 0.0
+            stages[kind] = None if pace is None else timedelta(seconds=min(waiting * pace, LONGEST))
+        return TimeLeft(stages)
+
+    def to_json(self) -> bytes:
+        """The stages in their order."""
+        found = {
+            **vars(self),
+            "started": self.started.isoformat(),
+            "units": dict(self.units),
+            "paces": dict(self.paces),
+        }
+        return (json.dumps(found, indent=2) + "\n").encode()
+
+
+def begin_stage(
+    folder: Path, before: Progress | None, kind: str, counts: Mapping[str, int], units: Mapping[str, int]
+) -> Progress:
+    """A stage begins: what was measured of the one `before` is kept."""
+    paces = {} if before is None else before.measured(folder, counts).paces
+    return Progress(kind, datetime.now(UTC), counts.get(kind, 0), dict(units), paces)
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """What progress.json notes; None where no stage has begun. Raises ValueError where it is damaged."""
+    path = folder / "progress.json"
+    try:
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        wrong = misfit(found, _FIELDS) if isinstance(found, dict) else "it is no object"
+        wrong = wrong or misfit(found["units"], dict.fromkeys(found["units"], COUNT))
+        paces = {} if wrong else found.get("paces", {})
+        if wrong := wrong or misfit(paces, dict.fromkeys(paces, NUMBER)):
+            raise ValueError(wrong)
+        started = datetime.fromisoformat(found["started"])
+        if started.tzinfo is None or not all(pace >= 0 for pace in paces.values()):
+            raise ValueError("a time without its zone, or a pace below 0")
+        return Progress(found["kind"], started, found["done"], found["units"], paces)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}; the next call of the run's command writes it again") from error
+
+
+def last_record(folder: Path, kind: str | None = None) -> datetime | None:
+    """When the last record, of a kind, was written; None where there is none."""
+    found = [path.stat() for other, _, path in record_files(folder) if kind in (None, other)]
+    times = [stat.st_mtime for stat in found if stat.st_size]
+    return datetime.fromtimestamp(max(times), UTC) if times else None
+
+
+def span(time: timedelta) -> str:
+    """ "1 day, 3:20:00"."""
+    return str(timedelta(seconds=round(time.total_seconds())))

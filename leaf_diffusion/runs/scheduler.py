@@ -1,0 +1,66 @@
+"""Batches of work, planned from the specification alone, done by one process or shared out among several.
+
+A batch is computed whole, also where a killed run had recorded a part of it: so its composition, on which the last
+digits of a result depend, is that of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from leaf_diffusion.runs import RunStore, png_ok
+
+T = TypeVar("T")
+Advance = Callable[[int], None]
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`work` computes and appends the records of `ids`; `redo`: recorded images that have to be drawn again."""
+
+    ids: Sequence[str]
+    work: Callable[[], None]
+    redo: Sequence[str] = ()
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def work_through(store: RunStore, kind: str, batches: Sequence[Batch], advance: Advance) -> None:
+    """Do what is left of the batches, and wait for those that other processes are at; at the end every id is recorded.
+
+    Where another process dies, its batch is free again and is done here.
+    """
+
+    def is_open(batch: Batch) -> bool:
+        return not store.has(kind, batch.ids) or any(not png_ok(store.folder / path) for path in batch.redo)
+
+    shown = store.count(kind)
+    waiting = [batch for batch in batches if is_open(batch)]
+    while waiting:
+        busy = []
+        for batch in waiting:
+            name = f"{kind}/{batch.ids[0]}"
+            if not store.claim(name):
+                busy.append(batch)
+                continue
+            try:
+                store.refresh()
+                if is_open(batch):
+                    batch.work()
+                    store.flush()  # the next batch may take an hour
+            finally:
+                store.unclaim(name)
+            advance(store.count(kind) - shown)
+            shown = store.count(kind)
+        if waiting := busy:
+            time.sleep(POLL_SECONDS)
+            store.refresh()
+            waiting = [batch for batch in waiting if is_open(batch)]
+            advance(store.count(kind) - shown)
+            shown = store.count(kind)

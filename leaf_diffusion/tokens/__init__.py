@@ -1,0 +1,1 @@
+"""Tokenizers, and how edits become token rows."""

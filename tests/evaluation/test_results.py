@@ -1,0 +1,70 @@
+"""Result rows from synthetic records with known answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from leaf_diffusion.evaluation.prompts import Prompt
+from leaf_diffusion.evaluation.results import result_rows
+from leaf_diffusion.evaluation.t2i.plan import make_plan
+from leaf_diffusion.evaluation.t2i.summarise import attack_counts
+
+PROMPTS = [Prompt(f"prompt {i}") for i in range(20)]
+PLAN = make_plan(PROMPTS, ["a", "b", "c"], protocols=["adaptive", "transfer"], transfer_sources=["a"], ks=[1], seeds=2)
+
+
+def found(hit: dict[str, float]) -> list[dict[str, Any]]:
+    """Rows where each encoder is right in the first `hit` share of the prompts when attacked, with every noise."""
+    images, scores = [], []
+    for unit in PLAN.images():
+        rank = PROMPTS.index(unit.prompt) / len(PROMPTS)
+        right = unit.cell.source is None or rank < hit[unit.cell.encoder]
+        images.append({"id": unit.id, "prompt_id": unit.prompt.id, "seed_index": unit.seed_index, **asdict(unit.cell)})
+        scores.append(
+            {"id": unit.id, "scene_correct": right, "drift": 0.25 * (unit.seed_index + 1), "clip_score": None}
+        )
+    return result_rows(PLAN, images, scores, "charmer", "none")
+
+
+def pick(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    (row,) = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return row
+
+
+def test_means_and_differences_are_paired_over_prompts() -> None:
+    rows = found({"a": 0.0, "b": 0.75, "c": 0.5})
+    mean = pick(rows, encoder="b", baseline=None, protocol="transfer", metric="scene_accuracy")
+    assert (mean["mean"], mean["n"], mean["seeds"]) == (0.75, 20, 2)
+    assert mean["ci_low"] < 0.75 < mean["ci_high"]
+    better = pick(rows, encoder="b", baseline="c", protocol="adaptive", metric="scene_accuracy")
+    assert (better["mean"], better["source"], better["k"]) == (0.25, "b", 1)
+    assert better["ci_low"] > 0
+    # equal everywhere but in the quarter between: the pairs know, two separate means would not
+    assert better["ci_high"] - better["ci_low"] < mean["ci_high"] - mean["ci_low"] + 0.05
+    same = pick(rows, encoder="b", baseline="a", protocol="clean", metric="scene_accuracy")
+    assert (same["mean"], same["ci_low"], same["ci_high"], same["attack"]) == (0, 0, 0, None)
+
+
+def test_seeds_are_averaged_inside_a_prompt_and_absent_metrics_have_no_rows() -> None:
+    rows = found({"a": 0.0, "b": 1.0, "c": 1.0})
+    drift = pick(rows, encoder="a", baseline=None, protocol="transfer", metric="drift")
+    assert drift["mean"] == pytest.approx(0.375)
+    assert drift["ci_high"] == pytest.approx(0.375)
+    assert not [row for row in rows if row["metric"] == "clip_score"]
+    floor = pick(rows, protocol="floor", metric="drift")
+    assert (floor["encoder"], floor["mean"], floor["seeds"]) == ("a", pytest.approx(0.75), 1)
+
+
+def test_attack_sets_are_counted() -> None:
+    base = {"source": "a", "k": 1, "truncated": False, "distance": 1, "score": 2.0, "queries": 10}
+    rows = [
+        {**base, "prompt": "x", "perturbed": "y", "unseen_tokens": 0.5},
+        {**base, "prompt": "x", "perturbed": "x", "truncated": True, "distance": 0, "unseen_tokens": 0.0},
+        {**base, "k": 2, "prompt": "x", "perturbed": "yy", "unseen_tokens": None},
+    ]
+    one, two = attack_counts(rows)
+    assert (one["n"], one["unchanged"], one["truncated"], one["distance"], one["unseen_tokens"]) == (2, 1, 1, 0.5, 0.25)
+    assert (two["k"], two["unseen_tokens"]) == (2, None)
