@@ -76,6 +76,12 @@ def line_label(row: Row) -> str:
     return f"{row['attack']} {against}, k={row['k']}{rule}"
 
 
+def means_said(rows: Sequence[Row], metric: Metric) -> str:
+    """ "original 78%, leaf 91%": the means among `rows`, for a headline."""
+    means = [row for row in rows if row["metric"] == metric.key and row["baseline"] is None]
+    return ", ".join(f"{isolated(row['encoder'])} {metric.show(row['mean'])}" for row in means)
+
+
 def matrices(
     rows: Sequence[Row],
     metrics: Sequence[Metric],
