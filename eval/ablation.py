@@ -15,13 +15,12 @@ from typing import Any, Literal
 from leaf_diffusion.attacks import Charmer, LeafAttack
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.eval.textfare import RELATIVE
 from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, Stage, load_encoders, run
 from leaf_diffusion.evaluation.t2i.plan import content_id
 from leaf_diffusion.evaluation.tasks.text import TEMPLATES, load_task
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions
+from leaf_diffusion.reports.metrics import RELATIVE_TEXTFARE, TEXT_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Page, Section, curve, matrices
-from leaf_diffusion.reports.pages.zero_shot import ACCURACY
 from leaf_diffusion.scoring.objectives import Drift, Margin
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
@@ -180,10 +179,15 @@ class Ablation(Experiment[AblationOptions]):
         for record in records["texts"]:
             name, key = record["encoder"], f"{record['number']:06d}"
             rule = self.options.constraint
-            noted = {Setting(name, ACCURACY.key): record["right"], Setting(name, RELATIVE.key): record["clean_loss"]}
-            noted[Setting(name, RELATIVE.key, "adaptive", name, f"leaf, rho={PROBE_RHO}", rule, 1)] = record["loss"]
+            noted = {
+                Setting(name, TEXT_ACCURACY.key): record["right"],
+                Setting(name, RELATIVE_TEXTFARE.key): record["clean_loss"],
+            }
+            noted[Setting(name, RELATIVE_TEXTFARE.key, "adaptive", name, f"leaf, rho={PROBE_RHO}", rule, 1)] = record[
+                "loss"
+            ]
             for k, held in record["held"].items():
-                setting = Setting(name, ACCURACY.key, "adaptive", name, "charmer", rule, int(k))
+                setting = Setting(name, TEXT_ACCURACY.key, "adaptive", name, "charmer", rule, int(k))
                 noted[setting] = record["right"] and held
             for setting, value in noted.items():
                 found.setdefault(setting, {})[key] = float(value)
@@ -191,10 +195,14 @@ class Ablation(Experiment[AblationOptions]):
 
     def page(self, rows: Sequence[dict[str, Any]], records: Mapping[str, Sequence[dict[str, Any]]]) -> Page:
         labels = list(self.labels())
-        tables = matrices([row for row in rows if row["baseline"] in (None, labels[0])], [ACCURACY, RELATIVE])
-        plot = curve(rows, ACCURACY, labels, x=lambda row: row["k"], xlabel="edits k (Charmer)", name="ablation")
-        attacked = [row for row in rows if row["metric"] == RELATIVE.key and row["k"] and row["baseline"] is None]
-        said = ", ".join(f"{isolated(row['encoder'])} {RELATIVE.show(row['mean'])}" for row in attacked)
+        tables = matrices(
+            [row for row in rows if row["baseline"] in (None, labels[0])], [TEXT_ACCURACY, RELATIVE_TEXTFARE]
+        )
+        plot = curve(rows, TEXT_ACCURACY, labels, x=lambda row: row["k"], xlabel="edits k (Charmer)", name="ablation")
+        attacked = [
+            row for row in rows if row["metric"] == RELATIVE_TEXTFARE.key and row["k"] and row["baseline"] is None
+        ]
+        said = ", ".join(f"{isolated(row['encoder'])} {RELATIVE_TEXTFARE.show(row['mean'])}" for row in attacked)
         about = f"{self.options.steps} updates of {self.options.batch_size} captions each, from {isolated(labels[0])}; all attacked alike."
         facts = {"texts": str(len(self.task.spread(self.options.limit))), "constraint": self.options.constraint}
         sections = [Section("What each choice buys", about, tables, [("Texts classified right", plot)])]

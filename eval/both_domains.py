@@ -33,7 +33,8 @@ from leaf_diffusion.evaluation.tasks.images import (
 )
 from leaf_diffusion.evaluation.tasks.text import TEMPLATES as TEXT_TEMPLATES
 from leaf_diffusion.evaluation.tasks.text import load_task
-from leaf_diffusion.reports.pages.both_domains import IMAGE, TEXT, both_page
+from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY, IMAGE_ACCURACY
+from leaf_diffusion.reports.pages.both_domains import both_page
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.scoring.objectives import Margin
@@ -198,11 +199,13 @@ class BothDomains(Experiment[BothDomainsOptions]):
     def values(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> dict[Setting, dict[str, float]]:
         options, found = self.options, dict[Setting, dict[str, float]]()
         for row in self.rows:
-            apgd = Setting(row, IMAGE.key, "adaptive", row, "apgd", more=(("eps", options.radius),))
-            charmer = Setting(row, TEXT.key, "adaptive", row, "charmer", options.constraint, options.k, (("eps", 0.0),))
+            apgd = Setting(row, IMAGE_ACCURACY.key, "adaptive", row, "apgd", more=(("eps", options.radius),))
+            charmer = Setting(
+                row, BOTH_TEXT_ACCURACY.key, "adaptive", row, "charmer", options.constraint, options.k, (("eps", 0.0),)
+            )
             places = {
-                "images": (Setting(row, IMAGE.key, more=(("eps", 0.0),)), apgd),
-                "texts": (Setting(row, TEXT.key, more=(("eps", 0.0),)), charmer),
+                "images": (Setting(row, IMAGE_ACCURACY.key, more=(("eps", 0.0),)), apgd),
+                "texts": (Setting(row, BOTH_TEXT_ACCURACY.key, more=(("eps", 0.0),)), charmer),
             }
             for record in records["images"]:
                 for setting, kind in zip(places["images"], ("right", "held"), strict=True):

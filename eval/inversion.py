@@ -19,22 +19,13 @@ from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, St
 from leaf_diffusion.evaluation.prompts import Prompt, from_file, from_world
 from leaf_diffusion.evaluation.t2i.plan import content_id
 from leaf_diffusion.metrics.reconstruction import bleu, has_bleu, token_accuracy, token_overlap, word_accuracy
+from leaf_diffusion.reports.metrics import BLEU, COSINE, TOKENS_BACK, TOKENS_IN_PLACE, WORDS_BACK
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, matrices
-from leaf_diffusion.reports.results import Metric
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.scoring.objectives import clean_features
 from leaf_diffusion.text.visible import isolated
 from leaf_diffusion.world import seen_tokens
 
-COSINE = Metric("cosine", "Cosine reached", "between the embedding found and the caption's", digits=3)
-WORDS = Metric("word_accuracy", "Words given back", "share of the caption's words that stand in the text found, wherever; a "
-               "word counts as often as both have it", scale=100, digits=1, unit="%")  # fmt: skip
-OVERLAP = Metric(
-    "token_overlap", "Tokens given back", "the same of the caption's tokens", scale=100, digits=1, unit="%"
-)
-TOKENS = Metric("token_accuracy", "Tokens in their places", "share of the caption's tokens found at their very position",
-                scale=100, digits=1, unit="%")  # fmt: skip
-BLEU = Metric("bleu", "BLEU", "sacrebleu's sentence BLEU, in lower case", scale=100, digits=1)
 NO_BLEU = "BLEU is left out: it needs the package sacrebleu (pip install sacrebleu)."
 SHOWN = 12
 """Captions with examples on the page."""
@@ -85,7 +76,7 @@ class InversionExperiment(Experiment[InversionOptions]):
             encoder.module.requires_grad_(False)
         projected = all(encoder.has_projection for encoder in self.encoders.values())
         self.feature: Feature = "projected" if projected else "pooled"
-        self.metrics = [COSINE, WORDS, OVERLAP, TOKENS]
+        self.metrics = [COSINE, WORDS_BACK, TOKENS_BACK, TOKENS_IN_PLACE]
         if has_bleu():
             self.metrics.append(BLEU)
 
@@ -133,9 +124,9 @@ class InversionExperiment(Experiment[InversionOptions]):
                     "truncated": cut,
                     "step": each.step,
                     COSINE.key: each.cosine,
-                    WORDS.key: word_accuracy(said, text),
-                    OVERLAP.key: token_overlap(tokens, wanted),
-                    TOKENS.key: token_accuracy(tokens, wanted),
+                    WORDS_BACK.key: word_accuracy(said, text),
+                    TOKENS_BACK.key: token_overlap(tokens, wanted),
+                    TOKENS_IN_PLACE.key: token_accuracy(tokens, wanted),
                 } | ({BLEU.key: bleu(said, text)} if has_bleu() else {})
         return [records[label, prompt.text] for label, prompt in units]
 
@@ -162,7 +153,7 @@ class InversionExperiment(Experiment[InversionOptions]):
                 prompt.text,
                 [
                     ExampleCell(record["encoder"], record["found"],
-                                note=f"cosine {record['cosine']:.3f}, words {WORDS.show(record['word_accuracy'])}")
+                                note=f"cosine {record['cosine']:.3f}, words {WORDS_BACK.show(record['word_accuracy'])}")
                     for record in records["inversions"] if record["prompt"] == prompt.text
                 ],
             )
@@ -183,8 +174,8 @@ class InversionExperiment(Experiment[InversionOptions]):
             f"{counts['truncated']} captions are cut at the context length. The best text was met at step "
             f"{counts['mean_best_step']:.0f} on average.",
         ]
-        means = [row for row in rows if row["metric"] == WORDS.key and row["baseline"] is None]
-        said = ", ".join(f"{isolated(row['encoder'])} {WORDS.show(row['mean'])}" for row in means)
+        means = [row for row in rows if row["metric"] == WORDS_BACK.key and row["baseline"] is None]
+        said = ", ".join(f"{isolated(row['encoder'])} {WORDS_BACK.show(row['mean'])}" for row in means)
         return Page("embedding inversion", f"Words given back: {said}", facts, list(self.encoders), sections,
                     notes if has_bleu() else [*notes, NO_BLEU])  # fmt: skip
 

@@ -26,9 +26,10 @@ from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, Stage, load_encoders, run
 from leaf_diffusion.evaluation.t2i.attack import attack_row
 from leaf_diffusion.evaluation.t2i.plan import content_id
-from leaf_diffusion.evaluation.tasks.ranks import CUTS, TOP, Goal, clean_values, ranked, similarities, values
+from leaf_diffusion.evaluation.tasks.ranks import TOP, Goal, clean_values, ranked, similarities, values
 from leaf_diffusion.evaluation.tasks.retrieval import file_gallery, world_gallery
 from leaf_diffusion.metrics.retrieval import ranks
+from leaf_diffusion.reports.metrics import CUTS
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.retrieval import SHOWN, page, shown_search
 from leaf_diffusion.runs import RunStore

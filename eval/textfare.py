@@ -18,25 +18,14 @@ from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, St
 from leaf_diffusion.evaluation.prompts import Prompt, from_file, from_world
 from leaf_diffusion.evaluation.t2i.attack import attack_row, find
 from leaf_diffusion.evaluation.t2i.plan import content_id
+from leaf_diffusion.reports.metrics import RELATIVE_TEXTFARE, TEXTFARE
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, line_label, matrices
-from leaf_diffusion.reports.results import Metric
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
 from leaf_diffusion.text.visible import isolated
 
-LOSS = Metric(
-    "textfare",
-    "TextFARE loss",
-    "squared distance from the original's clean embedding",
-    higher_is_better=False,
-    digits=2,
-)
-RELATIVE = Metric(
-    "textfare_relative", "Relative loss", "the loss divided by the squared norm of that clean embedding: comparable "
-    "across models", higher_is_better=False, digits=3,
-)  # fmt: skip
 SHOWN = 4
 """Prompts with examples on the page."""
 
@@ -141,8 +130,8 @@ class TextFare(Experiment[TextFareOptions]):
             for row in record["attacked"]:
                 losses["adaptive", label, row["attack"], row["constraint"], row["k"]] = row["score"]
             for place, loss in losses.items():
-                found.setdefault(Setting(label, LOSS.key, *place), {})[prompt] = loss
-                found.setdefault(Setting(label, RELATIVE.key, *place), {})[prompt] = loss / record["norm"]
+                found.setdefault(Setting(label, TEXTFARE.key, *place), {})[prompt] = loss
+                found.setdefault(Setting(label, RELATIVE_TEXTFARE.key, *place), {})[prompt] = loss / record["norm"]
         return found
 
     def extra(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
@@ -166,7 +155,7 @@ class TextFare(Experiment[TextFareOptions]):
             for prompt in self.prompts[:SHOWN]
         ]  # fmt: skip
         sections = [Section("Losses", "Each encoder is attacked on its own loss; the anchor is the first encoder's clean "
-                            "embedding.", matrices(rows, [RELATIVE, LOSS]), self._plots(rows)),
+                            "embedding.", matrices(rows, [RELATIVE_TEXTFARE, TEXTFARE]), self._plots(rows)),
                     Section("Examples", "The last attack of the list, prompt by prompt.", examples=examples)]  # fmt: skip
         facts = {"prompts": str(len(self.prompts)), "constraint": self.options.constraint, "feature": str(self.feature)}
         note = (
@@ -180,15 +169,17 @@ class TextFare(Experiment[TextFareOptions]):
             return []
         attacks = dict.fromkeys(row["attack"] for row in rows if row["attack"])
         return [
-            (name, curve([row for row in rows if row["attack"] in (None, name)], RELATIVE, list(self.encoders),
+            (name, curve([row for row in rows if row["attack"] in (None, name)], RELATIVE_TEXTFARE, list(self.encoders),
                          x=lambda row: float(row["k"]), xlabel="edited characters k", name=f"textfare-{name}"))
             for name in attacks
         ]  # fmt: skip
 
     def _headline(self, rows: Sequence[dict[str, Any]]) -> str:
-        worst = [row for row in rows if row["metric"] == RELATIVE.key and row["attack"] == self.options.attacks[-1]]
+        worst = [
+            row for row in rows if row["metric"] == RELATIVE_TEXTFARE.key and row["attack"] == self.options.attacks[-1]
+        ]
         means = [row for row in worst if row["baseline"] is None and row["k"] == min(self.options.k)]
-        said = ", ".join(f"{isolated(row['encoder'])} {RELATIVE.show(row['mean'])}" for row in means)
+        said = ", ".join(f"{isolated(row['encoder'])} {RELATIVE_TEXTFARE.show(row['mean'])}" for row in means)
         return f"Relative TextFARE loss under {line_label(means[0])}: {said}"
 
 

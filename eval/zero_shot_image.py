@@ -28,19 +28,12 @@ from leaf_diffusion.evaluation.tasks.images import (
     load_image_encoders,
     load_images,
 )
+from leaf_diffusion.reports.metrics import IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, matrices
-from leaf_diffusion.reports.results import Metric, Row
+from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore, image_name
 from leaf_diffusion.text.visible import isolated
 
-ACCURACY = Metric(
-    "image_accuracy",
-    "Right images",
-    "share of images whose class is found, however an attack moves their pixels within eps",
-    scale=100,
-    digits=1,
-    unit="%",
-)
 SHOWN = 6
 """Images with examples on the page."""
 
@@ -163,12 +156,12 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         for record in records["images"]:
             unit, right = f"{record['number']:07d}", record["label"]
             for name in self.encoders:
-                setting = Setting(name, ACCURACY.key, more=(("eps", 0.0),))
+                setting = Setting(name, IMAGE_ACCURACY.key, more=(("eps", 0.0),))
                 found.setdefault(setting, {})[unit] = float(record["said"][name] == right)
             for row in record["attacked"]:
                 name, source = row["encoder"], row["source"]
                 place = ("adaptive" if name == source else "transfer", source, row["attack"])
-                setting = Setting(name, ACCURACY.key, *place, more=(("eps", row["eps"]),))
+                setting = Setting(name, IMAGE_ACCURACY.key, *place, more=(("eps", row["eps"]),))
                 # an image that is wrong already is not made right by an attack on another tower
                 found.setdefault(setting, {})[unit] = float(row["said"] == right == record["said"][name])
         return found
@@ -181,12 +174,12 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         plots = []
         if len(options.radii) > 1:
             own = [row for row in rows if row["protocol"] in ("clean", "adaptive")]
-            plots = [(attack, curve([r for r in own if r["attack"] in (None, attack)], ACCURACY, labels,
+            plots = [(attack, curve([r for r in own if r["attack"] in (None, attack)], IMAGE_ACCURACY, labels,
                                     x=lambda row: float(row["eps"]), xlabel="eps, of 255", name=f"image-{attack}"))
                      for attack in options.attacks]  # fmt: skip
         about = "Attacks on a tower itself, and images found on one tower shown to the other."
         sections = [
-            Section("Accuracy", about, matrices(rows, [ACCURACY], label=image_line, more=("eps",)), plots),
+            Section("Accuracy", about, matrices(rows, [IMAGE_ACCURACY], label=image_line, more=("eps",)), plots),
             Section("Images", f"{SHOWS} {options.attacks[-1]}, eps {options.radii[0]:g}/255.",
                     examples=self.examples(records["images"])),
         ]  # fmt: skip
@@ -197,7 +190,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         }
         last = [r for r in rows if r["attack"] == options.attacks[-1] and r["protocol"] == "adaptive" and not r["baseline"]
                 and r["eps"] == options.radii[0]]  # fmt: skip
-        said = ", ".join(f"{isolated(row['encoder'])} {ACCURACY.show(row['mean'])}" for row in last)
+        said = ", ".join(f"{isolated(row['encoder'])} {IMAGE_ACCURACY.show(row['mean'])}" for row in last)
         headline = f"Right under {options.attacks[-1]}, eps {options.radii[0]:g}/255: {said}"
         return Page("zero-shot image classification", headline, facts, labels, sections)
 

@@ -26,8 +26,9 @@ from leaf_diffusion.evaluation.t2i.plan import content_id
 from leaf_diffusion.evaluation.tasks.images import image_anchors
 from leaf_diffusion.evaluation.tasks.query_curve import against_random, query_numbers
 from leaf_diffusion.evaluation.tasks.text import TEMPLATES, load_task, sensitivity
+from leaf_diffusion.reports.metrics import OVER_QUERIES, TEXT_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Page
-from leaf_diffusion.reports.pages.zero_shot import ACCURACY, OVER_QUERIES, SENSITIVITY, page
+from leaf_diffusion.reports.pages.zero_shot import SENSITIVITY, page
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.scoring.objectives import Margin
 from leaf_diffusion.scoring.scorer import Scorer
@@ -200,10 +201,10 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
         most = max((each["edits"] for record in records["texts"] for each in record["exact"]), default=0)
         for record in records["texts"]:
             name, number, right = record["encoder"], record["number"], record["right"]
-            note(Setting(name, ACCURACY.key), number, float(right))
+            note(Setting(name, TEXT_ACCURACY.key), number, float(right))
             for each in record["exact"]:
                 place = ("adaptive", name, "exhaustive", each["constraint"], 1)
-                note(Setting(name, ACCURACY.key, *place), number, float(right and not each["flips"]))
+                note(Setting(name, TEXT_ACCURACY.key, *place), number, float(right and not each["flips"]))
                 for queries in query_numbers(most):
                     setting = Setting(name, OVER_QUERIES.key, "adaptive", name, "random edits", each["constraint"], 1,
                                       more=(("queries", queries),))  # fmt: skip
@@ -211,7 +212,7 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
             for each in record["attacks"]:
                 label = each["attack"] if each["n_positions"] is None else f"{each['attack']}, n={each['n_positions']}"
                 place = ("adaptive", name, label, each["constraint"], each["k"])
-                note(Setting(name, ACCURACY.key, *place), number, float(right and each["held"]))
+                note(Setting(name, TEXT_ACCURACY.key, *place), number, float(right and each["held"]))
         for record in records.get("pairs", []):
             for i, told in enumerate(record["told"]):
                 note(Setting(record["encoder"], SENSITIVITY.key), i, told)

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from leaf_diffusion.reports import write_comparison, write_report
+from leaf_diffusion.reports.metrics import TEXT_ACCURACY
 from leaf_diffusion.reports.pages.experiment import write_page
-from leaf_diffusion.reports.pages.zero_shot import ACCURACY
 from leaf_diffusion.reports.pages.zero_shot import page as zero_shot_page
 from leaf_diffusion.runs import RunSpec
 
@@ -191,7 +191,7 @@ def test_an_experiments_page_keeps_its_order_whatever_the_letters_of_its_encoder
             fixed = {
                 "protocol": protocol,
                 "k": k,
-                "metric": ACCURACY.key,
+                "metric": TEXT_ACCURACY.key,
                 "n": 4,
                 "seeds": 1,
                 "mean": 0.5 + number / 10,

@@ -13,32 +13,11 @@ from torch.nn.functional import normalize
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.experiment import Setting
 from leaf_diffusion.metrics.retrieval import ranks
-from leaf_diffusion.reports.results import Metric
+from leaf_diffusion.reports.metrics import CUTS, TARGET_ABOVE, recall, target_recall
 
 Goal = Literal["drift", "margin", "toward"]
-CUTS = (1, 5, 10)
 TOP = 5
 """Images kept of each ranking, for the page."""
-
-
-def recall(cut: int) -> Metric:
-    meaning = f"share of captions whose own image is {_among(cut)}"
-    return Metric(f"recall_at_{cut}", f"Recall@{cut}", meaning, scale=100, digits=1, unit="%")
-
-
-def target_recall(cut: int) -> Metric:
-    meaning = f"share of captions and targets for which the target's image is {_among(cut)}"
-    return Metric(f"target_at_{cut}", f"Target@{cut}", meaning, higher_is_better=False, scale=100, digits=1, unit="%")
-
-
-def _among(cut: int) -> str:
-    return "found first" if cut == 1 else f"among the first {cut}"
-
-
-TARGET_ABOVE = Metric(
-    "target_above", "Target above the right image", "share of captions and targets for which the target's image is "
-    "found before the caption's own", higher_is_better=False, scale=100, digits=1, unit="%",
-)  # fmt: skip
 
 
 @torch.inference_mode()

@@ -5,27 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY, IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, line_label, matrices
-from leaf_diffusion.reports.results import Metric, Row
+from leaf_diffusion.reports.results import Row
 from leaf_diffusion.reports.sections import Matrix, mean_cell
 from leaf_diffusion.text.visible import isolated
 
-IMAGE = Metric(
-    "image_accuracy",
-    "Images classified right",
-    "share of images nearest to their class's caption",
-    scale=100,
-    digits=1,
-    unit="%",
-)
-TEXT = Metric(
-    "text_accuracy",
-    "Texts classified right",
-    "share of texts nearest to their class",
-    scale=100,
-    digits=1,
-    unit="%",
-)
 SHOWN = 6
 """Texts with examples on the page."""
 
@@ -46,7 +31,7 @@ def both_page(
     sections = [
         Section("Both domains", about, [the_table(rows, labels)]),
         Section("Differences", "Paired: every row saw the same images and texts.",
-                [m for m in matrices(rows, [IMAGE, TEXT], label=_line, more=("eps",)) if "−" in "".join(m.columns)]),
+                [m for m in matrices(rows, [IMAGE_ACCURACY, BOTH_TEXT_ACCURACY], label=_line, more=("eps",)) if "−" in "".join(m.columns)]),
         Section("Examples", "Attacked texts, the first on which the rows differ.", examples=_examples(records, labels)),
     ]  # fmt: skip
     facts = {"images": str(counts["images"]), "texts": str(counts["texts"]), "eps": f"{eps:g}/255", "k": str(k)}
@@ -56,8 +41,8 @@ def both_page(
 
 def the_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> Matrix:
     """The four columns of the paper's table, a line a pair of towers."""
-    columns = [("image, clean", IMAGE, "clean"), ("image, attacked", IMAGE, "adaptive"),
-               ("text, clean", TEXT, "clean"), ("text, attacked", TEXT, "adaptive")]  # fmt: skip
+    columns = [("image, clean", IMAGE_ACCURACY, "clean"), ("image, attacked", IMAGE_ACCURACY, "adaptive"),
+               ("text, clean", BOTH_TEXT_ACCURACY, "clean"), ("text, attacked", BOTH_TEXT_ACCURACY, "adaptive")]  # fmt: skip
     lines = []
     for label in labels:
         cells = [_mean(rows, label, metric, protocol) for _, metric, protocol in columns]
@@ -80,9 +65,11 @@ def _line(row: Row) -> str:
 def _headline(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
     said = []
     for label in (labels[0], labels[-1]):
-        image, text = (_mean(rows, label, metric, "adaptive") for metric in (IMAGE, TEXT))
+        image, text = (_mean(rows, label, metric, "adaptive") for metric in (IMAGE_ACCURACY, BOTH_TEXT_ACCURACY))
         if image and text:
-            said.append(f"{isolated(label)} {IMAGE.show(image['mean'])} and {TEXT.show(text['mean'])}")
+            said.append(
+                f"{isolated(label)} {IMAGE_ACCURACY.show(image['mean'])} and {BOTH_TEXT_ACCURACY.show(text['mean'])}"
+            )
     return f"Right under attack, images and texts: {'; '.join(said)}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leaf_diffusion.evaluation.tasks.ranks import CUTS, TARGET_ABOVE, recall, target_recall
+from leaf_diffusion.reports.metrics import CUTS, TARGET_ABOVE, recall, target_recall
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, line_label, matrices
 from leaf_diffusion.reports.results import Metric, Row
 from leaf_diffusion.text.visible import isolated

@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from leaf_diffusion.reports.metrics import OVER_QUERIES, TEXT_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, matrices
-from leaf_diffusion.reports.results import METRICS, Metric
+from leaf_diffusion.reports.results import METRICS
 from leaf_diffusion.text.visible import isolated
 
-ACCURACY = Metric(
-    "accuracy",
-    "Texts classified right",
-    "share of texts whose nearest class is the right one",
-    scale=100,
-    digits=0,
-    unit="%",
-)
-OVER_QUERIES = Metric(
-    "accuracy_over_queries", "Right after so many random edits", "an attacker draws that many distinct allowed single edits at "
-    "random and keeps the best; computed from all edits, not sampled", scale=100, digits=0, unit="%",
-)  # fmt: skip
 SENSITIVITY = METRICS["sensitivity"]
 SHOWN = 8
 """Texts with examples on the page."""
@@ -35,7 +24,7 @@ def page(
 ) -> Page:
     """Accuracy under the exact worst edit, over k, over queries; sensitivity; examples."""
     sections = [Section("Accuracy", "Each encoder is attacked on itself. “exhaustive” scored every allowed single edit: the "
-                        "share under it is exact, no single edit of the alphabet does worse.", matrices(rows, [ACCURACY]),
+                        "share under it is exact, no single edit of the alphabet does worse.", matrices(rows, [TEXT_ACCURACY]),
                         _over_k(rows, encoders))]  # fmt: skip
     if any(row["metric"] == OVER_QUERIES.key for row in rows):
         sections.append(_over_queries(rows, encoders))
@@ -54,7 +43,7 @@ def _over_k(rows: Sequence[dict[str, Any]], encoders: Sequence[str]) -> list[tup
     plots: list[tuple[str, str]] = []
     for attack, rule in dict.fromkeys((row["attack"], row["constraint"]) for row in rows if row["k"] > 1):
         mine = [row for row in rows if row["attack"] is None or (row["attack"], row["constraint"]) == (attack, rule)]
-        svg = curve(mine, ACCURACY, encoders, x=lambda row: row["k"], xlabel="edits k", name=f"k-{len(plots)}")
+        svg = curve(mine, TEXT_ACCURACY, encoders, x=lambda row: row["k"], xlabel="edits k", name=f"k-{len(plots)}")
         plots.append((f"{attack}, {rule}", svg))
     return plots
 
@@ -105,13 +94,13 @@ def _examples(records: Mapping[str, Sequence[dict[str, Any]]], encoders: Sequenc
 
 
 def _headline(rows: Sequence[dict[str, Any]], encoders: Sequence[str]) -> str:
-    attacked = [row for row in rows if row["metric"] == ACCURACY.key and row["attack"] and row["baseline"] is None]
+    attacked = [row for row in rows if row["metric"] == TEXT_ACCURACY.key and row["attack"] and row["baseline"] is None]
     first = attacked[0]
     place = [
         row
         for row in attacked
         if (row["attack"], row["k"], row["constraint"]) == (first["attack"], first["k"], first["constraint"])
     ]
-    said = ", ".join(f"{isolated(row['encoder'])} {ACCURACY.show(row['mean'])}" for row in place)
+    said = ", ".join(f"{isolated(row['encoder'])} {TEXT_ACCURACY.show(row['mean'])}" for row in place)
     what = "the exact worst single edit" if first["attack"] == "exhaustive" else f"{first['attack']}, k={first['k']}"
     return f"Right under {what}: {said}"
