@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from leaf_diffusion.runs.records import Record, Typed, parse
 
 
-class Part(BaseModel):
-    """A part of a record."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class Measured(Part):
-    """A record; its `id` is that of the unit of work, and set by the frame."""
+class Measured(Record):
+    """A unit of work; the frame sets its `id`."""
 
     id: str = ""
 
@@ -25,7 +19,7 @@ M = TypeVar("M", bound=Measured)
 
 def typed(model: type[M], records: Sequence[Mapping[str, object]]) -> list[M]:
     """Records as they were read, with their types. Raises ValueError where one does not fit."""
-    return [model.model_validate(record) for record in records]
+    return [parse(model, record) for record in records]
 
 
 def lines(records: Iterable[Measured]) -> list[dict[str, object]]:
@@ -33,7 +27,7 @@ def lines(records: Iterable[Measured]) -> list[dict[str, object]]:
     return [record.model_dump(exclude={"id"}) for record in records]
 
 
-class AttackedText(Part):
+class AttackedText(Typed):
     """The outcome of a search: `perturbed` in place of `prompt`, its score and that of the prompt, the edits between them
     (start, end, replacement), and what was searched: `source` is the label of the encoder."""
 
@@ -98,7 +92,7 @@ class AttackedUnderRecipe(Measured):
     loss: float
 
 
-class AllEdits(Part):
+class AllEdits(Typed):
     """zero-shot-text: how many single edits the constraint allows, how many of them flip the label, and the worst one."""
 
     constraint: str
@@ -107,7 +101,7 @@ class AllEdits(Part):
     worst: str
 
 
-class SearchedText(Part):
+class SearchedText(Typed):
     """zero-shot-text: whether the label held under a search; `n_positions` are Charmer's."""
 
     attack: str
@@ -143,7 +137,7 @@ class MinimalPairs(Measured):
     told: list[float]
 
 
-class AttackedImage(Part):
+class AttackedImage(Typed):
     """zero-shot-image: the class that `encoder` said of an image attacked on `source`; eps of 255."""
 
     encoder: str
@@ -212,7 +206,7 @@ class AttackedCaptions(Measured):
     attacked: list[AttackedCaption]
 
 
-class Ranking(Part):
+class Ranking(Typed):
     """Where images stand for a text: the right one and each target, from 1; the first ones found."""
 
     rank: int
