@@ -19,7 +19,7 @@ from leaf_diffusion.evaluation.experiment import Common, Experiment, Records, St
 from leaf_diffusion.evaluation.t2i.plan import content_id
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.ablation import probe, probe_values, recipes
-from leaf_diffusion.evaluation.tasks.options import Rule, check_counts, check_edits
+from leaf_diffusion.evaluation.tasks.options import Rule, check_counts, check_edits, renewed
 from leaf_diffusion.evaluation.tasks.text import TEMPLATES, load_task
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions
 from leaf_diffusion.reports.pages.ablation import ablation_page
@@ -143,7 +143,7 @@ class Ablation(Experiment[AblationOptions]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    return run(Ablation, AblationOptions, argv)
+    return run(Ablation, AblationOptions, renewed(AblationOptions, argv))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, S
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.attack import find
 from leaf_diffusion.evaluation.tasks import units
-from leaf_diffusion.evaluation.tasks.options import PromptOptions, Rule, check_edits
+from leaf_diffusion.evaluation.tasks.options import PromptOptions, Rule, check_edits, renewed
 from leaf_diffusion.reports.metrics import RELATIVE_TEXTFARE, TEXTFARE
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.textfare import textfare_page
@@ -117,7 +117,7 @@ class TextFare(Experiment[TextFareOptions]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    return run(TextFare, TextFareOptions, argv)
+    return run(TextFare, TextFareOptions, renewed(TextFareOptions, argv))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from leaf_diffusion.runs.records import Record, Typed, parse
+from leaf_diffusion.runs.records import ImagePath, Record, Typed, parse
 
 
 class Measured(Record):
@@ -247,3 +247,32 @@ class Shown(Measured):
     place: int
     found: int = -1
     image: str = ""
+
+
+class TrainedFile(Measured):
+    """swap-cost: what was trained or translated, in `file` of the run; `encoder` is the one that it is for."""
+
+    what: str
+    encoder: str
+    file: str
+
+
+class SwapImage(Measured):
+    """swap-cost: the image of the prompt `number` of a condition; protocol "floor": from another noise."""
+
+    condition: str
+    encoder: str
+    protocol: str
+    number: int
+    image: ImagePath
+    truncated: bool
+
+
+class SwapScore(Measured):
+    """swap-cost: what the image of the same place is worth, by metric."""
+
+    condition: str
+    encoder: str
+    protocol: str
+    number: int
+    scores: dict[str, float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,3 +190,17 @@ def check_edits(k: Sequence[int]) -> None:
     """ValueError unless these are different numbers of edits, each at least 1."""
     if not k or min(k) < 1 or len(set(k)) < len(k):
         raise ValueError(f"--k needs different numbers of edits, each at least 1, got {tuple(k)}")
+
+
+def renewed(options_type: type, argv: Sequence[str] | None) -> list[str]:
+    """The words of a command line (default: this process's) with the old spellings of options, `renamed` of the options'
+    class and of its bases, replaced; each is told on stderr."""
+    names = {old: new for base in reversed(options_type.__mro__) for old, new in vars(base).get("renamed", {}).items()}
+    words = []
+    for word in sys.argv[1:] if argv is None else argv:
+        flag, equals, value = word.partition("=")
+        if flag in names:
+            print(f"{flag} is called {names[flag]} now", file=sys.stderr)
+            word = names[flag] + equals + value
+        words.append(word)
+    return words

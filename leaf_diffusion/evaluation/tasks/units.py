@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from leaf_diffusion.attacks import AttackResult
@@ -15,6 +15,8 @@ from leaf_diffusion.runs.experiment_records import AttackedText, Measured, lines
 
 U = TypeVar("U")
 K = TypeVar("K")
+P = TypeVar("P")
+L = TypeVar("L", bound=Hashable)
 
 
 class HasFingerprint(Protocol):
@@ -53,20 +55,28 @@ def stage(
     work: Callable[[RunStore, str, list[U]], Iterable[Measured]],
     size: int = 8,
 ) -> Stage:
-    """A stage whose units are all pairs of a label and one of `units`, label by label; `work` is given those of one label.
+    """A stage whose units are all pairs of a label and one of `units`, label by label; `work` is given those of one label."""
+    pairs = {(label, key): (label, unit) for label in labels for key, unit in units.items()}
+    return grouped(kind, pairs, work, size)
 
-    Ids follow from kind, label and the key of the unit.
-    """
-    pairs = {content_id(unit=kind, of=label, key=key): (label, unit) for label in labels for key, unit in units.items()}
 
-    def work_by_label(store: RunStore, chosen: Sequence[tuple[str, U]]) -> list[dict[str, object]]:
+def grouped(
+    kind: str,
+    units: Mapping[P, tuple[L, U]],
+    work: Callable[[RunStore, L, list[U]], Iterable[Measured]],
+    size: int = 8,
+) -> Stage:
+    """A stage of (group, unit) pairs; `work` is given those of one group. Ids follow from kind and key."""
+    pairs = {content_id(unit=kind, key=key): pair for key, pair in units.items()}
+
+    def work_by_group(store: RunStore, chosen: Sequence[tuple[L, U]]) -> list[dict[str, object]]:
         found: dict[int, Measured] = {}
-        for label in dict.fromkeys(label for label, _ in chosen):
-            mine = [i for i, (other, _) in enumerate(chosen) if other == label]
-            found.update(zip(mine, work(store, label, [chosen[i][1] for i in mine]), strict=True))
+        for group in dict.fromkeys(group for group, _ in chosen):
+            mine = [i for i, (other, _) in enumerate(chosen) if other == group]
+            found.update(zip(mine, work(store, group, [chosen[i][1] for i in mine]), strict=True))
         return lines(found[i] for i in range(len(chosen)))
 
-    return Stage(kind, pairs, work_by_label, size)
+    return Stage(kind, pairs, work_by_group, size)
 
 
 def single(
