@@ -29,6 +29,7 @@ from leaf_diffusion.reports.text_tables import latex, markdown
 from leaf_diffusion.runs import RunSpec, RunStore, image_name, load_run, results_csv, write_results
 from leaf_diffusion.scoring import Drift, Scorer
 from leaf_diffusion.text import NoNewWords
+from leaf_diffusion.text.visible import visible
 
 HOSTILE = [
     '<b onmouseover=alert(1)>hat</b> & "cup"',
@@ -150,7 +151,7 @@ def test_tables_for_spreadsheets_keep_them_and_run_none(tmp_path: Path) -> None:
     for row, prompt in zip(read, [*HOSTILE, LONG], strict=True):
         for name in ("encoder", "source", "note"):
             assert not row[name].startswith(FORMULA)
-            assert row[name] == (f"'{prompt}" if prompt.startswith(FORMULA) else prompt)
+            assert row[name].removeprefix("'") == visible(prompt).removeprefix("'")
 
 
 FIGURES = {f"{kind}_{key}": 0.5 for kind in ("cosine", "drift", "accuracy") for key in ("clean", "typos", "leaf")}
