@@ -67,9 +67,10 @@ def read_swap_cost(folder: Path) -> dict[str, Any]:
         parse(SwapCosts, kept)
     except ValueError as error:
         raise ValueError(f"--swap-cost {folder}: results.json is damaged, {error}") from error
-    rows = [{name: row[name] for name in CostRow.model_fields} for row in kept["rows"]]
+    others = {row["encoder"] for row in kept["rows"] if row["baseline"] is not None}  # all but the first encoder
+    rows = [{name: row[name] for name in CostRow.model_fields} for row in kept["rows"] if row["baseline"] not in others]
     conditions = [{name: each[name] for name in Condition.model_fields} for each in kept["conditions"]]
-    return {"identity": found.get("identity"), "settings": settings, "rows": rows, "conditions": conditions}
+    return {"identity": spec.get("identity"), "settings": settings, "rows": rows, "conditions": conditions}
 
 
 def condition_costs(found: Mapping[str, Any], results: Results) -> list[Matrix]:

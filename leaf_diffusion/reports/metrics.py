@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leaf_diffusion.reports.results import Metric
+from leaf_diffusion.reports.results import METRICS, Metric
 
 
 def _share(key: str, title: str, meaning: str, *, digits: int = 1, higher_is_better: bool = True) -> Metric:
@@ -19,6 +19,7 @@ OVER_QUERIES = _share(
     "not sampled",
     digits=0,
 )
+SENSITIVITY = METRICS["sensitivity"]
 IMAGE_ACCURACY = _share(
     "image_accuracy",
     "Images classified right",

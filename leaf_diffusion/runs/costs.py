@@ -26,6 +26,21 @@ class Condition(Typed):
     title: str
 
 
+class GivenPrompt(Typed):
+    """A prompt as it is given."""
+
+    given: str
+    negative: str | None = None
+
+
+class MeasuredCondition(Condition):
+    """A condition with all that its page says. truncated: how many prompts each encoder cut."""
+
+    about: str
+    truncated: dict[str, int]
+    prompts: list[GivenPrompt]
+
+
 class SwapCosts(Typed):
     """The costs of a swap, and what they were measured with."""
 

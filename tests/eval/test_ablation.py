@@ -10,7 +10,22 @@ from leaf_diffusion.eval import ablation
 from leaf_diffusion.eval.ablation import AblationOptions
 from leaf_diffusion.runs import load_run
 
-WORDS = ["--rho", "1", "2", "--steps", "2", "--batch-size", "2", "--limit", "2", "--k", "1", "2", "--n-positions", "1"]
+WORDS = [
+    "--rho",
+    "1",
+    "2",
+    "--train-steps",
+    "2",
+    "--batch-size",
+    "2",
+    "--limit",
+    "2",
+    "--k",
+    "1",
+    "2",
+    "--n-positions",
+    "1",
+]
 
 
 Refused = Callable[..., str]
@@ -73,7 +88,11 @@ def test_a_second_call_trains_nothing(finished: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--rho", "0"], "--rho"), (["--steps", "0"], "--steps"), (["--encoders", "rho=1=original"], "label 'rho=1'")],
+    [
+        (["--rho", "0"], "--rho"),
+        (["--train-steps", "0"], "--train-steps"),
+        (["--encoders", "rho=1=original"], "label 'rho=1'"),
+    ],
 )
 def test_bad_options_are_refused(words: list[str], said: str, refused: Refused) -> None:
     assert said in refused(ablation.main, words)

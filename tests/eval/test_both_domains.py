@@ -19,7 +19,7 @@ from leaf_diffusion.text import NoNewWords, distance
 from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.figures import zero_shot_anchors
 
-OPTIONS = ["--limit", "3", "--text-limit", "3", "--steps", "2", "--n-positions", "2", "--per-class", "1"]
+OPTIONS = ["--limit", "3", "--text-limit", "3", "--attack-steps", "2", "--n-positions", "2", "--per-class", "1"]
 ROWS = ["original + original", "fare + original", "original + leaf", "fare + leaf"]
 Towers = tuple[dict[str, ImageEncoder], dict[str, TextEncoder]]
 

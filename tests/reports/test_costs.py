@@ -145,7 +145,7 @@ def test_a_folder_is_read_or_refused(tmp_path: Path, make_run: Make) -> None:
     (folder / "results.json").write_text(json.dumps({**SWAP, "environment": {"command": "x"}}))
     found = read_swap_cost(folder)
     assert found.pop("settings") == spec.settings
-    assert found == SWAP
+    assert found == SWAP | {"identity": spec.identity}
     (folder / "results.json").write_text(json.dumps(SWAP)[:-3])
     with pytest.raises(ValueError, match="is damaged"):
         read_swap_cost(folder)
