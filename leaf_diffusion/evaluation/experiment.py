@@ -38,6 +38,10 @@ NOT_IDENTITY = ("encoders", "image_encoders", "text_encoder", "output", "device"
 """Options that change no result, or that the identity holds in another form (fingerprints)."""
 
 
+Records = Mapping[str, Sequence[dict[str, Any]]]
+"""Kind -> its records, in the order of the stage's units."""
+
+
 @dataclass(frozen=True)
 class Common:
     """Options that every experiment has."""

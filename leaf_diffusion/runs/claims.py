@@ -12,11 +12,10 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
 
-from leaf_diffusion.runs.fields import Fields
 from leaf_diffusion.runs.files import explained
-from leaf_diffusion.runs.lines import check_fields, damaged, decode
+from leaf_diffusion.runs.lines import checked, damaged, decode
+from leaf_diffusion.runs.records import Record
 
 _FILE = re.compile(r"([a-z0-9_-]+)(?:\.(\d+))?\.jsonl")
 
@@ -70,9 +69,9 @@ class Tail:
     brings its middle later than its end.
     """
 
-    def __init__(self, path: Path, fields: Fields | None = None, patience: float = 0.0) -> None:
-        self.path, self.fields, self.patience = path, fields, patience
-        self.records: dict[str, dict[str, Any]] = {}
+    def __init__(self, path: Path, model: type[Record] = Record, patience: float = 0.0) -> None:
+        self.path, self.model, self.patience = path, model, patience
+        self.records: dict[str, Record] = {}
         self._read, self._lines = 0, 0
         self._stuck: float | None = None
 
@@ -92,8 +91,8 @@ class Tail:
                 if time.monotonic() - self._stuck >= self.patience:
                     raise damaged(self.path, self._lines + 1, error) from error
                 break
-            check_fields(record, self.fields, self.path, self._lines + 1)
-            self.records.setdefault(record["id"], record)
+            found = checked(record, self.model, self.path, self._lines + 1)
+            self.records.setdefault(found.id, found)
             self._read += len(line) + 1
             self._lines += 1
             self._stuck = None

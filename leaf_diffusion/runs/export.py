@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leaf_diffusion.runs.fields import ROW, misfit
 from leaf_diffusion.runs.files import atomic_write
+from leaf_diffusion.runs.records import ResultRow, parse
 
-COLUMNS = tuple(ROW)
+COLUMNS = tuple(ResultRow.model_fields)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # the wide ones count for some spreadsheets
 
 
@@ -27,8 +27,10 @@ def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
         raise ValueError('results hold "rows", a list')
     clean: list[dict[str, Any]] = whole["rows"]
     for index, row in enumerate(clean):
-        if wrong := misfit(row, ROW):
-            raise ValueError(f"result row {index}: {wrong}")
+        try:
+            parse(ResultRow, row)
+        except ValueError as error:
+            raise ValueError(f"result row {index}: {error}") from error
     folder = Path(folder)
     text = json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=1)
     atomic_write(folder / "results.json", f"{text}\n".encode())

@@ -11,19 +11,20 @@ import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 from PIL import Image
 
 from leaf_diffusion.runs.claims import Claims, Tail, record_file, record_files, take_slot
 from leaf_diffusion.runs.export import write_results
-from leaf_diffusion.runs.fields import IMAGE, record_fields
 from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe, sync_folder
 from leaf_diffusion.runs.log import Log, cut_torn_end, take_lock
 from leaf_diffusion.runs.progress import Progress, TimeLeft, begin_stage, read_progress
-from leaf_diffusion.runs.read import read_spec
+from leaf_diffusion.runs.read import models_of, read_spec
+from leaf_diffusion.runs.records import IMAGE, Record, parse
 from leaf_diffusion.runs.spec import RunSpec, environment
 
+R = TypeVar("R", bound=Record)
 _KIND = re.compile(r"[a-z0-9_-]+")
 PATIENCE = 60.0
 """Seconds for which another writer's line may look damaged: a network file system can show its end first."""
@@ -41,8 +42,10 @@ class RunStore:
     cut on opening: its unit is computed again), slot (which of the writers this one is, 0 the first).
     """
 
-    def __init__(self, folder: Path, spec: RunSpec, lock: int, fsync_seconds: float) -> None:
-        self.folder, self.spec, self.fsync_seconds = folder, spec, fsync_seconds
+    def __init__(
+        self, folder: Path, spec: RunSpec, kinds: Mapping[str, type[Record]], lock: int, fsync_seconds: float
+    ) -> None:
+        self.folder, self.spec, self.kinds, self.fsync_seconds = folder, spec, kinds, fsync_seconds
         self.resumed, self.shared = False, False
         self.torn: dict[str, int] = {}
         self.slot = 0
@@ -60,12 +63,14 @@ class RunStore:
         folder: str | Path,
         spec: RunSpec,
         *,
+        kinds: Mapping[str, type[Record]] | None = None,
         command: str | None = None,
         shared: bool = False,
         fsync_seconds: float = 2.0,
     ) -> RunStore:
         """Make the folder of a run, or continue the same run in it, before any work is done.
 
+        kinds: the model of each kind of record; every line is checked against it on opening and on `append`.
         command: what repeats the run, for environment.json; default sys.argv. shared: other processes may open the
         folder, too, if they share it as well; each writes files of its own, `claim` shares the work out and `refresh`
         reads what the others recorded.
@@ -77,7 +82,13 @@ class RunStore:
             folder.mkdir(parents=True, exist_ok=True)
         with explained(folder, "reading"):
             _check_owner(folder, spec)
-        store = cls(folder, spec, take_lock(folder / ".lock", shared=shared), fsync_seconds)
+        store = cls(
+            folder,
+            spec,
+            models_of(spec) if kinds is None else kinds,
+            take_lock(folder / ".lock", shared=shared),
+            fsync_seconds,
+        )
         try:
             _check_owner(folder, spec)
             probe(folder)
@@ -117,13 +128,19 @@ class RunStore:
         """Ids already recorded: the work left is the plan minus this set."""
         return set(self._log(kind).records).union(*(tail.records for tail in self._others(kind)))
 
-    def records(self, kind: str) -> list[dict[str, Any]]:
+    @overload
+    def records(self, kind: str) -> list[dict[str, Any]]: ...
+    @overload
+    def records(self, kind: str, model: type[R]) -> list[R]: ...
+    def records(self, kind: str, model: type[R] | None = None) -> list[R] | list[dict[str, Any]]:
         """Records of a kind, one an id: this process's in the order they were written, then the others'."""
         first = dict(self._log(kind).records)
         for tail in self._others(kind):
             for unit, record in tail.records.items():
                 first.setdefault(unit, record)
-        return list(first.values())
+        if model is None:
+            return [record.model_dump(exclude_unset=True) for record in first.values()]
+        return [as_model(model, record) for record in first.values()]
 
     def has(self, kind: str, ids: Iterable[str]) -> bool:
         """Whether every id is recorded."""
@@ -140,8 +157,7 @@ class RunStore:
             if slot != self.slot:
                 tails = self._tails.setdefault(kind, {})
                 if slot not in tails:
-                    fields = record_fields(self.spec.settings, kind)
-                    tails[slot] = Tail(path, fields, PATIENCE if self.shared else 0.0)
+                    tails[slot] = Tail(path, self._model(kind), PATIENCE if self.shared else 0.0)
                 tails[slot].read()
 
     def begin(self, kind: str, units: Mapping[str, int]) -> None:
@@ -170,14 +186,22 @@ class RunStore:
         if self._claims is not None:
             self._claims.give(name)
 
-    def append(self, kind: str, record: Mapping[str, Any]) -> bool:
-        """Add a record, a JSON object with a text "id". Returns False, changing nothing, when the id is there already.
+    def append(self, kind: str, record: Record | Mapping[str, Any]) -> bool:
+        """Add a record of the kind's model. Returns False, changing nothing, when the id is there already.
 
-        Raises ValueError for what JSON cannot hold (NaN too) and RunFolderError when the disk refuses; the file then
-        still ends in a whole line, so the same call may be tried again.
+        Raises ValueError for a record that does not fit the model, for what JSON cannot hold (NaN too), and RunFolderError when
+        the disk refuses; the file then still ends in a whole line, so the same call may be tried again.
         """
-        log, unit = self._log(kind), record.get("id")
-        return not any(unit in tail.records for tail in self._others(kind)) and log.append(dict(record))
+        log = self._log(kind)
+        values = record.model_dump(exclude_unset=True) if isinstance(record, Record) else dict(record)
+        unit = values.get("id")
+        if not isinstance(unit, str) or not unit:
+            raise ValueError(f'a record needs a text "id": {kind}, {str(values)[:120]}')
+        try:
+            fitting = parse(log.model, values)
+        except ValueError as error:
+            raise ValueError(f"record {unit!r}: {error}") from error
+        return not any(unit in tail.records for tail in self._others(kind)) and log.append(fitting)
 
     def save_image(self, path: str, image: Image.Image) -> str:
         """Write an image, whole or not at all, at "images/<hex digits>.png" (see `image_name`); returns that path."""
@@ -235,14 +259,22 @@ class RunStore:
         if kind not in self._logs:
             if not _KIND.fullmatch(kind):
                 raise ValueError(f"a kind of record is named with a-z, 0-9, _ and -: {kind!r}")
-            path, fields = record_file(self.folder, kind, self.slot), record_fields(self.spec.settings, kind)
-            log = self._logs[kind] = Log(path, self.fsync_seconds, fields)
+            path = record_file(self.folder, kind, self.slot)
+            log = self._logs[kind] = Log(path, self.fsync_seconds, self._model(kind))
             if log.torn:
                 self.torn[kind] = self.torn.get(kind, 0) + log.torn
         return self._logs[kind]
 
+    def _model(self, kind: str) -> type[Record]:
+        return self.kinds.get(kind, Record)
+
     def _others(self, kind: str) -> list[Tail]:
         return list(self._tails.get(kind, {}).values())
+
+
+def as_model(model: type[R], record: Record) -> R:
+    """A checked record as another model of the same line. Raises ValueError naming the field that does not fit."""
+    return record if isinstance(record, model) else parse(model, record.model_dump(exclude_unset=True))
 
 
 def _check_owner(folder: Path, spec: RunSpec) -> None:
