@@ -22,6 +22,7 @@ from leaf_diffusion.evaluation.experiment import _table
 from leaf_diffusion.evaluation.prompts import marked, read_attacks, write_attacks
 from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.config import TextFAREConfig
+from leaf_diffusion.finetune.textfare import text_card
 from leaf_diffusion.reports import write_report
 from leaf_diffusion.reports.pages.experiment import matrices
 from leaf_diffusion.reports.results import METRICS, Results
@@ -160,8 +161,10 @@ COUNTS = {"steps": 1, "per_update": 2, "captions": 3, "held_out": 4, "truncated"
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_model_card_names_its_source_as_text(name: str) -> None:
-    card = model_card(name, TextFAREConfig(), FIGURES, FIGURES, COUNTS)
-    plain = model_card("tiny", TextFAREConfig(), FIGURES, FIGURES, COUNTS)
+    config = TextFAREConfig()
+    card, plain = (
+        model_card(text_card(source, config, COUNTS), config, FIGURES, FIGURES, COUNTS) for source in (name, "tiny")
+    )
     assert card.count("\n") == plain.count("\n")  # it stays in its place
     assert card.encode().decode() == card
     prose = re.sub(r"(`+)[^`].*?\1", "", card, flags=re.DOTALL)  # what Markdown does not show as it is
