@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from leaf_diffusion.runs import RunStore, png_ok
+from leaf_diffusion.runs import RunStore
+from leaf_diffusion.runs.images import seems_whole
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -38,7 +39,7 @@ def work_through(store: RunStore, kind: str, batches: Sequence[Batch], advance: 
     """
 
     def is_open(batch: Batch) -> bool:
-        return not store.has(kind, batch.ids) or any(not png_ok(store.folder / path) for path in batch.redo)
+        return not store.has(kind, batch.ids) or any(not seems_whole(store.folder / path) for path in batch.redo)
 
     shown = store.count(kind)
     waiting = [batch for batch in batches if is_open(batch)]
