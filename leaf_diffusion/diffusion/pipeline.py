@@ -13,7 +13,7 @@ from torch import nn
 from leaf_diffusion.attacks.base import Attack, AttackResult
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.diffusion.loading import checked_file, checked_folder, even_dtypes, found
-from leaf_diffusion.encoders.base import Defence, Feature, Tower
+from leaf_diffusion.encoders.base import Defence, Feature, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder, computes_on
 from leaf_diffusion.encoders.load import load_defence
 from leaf_diffusion.encoders.swap import exchanged
@@ -22,7 +22,7 @@ from leaf_diffusion.scoring.objectives import Drift, Objective
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
 
-Source: TypeAlias = str | Path | nn.Module | Tower
+Source: TypeAlias = str | Path | nn.Module | TextEncoder
 PARTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 
 
@@ -127,7 +127,7 @@ class LeafPipeline:
         adapters: tuple[str | Path | None, str | Path | None],
         defence: str | Defence | None,
     ) -> None:
-        new: list[tuple[str, Any, Tower, bool]] = []
+        new: list[tuple[str, Any, TextEncoder, bool]] = []
         for index, ((part, reader), source, adapter) in enumerate(zip(PARTS, sources, adapters, strict=True)):
             if source is None and adapter is None:
                 continue

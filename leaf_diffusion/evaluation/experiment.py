@@ -130,7 +130,7 @@ class Experiment(ABC, Generic[O]):
         """What is compared, in the order of the differences: the encoders, unless a subclass compares something else."""
         return [EncoderName.parse(text, world=True).label for text in self.options.encoders]
 
-    def differences(self) -> Sequence[tuple[str, str]]:
+    def pairs(self) -> Sequence[tuple[str, str]]:
         """(encoder, baseline) of the differences."""
         return all_pairs(self.labels())
 
@@ -246,8 +246,6 @@ def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Repor
         return None
     with console.status("results"):
         records = recorded(store, stages)
-        rows = result_rows(experiment.values(records), experiment.differences()) + experiment.further_rows(
-            store, records
-        )
+        rows = result_rows(experiment.values(records), experiment.pairs()) + experiment.further_rows(store, records)
         store.write_results({"rows": rows, **experiment.extra(records)})
         return experiment.report(store, load_run(store.folder).results["rows"], records)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from leaf_diffusion.runs import RunStore, png_ok
+from leaf_diffusion.runs import RunStore
+from leaf_diffusion.runs.images import seems_whole
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -28,7 +29,7 @@ class Batch:
 
     def is_open(self, store: RunStore, kind: str) -> bool:
         """Whether a record is not there, or an image missing or damaged."""
-        return not store.has(kind, self.ids) or any(not png_ok(store.folder / path) for path in self.redo)
+        return not store.has(kind, self.ids) or any(not seems_whole(store.folder / path) for path in self.redo)
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
