@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from leaf_diffusion.evaluation.encoders import frozen_parts
+from leaf_diffusion.diffusion.families import frozen_parts
 from leaf_diffusion.evaluation.swap_cost.conditions import Condition, make_conditions
 from leaf_diffusion.evaluation.swap_cost.measure import draw_condition, measure, result_rows, save_images, series
 from leaf_diffusion.evaluation.swap_cost.setup import NOTHING, SwapCostOptions, load, pipeline_with

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from leaf_diffusion.attacks import attack_from_name
+from leaf_diffusion.diffusion.families import denoiser_of, family_of
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.evaluation import prompts as prompt_sets
 from leaf_diffusion.evaluation.encoders import (
     EncoderName,
     Loaded,
     common_feature,
-    denoiser,
     load_alone,
     load_pipeline,
     load_towers,
-    seen_feature,
 )
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.options import Options
@@ -74,7 +73,7 @@ def prepare(options: Options) -> Setup:
         given=sorted({(row["source"], row["k"]) for row in given}),
     )
     pooled = common_feature([*encoders.values(), *neutral.values()])
-    feature: Feature = seen_feature(pipeline) if options.feature == "states" else pooled
+    feature: Feature = family_of(pipeline).states if options.feature == "states" else pooled
     return Setup(options, prompts, given, pipeline, encoders, neutral, feature, plan)
 
 
@@ -114,7 +113,7 @@ def check_space(setup: Setup) -> None:
     folder = (setup.options.output or Path("runs")).absolute()
     nearest = next(path for path in [folder, *folder.parents] if path.exists())
     pipeline, options = setup.pipeline, setup.options
-    side = denoiser(pipeline).config.sample_size * pipeline.vae_scale_factor
+    side = denoiser_of(pipeline).config.sample_size * pipeline.vae_scale_factor
     needed = sum(1 for _ in setup.plan.images()) * 3 * (options.height or side) * (options.width or side)
     free = shutil.disk_usage(nearest).free
     if free < needed:
