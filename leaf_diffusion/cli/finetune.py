@@ -12,7 +12,8 @@ from rich.console import Console
 
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.finetune.captions import read_caption_file, read_captions
-from leaf_diffusion.finetune.loop import TextFAREConfig, finetune_text_encoder
+from leaf_diffusion.finetune.config import TextFAREConfig
+from leaf_diffusion.finetune.textfare import finetune_text_encoder
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,12 @@ def denoiser_of(pipeline: object) -> ModelMixin:
     raise ValueError(f"{type(pipeline).__name__} has neither a unet nor a transformer")
 
 
+def native_side(pipeline: Any) -> int:
+    """Height and width in pixels of the images that a pipeline draws unless told otherwise."""
+    latents = denoiser_of(pipeline).config.get("sample_size") or pipeline.default_sample_size
+    return int(latents * pipeline.vae_scale_factor)
+
+
 def frozen_parts(pipeline: object) -> list[nn.Module]:
     """What every exchanged encoder shares, and what decides the images besides it: denoiser, VAE, text encoders that stay."""
     parts = [getattr(pipeline, name, None) for name in ("vae", *(each.part for each in family_of(pipeline).kept))]

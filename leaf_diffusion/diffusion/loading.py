@@ -12,8 +12,9 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 
 from leaf_diffusion.diffusion.families import FAMILIES, family_of, named_pipeline
-from leaf_diffusion.encoders.load import _looks_like_path, dtype_from_name
+from leaf_diffusion.encoders.load import dtype_from_name
 from leaf_diffusion.encoders.single_file import read_header
+from leaf_diffusion.weights.errors import looks_like_path
 from leaf_diffusion.weights.pickles import SUFFIXES, conversion, refuse_pickle, refuse_pickled_folder
 
 INDEX = "model_index.json"
@@ -34,7 +35,7 @@ def checked_folder(source: str | Path, options: dict[str, object], leaf: type) -
     if folder.is_file():
         refuse_pickle(folder)
         raise ValueError(f"{source} is a file, no folder: load it with {leaf.__name__}.from_single_file")
-    if _looks_like_path(source):
+    if looks_like_path(source):
         raise FileNotFoundError(f"no pipeline {source!r}: the folder {folder.absolute()} does not exist")
     return source
 

@@ -17,7 +17,7 @@ from leaf_diffusion.attacks.base import Attack, AttackResult
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.diffusion.loading import checked_file, checked_folder, even_dtypes, found
-from leaf_diffusion.encoders.base import Defence, Tower
+from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder, computes_on
 from leaf_diffusion.encoders.load import load_defence
 from leaf_diffusion.encoders.swap import exchanged
@@ -34,7 +34,7 @@ class Own(Enum):
 
 
 OWN = Own.OWN
-Source: TypeAlias = str | Path | nn.Module | Tower
+Source: TypeAlias = str | Path | nn.Module | TextEncoder
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -159,7 +159,7 @@ class LeafPipeline:
         family = family_of(cls)
         kept, sources = {each.part for each in family.kept}, dict[str, Source]()
         for name, one in given.items():
-            if name in named and name not in kept and isinstance(one, (str, Path, nn.Module, Tower)):
+            if name in named and name not in kept and isinstance(one, (str, Path, nn.Module, TextEncoder)):
                 sources[name] = one
             elif name not in named or name in {each.part for each in family.text_encoders}:
                 kwargs[name] = one
@@ -172,7 +172,7 @@ class LeafPipeline:
         defence: str | Defence | None,
     ) -> None:
         clips = {each.part: each.tokenizer for each in family_of(self).clips}
-        new: list[tuple[str, Any, Tower]] = []
+        new: list[tuple[str, Any, TextEncoder]] = []
         for part, adapter in zip(("text_encoder", "text_encoder_2"), adapters, strict=True):
             source = sources.get(part)
             if source is None and adapter is None:

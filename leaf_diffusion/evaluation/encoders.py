@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from leaf_diffusion.diffusion.families import FAMILIES, Family, TextEncoderPart, family_of, named_pipeline
 from leaf_diffusion.diffusion.speed import set_attention, set_layout
-from leaf_diffusion.encoders.base import Feature, Tower
+from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder, wrap
 from leaf_diffusion.encoders.swap import check_swap
 from leaf_diffusion.evaluation.t2i.options import Options
@@ -55,16 +55,16 @@ class Loaded:
     """What is evaluated under one label: a tower for each text encoder of the pipeline, and the same towers without
     their defence (what draws, given the defended prompt)."""
 
-    towers: tuple[Tower, ...]
-    bases: tuple[Tower, ...]
+    towers: tuple[TextEncoder, ...]
+    bases: tuple[TextEncoder, ...]
 
     @property
-    def encoder(self) -> Tower:
+    def encoder(self) -> TextEncoder:
         """The first tower: texts are defended and tokenized by it."""
         return self.towers[0]
 
     @property
-    def base(self) -> Tower:
+    def base(self) -> TextEncoder:
         return self.bases[0]
 
     @property
@@ -85,7 +85,7 @@ class Loaded:
         return scorers[0][0] if len(scorers) == 1 else MeanScorer(scorers)
 
 
-def _joined(towers: Sequence[Tower]) -> str:
+def _joined(towers: Sequence[TextEncoder]) -> str:
     prints = [tower.fingerprint for tower in towers]
     return prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
 
@@ -161,7 +161,7 @@ def load_towers(names: Sequence[EncoderName], pipeline: Any, options: Options) -
     A source of two towers is "FIRST,SECOND"; a tower that is not named, or named "original", is the pipeline's own.
     """
     places = _places(pipeline)
-    made: dict[tuple[str, str], Tower] = {}
+    made: dict[tuple[str, str], TextEncoder] = {}
     loaded = {}
     for name in names:
         sources = name.source.split(",") if len(places) > 1 else [name.source]
@@ -184,7 +184,7 @@ def _places(pipeline: Any) -> list[TextEncoderPart]:
     return [place for place in family_of(pipeline).clips if getattr(pipeline, place.part, None) is not None]
 
 
-def _tower(source: str, label: str, pipeline: Any, place: TextEncoderPart, options: Options) -> Tower:
+def _tower(source: str, label: str, pipeline: Any, place: TextEncoderPart, options: Options) -> TextEncoder:
     current, tokenizer = getattr(pipeline, place.part), getattr(pipeline, place.tokenizer)
     own = source == KEPT
     base = (
@@ -201,8 +201,8 @@ def _tower(source: str, label: str, pipeline: Any, place: TextEncoderPart, optio
     return base
 
 
-def _defended(base: Tower, defence: str | None) -> Tower:
+def _defended(base: TextEncoder, defence: str | None) -> TextEncoder:
     if not defence:
         return base
-    encoder: Tower = load_text_encoder(base.module, tokenizer=base.tokenizer, defence=defence)
+    encoder: TextEncoder = load_text_encoder(base.module, tokenizer=base.tokenizer, defence=defence)
     return encoder
