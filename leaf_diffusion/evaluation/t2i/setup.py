@@ -12,17 +12,16 @@ from rich.markup import escape
 from torch import nn
 
 from leaf_diffusion.attacks import attack_from_name
+from leaf_diffusion.diffusion.families import family_of, native_side
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.evaluation import prompts as prompt_sets
 from leaf_diffusion.evaluation.encoders import (
     EncoderName,
     Loaded,
     common_feature,
-    denoiser,
     load_alone,
     load_pipeline,
     load_towers,
-    seen_feature,
 )
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.options import Options
@@ -67,7 +66,7 @@ class Setup:
     def image_bytes(self) -> int:
         """What the run's images need at most: uncompressed, none of them drawn yet."""
         pipeline, options = self.pipeline, self.options
-        side = denoiser(pipeline).config.sample_size * pipeline.vae_scale_factor
+        side = native_side(pipeline)
         return sum(1 for _ in self.plan.images()) * 3 * (options.height or side) * (options.width or side)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -112,7 +111,7 @@ def prepare(options: Options) -> Setup:
         given=sorted({(row["source"], row["k"]) for row in given}),
     )
     pooled = common_feature([*encoders.values(), *neutral.values()])
-    feature: Feature = seen_feature(pipeline) if options.feature == "states" else pooled
+    feature: Feature = family_of(pipeline).states if options.feature == "states" else pooled
     return Setup(options, prompts, given, pipeline, encoders, neutral, feature, plan)
 
 
