@@ -153,8 +153,8 @@ class Joint(Task[AttackedPairs]):
     def loss(self, model: nn.Module, batch: AttackedPairs) -> Tensor:
         said, seen = model(batch.rows, batch.pixels)
         text, image = batch.text_anchors, batch.image_anchors
-        pairs = pair_loss(said, seen, text, image, self.config.temperature)
-        return relative(said, text) + relative(seen, image) + self.config.pair_weight * pairs
+        apart = relative(said, text) + relative(seen, image)
+        return apart + self.config.pair_weight * pair_loss(said, seen, text, image, self.config.temperature)
 
     @cached_property
     def shown(self) -> tuple[list[str], list[Image.Image]]:
