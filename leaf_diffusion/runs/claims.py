@@ -13,7 +13,7 @@ import re
 import time
 from pathlib import Path
 
-from leaf_diffusion.runs.files import explained
+from leaf_diffusion.runs.files import explained, open_plain, read_plain
 from leaf_diffusion.runs.lines import checked, damaged, decode
 from leaf_diffusion.runs.records import Record
 
@@ -44,7 +44,7 @@ def take_slot(folder: Path, *, alone: bool) -> tuple[int, int]:
         patience = 2.0 if alone else 0.0 if slot else 0.2
         path = folder / "records" / f".writer-{slot}"
         with explained(path, "locking"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = open_plain(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return slot, fd
@@ -77,12 +77,12 @@ class Tail:
 
     def read(self) -> int:
         """Read what is new; returns how many records. Raises DamagedRecords for a line that does not fit, naming it."""
-        if not self.path.exists():  # not begun yet
-            return 0
         before = len(self.records)
-        with explained(self.path, "reading"), open(self.path, "rb") as file:
-            file.seek(self._read)
-            data = file.read()
+        with explained(self.path, "reading"):
+            try:
+                data = read_plain(self.path, self._read)
+            except FileNotFoundError:  # not begun yet
+                return 0
         for line in data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]:
             try:
                 record = decode(line)
@@ -105,7 +105,7 @@ class Claims:
     def __init__(self, folder: Path) -> None:
         path = folder / "records" / ".claims"
         with explained(path, "opening"):
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.fd = open_plain(path, os.O_RDWR | os.O_CREAT)
 
     def take(self, name: str) -> bool:
         """False where another process holds it. A name that this process holds already is taken again."""

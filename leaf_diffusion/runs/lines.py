@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from leaf_diffusion.runs.files import RunFolderError
+from leaf_diffusion.runs.files import RunFolderError, read_plain
 from leaf_diffusion.runs.records import Record, parse
 from leaf_diffusion.runs.spec import canonical_json
 
@@ -58,9 +58,10 @@ def read_jsonl(path: Path, model: type[R]) -> tuple[list[R], int, int]:
     further up cannot be hurt by a crash, so the disk, the memory or a hand did it, and perhaps not to this line alone:
     DamagedRecords, for people to look. So is a line that is whole and does not fit the model.
     """
-    if not path.exists():
+    try:
+        data = read_plain(path)
+    except FileNotFoundError:
         return [], 0, 0
-    data = path.read_bytes()
     records: list[R] = []
     start = 0
     while start < len(data):

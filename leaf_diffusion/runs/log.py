@@ -9,9 +9,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from leaf_diffusion.runs.files import RunFolderError, explained, sync_folder, write_all
+from leaf_diffusion.runs.files import RunFolderError, explained, open_plain, sync_folder, write_all
 from leaf_diffusion.runs.lines import decode, encode, read_jsonl
 from leaf_diffusion.runs.records import Record, parse
+from leaf_diffusion.text.visible import visible
 
 
 class Log:
@@ -83,7 +84,7 @@ class Log:
         """The descriptor; a file that only was asked for records is not made."""
         if self.fd is None:
             new = not self.path.exists()
-            self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self.fd = open_plain(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             if new:
                 sync_folder(self.path.parent)
         return self.fd
@@ -105,11 +106,11 @@ def take_lock(path: Path, *, shared: bool = False) -> int:
     needs no clearing.
     """
     with explained(path, "locking"):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        fd = open_plain(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.read(fd, 200).decode(errors="replace").strip() or "another process"
+            owner = visible(os.read(fd, 200).decode(errors="replace").strip()) or "another process"
             os.close(fd)
             message = f"{path.parent} is being written by {owner}; wait for it, or choose another output folder"
             raise RunFolderError(message) from error

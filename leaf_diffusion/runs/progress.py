@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from leaf_diffusion.runs.claims import record_files
+from leaf_diffusion.runs.files import read_plain
 from leaf_diffusion.runs.records import Count, Number, Typed, parse
 
 LONGEST = 1e9
@@ -100,13 +101,13 @@ def read_progress(folder: Path) -> Progress | None:
     """What progress.json notes; None where no stage has begun. Raises ValueError where it is damaged."""
     path = folder / "progress.json"
     try:
-        if not path.exists():
-            return None
-        found = parse(_Noted, json.loads(path.read_text(encoding="utf-8")))
+        found = parse(_Noted, json.loads(read_plain(path)))
         started = datetime.fromisoformat(found.started)
         if started.tzinfo is None or not all(pace >= 0 for pace in found.paces.values()):
             raise ValueError("a time without its zone, or a pace below 0")
         return Progress(found.kind, started, found.done, found.units, found.paces)
+    except FileNotFoundError:
+        return None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}; the next call of the run's command writes it again") from error
 

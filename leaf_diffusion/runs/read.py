@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from leaf_diffusion.runs.claims import record_files
+from leaf_diffusion.runs.files import check_folder, read_plain
 from leaf_diffusion.runs.lines import damaged, read_jsonl
 from leaf_diffusion.runs.records import KINDS, Record, ResultRow, parse
 from leaf_diffusion.runs.spec import RunSpec
@@ -86,8 +88,10 @@ def load_run(folder: str | Path) -> Run:
     """Open a run folder for reading. Raises FileNotFoundError when it is none, ValueError when its spec is damaged."""
     folder = Path(folder)
     path = folder / "spec.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"{folder} is no run folder: it has no spec.json. Name the folder an evaluation wrote.")
+    for name in ("records", "images"):
+        check_folder(folder / name)
     return Run(folder, read_spec(path), _json(folder / "environment.json"))
 
 
@@ -98,19 +102,19 @@ def models_of(spec: RunSpec) -> Mapping[str, type[Record]]:
 
 def read_spec(path: Path) -> RunSpec:
     try:
-        return RunSpec.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return RunSpec.from_dict(json.loads(read_plain(path).decode()))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_plain(path).decode())
         json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, got {type(found).__name__}")
+    except FileNotFoundError:
+        return {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return found
@@ -118,6 +122,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _ended(path: Path, start: int) -> bool:
     """Whether the file's last line, which begins at `start`, has its end."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read().endswith(b"\n")
+    return read_plain(path, start).endswith(b"\n")

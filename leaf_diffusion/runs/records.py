@@ -67,11 +67,17 @@ class AttackRecord(Record):
     shattered: list[list[str]] = Field(default_factory=list)
 
 
-class ImageRecord(Record):
-    """An image. `prompt`: what was asked; `original`: the clean prompt; `given`: what the encoder read after its defence.
+class OfImage(Record):
+    """A record of an image file. `sha256` and `size` (bytes) are the file's: `RunStore.append` fills them in. Runs from
+    before they were recorded have none."""
 
-    `sha256` and `size` (bytes) are the file's; runs from before they were recorded have none.
-    """
+    image: ImagePath
+    sha256: Digest | None = None
+    size: Count | None = None
+
+
+class ImageRecord(OfImage):
+    """An image. `prompt`: what was asked; `original`: the clean prompt; `given`: what the encoder read after its defence."""
 
     prompt_id: str
     prompt: str
@@ -81,11 +87,8 @@ class ImageRecord(Record):
     source: str | None
     k: Count
     seed_index: Count
-    image: ImagePath
     given: str
     truncated: bool
-    sha256: Digest | None = None
-    size: Count | None = None
 
 
 class ScoreRecord(Record):

@@ -17,12 +17,23 @@ from PIL import Image
 
 from leaf_diffusion.runs.claims import Claims, Tail, record_file, record_files, take_slot
 from leaf_diffusion.runs.export import write_results
-from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe, sync_folder
+from leaf_diffusion.runs.files import (
+    RunFolderError,
+    atomic_write,
+    check_folder,
+    explained,
+    png_ok,
+    probe,
+    read_plain,
+    sync_folder,
+)
+from leaf_diffusion.runs.images import checked_name, described, is_recorded, refuse_another, seems_whole
 from leaf_diffusion.runs.log import Log, cut_torn_end, take_lock
 from leaf_diffusion.runs.progress import Progress, TimeLeft, begin_stage, read_progress
 from leaf_diffusion.runs.read import models_of, read_spec
-from leaf_diffusion.runs.records import IMAGE, Record, parse
+from leaf_diffusion.runs.records import IMAGE, OfImage, Record, parse
 from leaf_diffusion.runs.spec import RunSpec, environment
+from leaf_diffusion.text.visible import visible
 
 R = TypeVar("R", bound=Record)
 _KIND = re.compile(r"[a-z0-9_-]+")
@@ -51,6 +62,7 @@ class RunStore:
         self.slot = 0
         self._logs: dict[str, Log] = {}
         self._tails: dict[str, dict[int, Tail]] = {}
+        self._digests: dict[str, str] | None = None
         self._claims: Claims | None = None
         self._progress: Progress | None = None
         # closes also when the owner forgot to: a store out of use must not keep its folder locked
@@ -96,8 +108,9 @@ class RunStore:
             if not store.resumed:
                 atomic_write(folder / "spec.json", _pretty(spec.to_dict()))
             with explained(folder, "creating folders in"):
-                (folder / "records").mkdir(exist_ok=True)
-                (folder / "images").mkdir(exist_ok=True)
+                for name in ("records", "images"):
+                    check_folder(folder / name)
+                    (folder / name).mkdir(exist_ok=True)
             store.shared = shared
             store.slot, held = take_slot(folder, alone=not shared)
             store._held.append(held)
@@ -134,13 +147,17 @@ class RunStore:
     def records(self, kind: str, model: type[R]) -> list[R]: ...
     def records(self, kind: str, model: type[R] | None = None) -> list[R] | list[dict[str, Any]]:
         """Records of a kind, one an id: this process's in the order they were written, then the others'."""
+        found = self._models(kind)
+        if model is None:
+            return [record.model_dump(exclude_unset=True) for record in found]
+        return [as_model(model, record) for record in found]
+
+    def _models(self, kind: str) -> list[Record]:
         first = dict(self._log(kind).records)
         for tail in self._others(kind):
             for unit, record in tail.records.items():
                 first.setdefault(unit, record)
-        if model is None:
-            return [record.model_dump(exclude_unset=True) for record in first.values()]
-        return [as_model(model, record) for record in first.values()]
+        return list(first.values())
 
     def has(self, kind: str, ids: Iterable[str]) -> bool:
         """Whether every id is recorded."""
@@ -158,7 +175,8 @@ class RunStore:
                 tails = self._tails.setdefault(kind, {})
                 if slot not in tails:
                     tails[slot] = Tail(path, self._model(kind), PATIENCE if self.shared else 0.0)
-                tails[slot].read()
+                if tails[slot].read():
+                    self._digests = None
 
     def begin(self, kind: str, units: Mapping[str, int]) -> None:
         """Note for `leaf-diffusion status` and `time_left` that work on a kind begins; units: how many of each kind are
@@ -201,32 +219,68 @@ class RunStore:
             fitting = parse(log.model, values)
         except ValueError as error:
             raise ValueError(f"record {unit!r}: {error}") from error
-        return not any(unit in tail.records for tail in self._others(kind)) and log.append(fitting)
+        if isinstance(fitting, OfImage) and fitting.sha256 is None:
+            fitting = fitting.model_copy(update=described(self.folder / fitting.image))
+        new = not any(unit in tail.records for tail in self._others(kind)) and log.append(fitting)
+        if new:
+            self._note(fitting)
+        return new
 
     def save_image(self, path: str, image: Image.Image) -> str:
-        """Write an image, whole or not at all, at "images/<hex digits>.png" (see `image_name`); returns that path."""
-        if not IMAGE.fullmatch(path):
-            raise ValueError(f"an image is kept as images/<hexadecimal digits>.png, not {path!r}")
+        """Write an image, whole or not at all, at "images/<hex digits>.png" (see `image_name`); returns that path.
+
+        Raises RunFolderError where it was recorded before and is another now.
+        """
         buffer = io.BytesIO()
+        where = self.folder / checked_name(path)
         image.save(buffer, format="PNG")
-        atomic_write(self.folder / path, buffer.getvalue(), sync_name=False)  # one sync for many names: flush()
+        refuse_another(where, self._recorded(path), buffer.getvalue(), "drawn again")
+        atomic_write(where, buffer.getvalue(), sync_name=False)  # one sync for many names: flush()
         return path
 
     def load_image(self, path: str) -> Image.Image:
-        """An image of this run. Raises RunFolderError when it is missing or truncated."""
-        if not IMAGE.fullmatch(path):
-            raise ValueError(f"an image is kept as images/<hexadecimal digits>.png, not {path!r}")
-        if not png_ok(self.folder / path):
-            raise RunFolderError(
-                f"{self.folder / path} is missing or damaged; run the same command again: it draws it again"
-            )
-        with Image.open(self.folder / path, formats=["PNG"]) as image:
+        """An image of this run. Raises RunFolderError when it is missing, truncated or not the one that was recorded."""
+        where = self.folder / checked_name(path)
+        if not seems_whole(where) or not png_ok(where):
+            raise RunFolderError(f"{where} is missing or damaged; run the same command again: it draws it again")
+        refuse_another(where, self._recorded(path), data := read_plain(where), "read")
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return image.copy()
 
-    def damaged_images(self, kind: str = "images") -> set[str]:
-        """Paths of recorded images that are missing or truncated: draw them again and `save_image` them."""
-        paths = {str(record["image"]) for record in self.records(kind) if "image" in record}
-        return {path for path in paths if not IMAGE.fullmatch(path) or not png_ok(self.folder / path)}
+    def damaged_images(self, kind: str = "images", *, decode: bool = False) -> set[str]:
+        """Paths of recorded images that are missing or truncated: draw them again and `save_image` them.
+
+        By their begin, end and recorded size; decode: by every byte, which takes an hour for 100,000 of 512 pixels.
+        """
+        damaged = set()
+        for record in self._models(kind):
+            if (path := getattr(record, "image", None)) is None:
+                continue
+            whole = IMAGE.fullmatch(str(path)) is not None and seems_whole(
+                self.folder / path, record.size if isinstance(record, OfImage) else None
+            )
+            if whole and decode:
+                whole = (
+                    is_recorded(self.folder / path, record)
+                    if isinstance(record, OfImage)
+                    else png_ok(self.folder / path)
+                )
+            if not whole:
+                damaged.add(str(path))
+        return damaged
+
+    def _recorded(self, path: str) -> str | None:
+        """The sha256 of an image that is recorded, by this process or another."""
+        if self._digests is None:
+            self._digests = {}
+            for kind in {*self._logs, *self._tails}:
+                self._note(*self._models(kind))
+        return self._digests.get(path)
+
+    def _note(self, *records: Record) -> None:
+        for record in records:
+            if self._digests is not None and isinstance(record, OfImage) and record.sha256 is not None:
+                self._digests.setdefault(record.image, record.sha256)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json and results.csv; see `leaf_diffusion.runs.write_results`."""
@@ -287,7 +341,7 @@ def _check_owner(folder: Path, spec: RunSpec) -> None:
         return
     foreign = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".tmp"))
     if foreign:
-        names = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        names = ", ".join(map(visible, foreign[:5])) + (", ..." if len(foreign) > 5 else "")
         raise RunFolderError(f"{folder} is not empty and no run folder (it holds {names}); choose another folder")
 
 
@@ -295,7 +349,7 @@ def _record_environment(path: Path, command: str | None, done: Mapping[str, int]
     now = environment(command) | {"done": dict(done)}
     if path.exists():
         with suppress(ValueError, RecursionError):  # beside the identity: damage here is no reason to stop
-            first = json.loads(path.read_text(encoding="utf-8"))
+            first = json.loads(read_plain(path))
             json.dumps(first, ensure_ascii=False).encode()
             if isinstance(first, dict) and isinstance(earlier := first.get("reopened", []), list):
                 now = first | {"reopened": [*earlier, now]}

@@ -70,7 +70,7 @@ def test_results_are_written_for_people_and_machines(tmp_path: Path) -> None:
         write_results(tmp_path, {})
 
 
-@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(A1)", "＝1"])
 def test_text_is_never_a_formula_and_numbers_stay_numbers(text: str) -> None:
     (cells,) = csv.DictReader(io.StringIO(results_csv([row(encoder=text, mean=-0.25)]), newline=""))
     assert cells["encoder"] == "'" + text
