@@ -23,7 +23,7 @@ from leaf_diffusion.attacks.images import PGD, FeatureDrift
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
-from leaf_diffusion.finetune.anchors import attack_captions, bucketed, embed, textfare_loss
+from leaf_diffusion.finetune.anchors import attack_captions, bucketed, embed, relative
 from leaf_diffusion.finetune.card import Card, Figures, made_by, quoted
 from leaf_diffusion.finetune.config import JointConfig as JointConfig
 from leaf_diffusion.finetune.fare import check_image_encoder, image_copy
@@ -191,11 +191,6 @@ class Joint(Task[AttackedPairs]):
         ):
             (output / part).mkdir(exist_ok=True)
             save_encoder(tower, processor, card, output / part, dtype)
-
-
-def relative(features: Float[Tensor, "n d"], anchors: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """The squared L2 distance over the anchors' mean squared norm."""
-    return textfare_loss(features, anchors) / anchors.square().sum(-1).mean()
 
 
 def pair_figures(
