@@ -48,6 +48,7 @@ class BothDomainsOptions(LabelledTextOptions, ImageOptions):
 
 class BothDomains(Experiment[BothDomainsOptions]):
     name = "both-domains"
+    not_identity = ("image_encoders",)
 
     def __init__(self, options: BothDomainsOptions) -> None:
         super().__init__(options)

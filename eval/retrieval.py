@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -53,6 +54,11 @@ class Retrieval(Experiment[RetrievalOptions]):
         self.images = load_image_encoder(options.image_encoder, device=options.device)
         check_space(self.images, self.encoders, self.gallery, f"--image-encoder {options.image_encoder}")
         self._embedded: Tensor | None = None
+
+    def sample(self) -> Self:
+        few = copy(self)
+        few.queries = self.queries[:1]
+        return few
 
     def settings(self) -> dict[str, Any]:
         pairs = [list(pair) for pair in zip(self.gallery.captions, self.gallery.names, strict=True)]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from leaf_diffusion.evaluation.encoders import frozen_parts
+from leaf_diffusion.diffusion.families import frozen_parts
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, run
 from leaf_diffusion.evaluation.swap_cost.conditions import Condition, make_conditions
 from leaf_diffusion.evaluation.swap_cost.files import train_file, translate_token

@@ -56,6 +56,7 @@ class ZeroShotImageOptions(ImageOptions):
 
 class ZeroShotImage(Experiment[ZeroShotImageOptions]):
     name = "zero-shot-image"
+    not_identity = ("text_encoder",)
 
     def __init__(self, options: ZeroShotImageOptions) -> None:
         super().__init__(options)

@@ -18,8 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import Attack, Charmer, LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
-from leaf_diffusion.evaluation.experiment import _table
 from leaf_diffusion.evaluation.prompts import marked, read_attacks, write_attacks
+from leaf_diffusion.evaluation.terminal import print_matrix
 from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.config import TextFAREConfig
 from leaf_diffusion.finetune.textfare import text_card
@@ -206,7 +206,7 @@ def test_the_tables_of_an_experiment_set_their_names_apart(label: str) -> None:
     rows.append(result_row(label, "transfer", label, 1, baseline="original"))
     screen = io.StringIO()
     for matrix in matrices(rows, [METRICS["scene_accuracy"]]):
-        Console(file=screen, width=2000, color_system=None).print(_table(matrix))
+        print_matrix(Console(file=screen, width=2000, color_system=None), matrix)
     shown = screen.getvalue()
     named = len(re.findall("\u2068[^\u2068\u2069]*\u2069", shown))
     rightward = any(0x590 <= ord(character) < 0x700 for character in label)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from leaf_diffusion.attacks import Attack, AttackResult, Charmer, attack_from_name
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.prompts import Prompt, edits
-from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, work_through
+from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, run_batches
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import AnyScorer
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
@@ -44,7 +44,7 @@ def attack_all(setup: Setup, store: RunStore, advance: Advance) -> Attacked:
         for source in plan.sources
         for prompts in chunks(plan.prompts, setup.options.at_once(PROMPTS_AT_ONCE))
     ]
-    work_through(store, "attacks", batches, advance)
+    run_batches(store, "attacks", batches, advance)
     done = {row["id"]: row["perturbed"] for row in store.records("attacks")}
     return {(source, k, p.id): done[plan.attack_id(source, k, p)] for source, k in plan.sets() for p in plan.prompts}
 

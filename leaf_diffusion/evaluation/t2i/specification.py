@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from leaf_diffusion.diffusion.families import frozen_parts
 from leaf_diffusion.diffusion.speed import attention_of
-from leaf_diffusion.evaluation.encoders import frozen_parts
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.reports.costs import read_swap_cost
