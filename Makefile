@@ -17,7 +17,7 @@ slow: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python tests/typecheck.py
 
 # known vulnerabilities of the tested versions; says so where the database cannot be reached
 audit: $(STAMP)
