@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"_compat"},
+    {"_compat", "_help"},
+    {"command_line"},
     {"text"},
     {"encoders", "metrics", "runs"},
     {"scoring"},

@@ -6,7 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
 
 import numpy as np
@@ -64,6 +64,24 @@ class Attack(ABC):
     """The name that ``attack_from_name`` knows."""
     distance_per_edit: ClassVar[int] = 1
     """Levenshtein distance that one of the ``k`` edits may make (2 where neighbours are swapped, say)."""
+    largest_k: ClassVar[int | None] = None
+    """The largest ``k`` that the attack can be given; None for any."""
+    no_result: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that change speed and memory only."""
+
+    @classmethod
+    def parameters(cls) -> list[str]:
+        """The names of the hyper-parameters."""
+        return [each.name for each in fields(cls)] if is_dataclass(cls) else []
+
+    @property
+    def label(self) -> str:
+        """The name that ``attack_from_name`` makes this attack of, hyper-parameters aside."""
+        return self.name
+
+    def settings(self) -> dict[str, object]:
+        """The hyper-parameters that decide the results, for a run's identity."""
+        return {name: getattr(self, name) for name in self.parameters() if name not in self.no_result}
 
     @final
     def __call__(

@@ -41,14 +41,16 @@ class Charmer(Attack):
     allowed ones of all characters of ``alphabet``, and deletion, in those slots; the best replaces the current
     sentence if it scores higher. A prompt whose objective is reached is asked no further. At most 2|S|+1 +
     n_positions * (|alphabet|+1) queries a round.
-
-    ``batch_prompts``: sentences attacked side by side (speed and memory only; the results are the same).
     """
 
     name: ClassVar[str] = "charmer"
+    no_result: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
     n_positions: int = 20
+    """Positions that stage 1 keeps a round."""
     alphabet: str = ALPHABET
+    """The characters that stage 2 tries."""
     batch_prompts: int = 16
+    """Sentences attacked side by side (speed and memory only)."""
 
     def __post_init__(self) -> None:
         if self.n_positions < 1 or self.batch_prompts < 1:

@@ -24,6 +24,7 @@ class Exhaustive(Attack):
     """
 
     name: ClassVar[str] = "exhaustive"
+    largest_k: ClassVar[int | None] = 1
 
     def run(
         self,

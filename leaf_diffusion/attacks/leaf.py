@@ -32,7 +32,9 @@ class LeafAttack(Attack):
 
     name: ClassVar[str] = "leaf"
     rho: int = 50
+    """Candidates of each of the two stages."""
     slots: int | None = None
+    """Slots that stage 1 probes. Default: rho."""
 
     def __post_init__(self) -> None:
         for name, value in (("rho", self.rho), ("slots", self.slots)):

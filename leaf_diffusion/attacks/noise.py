@@ -37,6 +37,8 @@ LOOKALIKES = dict(
     )
 )
 """Latin letters and characters of Cyrillic, Greek, Armenian and phonetic script that look the same (Unicode UTS #39)."""
+WORST = "worst-"
+"""Before the name of a kind of noise: searched for its worst slips."""
 MARKS = "!\"'(),-.:;?`~"
 
 
@@ -61,6 +63,11 @@ class Noise(Attack):
     """
 
     worst: bool = False
+    """Search for the most harmful slip."""
+
+    @property
+    def label(self) -> str:
+        return WORST + self.name if self.worst else self.name
 
     @abstractmethod
     def slips(self, text: str) -> Candidates:

@@ -31,7 +31,7 @@ def print_plan(console: Console, setup: Setup, judges: Judges, store: RunStore |
     options, plan, units = setup.options, setup.plan, totals(setup)
     console.print(
         f"{len(plan.prompts)} prompts, encoders {_names(setup.encoders)}; "
-        f"attacks ({options.attack}, {options.constraint}) on {_names(plan.sources) or 'none'}: "
+        f"attacks ({options.attack.label}, {options.constraint}) on {_names(plan.sources) or 'none'}: "
         f"{units['attacks']}; images: {units['images']}",
         soft_wrap=True,
         highlight=False,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from leaf_diffusion.attacks import Attack, AttackResult, Charmer, attack_from_name
+from leaf_diffusion.attacks import Attack, AttackResult, Charmer
 from leaf_diffusion.encoders.base import Tower
 from leaf_diffusion.evaluation.prompts import Prompt, edits
 from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, work_through
@@ -64,9 +64,8 @@ def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Promp
     encoder = loaded.encoder
     scorer = loaded.scorer(Drift(options.objective, feature=setup.feature), options.precision)
     constraint = constraint_from_name(options.constraint)
-    params = {"n_positions": options.n_positions} if options.attack == "charmer" else {}
-    attack, texts = attack_from_name(options.attack, **params), [prompt.text for prompt in prompts]
-    results, fingerprint = find(attack, texts, scorer, ks, constraint, options.attack_seed), loaded.fingerprint
+    attack, texts = options.attack, [prompt.text for prompt in prompts]
+    results, fingerprint = find(attack, texts, scorer, ks, constraint, options.seed), loaded.fingerprint
     rows = []
     for i, prompt in enumerate(prompts):
         for k in ks:
@@ -75,7 +74,7 @@ def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Promp
                     "unit": "attack",
                     "id": setup.plan.attack_id(source, k, prompt),
                     "prompt_id": prompt.id,
-                    **attack_row(results[k][i], source, k, options.attack, options.constraint),
+                    **attack_row(results[k][i], source, k, attack.label, options.constraint),
                     "fingerprint": fingerprint,
                     "unseen_tokens": unseen_share(encoder, results[k][i].token_ids) if options.world else None,
                     "shattered": shattered(encoder, prompt.text, results[k][i].perturbed),

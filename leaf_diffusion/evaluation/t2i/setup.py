@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leaf_diffusion.attacks import attack_from_name
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.evaluation import prompts as prompt_sets
 from leaf_diffusion.evaluation.encoders import (
@@ -45,7 +44,6 @@ class Setup:
 
 def prepare(options: Options) -> Setup:
     """Load and check; ValueError or OSError says what is wrong and what to do."""
-    attack_from_name(options.attack)
     given = prompt_sets.read_attacks(options.attacked_prompts) if options.attacked_prompts else []
     prompts = load_prompts(options, given)
     names = [EncoderName.parse(text, world=options.world) for text in options.encoders]
@@ -81,7 +79,7 @@ def prepare(options: Options) -> Setup:
 def load_prompts(options: Options, given: Sequence[dict[str, Any]]) -> list[Prompt]:
     """The prompts of the run; with attack sets every set must cover each of them."""
     if options.prompts is not None:
-        column, split = options.prompt_column, options.prompt_split
+        column, split = options.column, options.split
         prompts = prompt_sets.from_file(options.prompts, column, split, every=options.every_caption)
     elif given:
         prompts = [Prompt(text) for text in dict.fromkeys(row["prompt"] for row in given)]

@@ -7,7 +7,6 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from leaf_diffusion.diffusion.speed import attention_of
 from leaf_diffusion.evaluation.encoders import frozen_parts
+from leaf_diffusion.evaluation.options import identity as option_values
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.reports.costs import read_swap_cost
@@ -36,8 +36,8 @@ NOT_IDENTITY = (
     "feature",
     "t5",
     "prompts",
-    "prompt_column",
-    "prompt_split",
+    "column",
+    "split",
     "every_caption",
     "dry_run",
     "attacked_prompts",
@@ -59,7 +59,6 @@ def weights_fingerprint(*modules: torch.nn.Module) -> str:
 def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
     """Everything that decides the results, as JSON values."""
     options, pipeline = setup.options, setup.pipeline
-    chosen = {name: value for name, value in asdict(options).items() if name not in NOT_IDENTITY}
     scheduler = {
         name: value if not isinstance(value, float) or math.isfinite(value) else str(value)  # JSON has no infinity
         for name, value in pipeline.scheduler.config.items()
@@ -73,7 +72,7 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
         more["distance_features"] = {"space": space.name, "weights": weights_fingerprint(space.module)}
     return {
         "experiment": "t2i-robustness",
-        **{name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
+        **option_values(options, NOT_IDENTITY),
         "encoders": {label: one.fingerprint for label, one in setup.encoders.items()},
         "neutral": {label: one.fingerprint for label, one in setup.neutral.items()},
         "pipeline_weights": weights_fingerprint(*frozen_parts(pipeline)),

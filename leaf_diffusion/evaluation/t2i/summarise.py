@@ -27,7 +27,7 @@ def summarise(setup: Setup, judges: Judges, store: RunStore, swap_cost: dict[str
     attacks = in_order(
         store.records("attacks"), [plan.attack_id(s, k, p) for s, k in plan.sets() for p in plan.prompts]
     )
-    attack: str = options.attack
+    attack: str = options.attack.label
     constraint: str = options.constraint
     if setup.given_attacks:
         attack = "+".join(sorted({str(row["attack"] or "given") for row in attacks}))
