@@ -38,7 +38,7 @@ from leaf_diffusion.attacks import Attack, Charmer, Exhaustive, LeafAttack
 from leaf_diffusion.attacks.base import bind_constraint, generators
 from leaf_diffusion.encoders import HFTextEncoder, Hidden
 from leaf_diffusion.encoders.base import Feature
-from leaf_diffusion.finetune.textfare import AnchorDrift, embed
+from leaf_diffusion.finetune.anchors import AnchorDrift, embed
 from leaf_diffusion.scoring import Drift, Objective, Scorer, prefix_forest
 from leaf_diffusion.text import Constraint, NoNewWords, PublishedNoNewWords
 

@@ -19,9 +19,10 @@ from rich.table import Table
 
 from leaf_diffusion.attacks import LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder
-from leaf_diffusion.finetune import textfare
-from leaf_diffusion.finetune.textfare import AnchorDrift, attack_captions, bucketed, embed, textfare_loss
-from leaf_diffusion.finetune.tower import new_optimiser, trainable_copy
+from leaf_diffusion.finetune import anchors
+from leaf_diffusion.finetune.anchors import AnchorDrift, attack_captions, bucketed, embed, textfare_loss
+from leaf_diffusion.finetune.loop import new_optimiser
+from leaf_diffusion.finetune.tower import trainable_copy
 from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.text import NoNewWords
 
@@ -41,7 +42,7 @@ def update(
     def scorer(encoder: HFTextEncoder, objective: AnchorDrift, **_: object) -> Scorer:
         return Scorer(encoder, objective, ENGINE[side])  # type: ignore[arg-type]
 
-    textfare.Scorer = scorer  # type: ignore[assignment, misc]
+    anchors.Scorer = scorer  # type: ignore[assignment, misc]
     started = perf_counter()
     clean = embed(original, batch)
     attacked = attack_captions(LeafAttack(rho=rho), trained, batch, clean, k=1, constraint=NoNewWords(), seed=0)

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from leaf_diffusion.attacks import Charmer, LeafAttack
 from leaf_diffusion.attacks.base import bind_constraint, generators
-from leaf_diffusion.finetune.textfare import AnchorDrift, embed
+from leaf_diffusion.finetune.anchors import AnchorDrift, embed
 from leaf_diffusion.scoring import Scorer, plain, prefix_forest
 from leaf_diffusion.text import NoNewWords
 

@@ -10,33 +10,32 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-from leaf_diffusion.attacks import Charmer, LeafAttack
+from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.eval.textfare import RELATIVE
-from leaf_diffusion.evaluation.experiment import Common, Experiment, Setting, Stage, load_encoders, run
+from leaf_diffusion.evaluation.experiment import Common, Experiment, Records, Stage, load_encoders, run
 from leaf_diffusion.evaluation.t2i.plan import content_id
+from leaf_diffusion.evaluation.tasks import units
+from leaf_diffusion.evaluation.tasks.ablation import probe, probe_values, recipes
+from leaf_diffusion.evaluation.tasks.options import Rule, check_counts, check_edits, renewed
 from leaf_diffusion.evaluation.tasks.text import TEMPLATES, load_task
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions
-from leaf_diffusion.reports.pages.experiment import Page, Section, curve, matrices
-from leaf_diffusion.reports.pages.zero_shot import ACCURACY
-from leaf_diffusion.scoring.objectives import Drift, Margin
-from leaf_diffusion.scoring.scorer import Scorer
-from leaf_diffusion.text.constraints import constraint_from_name
+from leaf_diffusion.reports.pages.ablation import ablation_page
+from leaf_diffusion.reports.pages.experiment import Page
+from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs import RunStore
+from leaf_diffusion.runs.experiment_records import AttackedUnderRecipe, Trained, typed
 from leaf_diffusion.text.visible import isolated
 from leaf_diffusion.world.robust import training_captions
-
-CONTROL = "random typos"
-PROBE_RHO = 50
-"""Budget of the LEAF attack that the loss is measured under."""
 
 
 @dataclass(frozen=True)
 class AblationOptions(Common):
     """Finetune one encoder several times, each time with one choice changed, and attack the results alike."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"--steps": "--train-steps"}
     encoders: tuple[str, ...] = ("original",)
     """The first is finetuned and is the baseline; further ones are attacked beside."""
     rho: tuple[int, ...] = (1, 10, 50)
@@ -47,7 +46,7 @@ class AblationOptions(Common):
     """Also train on random typos, which nothing has scored."""
     captions: Path | None = None
     """What is trained on. Default: 20,000 captions of the world."""
-    steps: int = 400
+    train_steps: int = 400
     """Updates of each training."""
     batch_size: int = 32
     lr: float = 1e-3
@@ -60,37 +59,22 @@ class AblationOptions(Common):
     k: tuple[int, ...] = (1, 2, 3, 4, 5)
     n_positions: int = 20
     """Positions that Charmer keeps a round."""
-    constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
+    constraint: Rule = "no-new-words"
     """Of the attacks that the encoders are compared under."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.rho or min(self.rho) < 1 or len(set(self.rho)) < len(self.rho):
             raise ValueError(f"--rho needs different budgets, each at least 1, got {self.rho}")
-        if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):
-            raise ValueError(f"--k needs different numbers of edits, each at least 1, got {self.k}")
-        for name in ("steps", "limit", "n_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        check_edits(self.k)
+        check_counts(self, "train_steps", "limit", "n_positions")
 
     def recipes(self) -> dict[str, TextFAREConfig]:
         """The trainings by label."""
-        common: dict[str, Any] = {
-            "max_steps": self.steps,
-            "batch_size": self.batch_size,
-            "lr": self.lr,
-            "warmup_steps": max(1, self.steps // 10),
-            "seed": self.train_seed,
-            "eval_every": self.steps,
-            "checkpoint_every": max(1, self.steps // 8),
-        }
-        made = {f"rho={rho}": TextFAREConfig(rho=rho, **common) for rho in self.rho}
-        if self.unconstrained:
-            most = max(self.rho)
-            made[f"rho={most}, unconstrained"] = TextFAREConfig(rho=most, constraint="none", **common)
-        if self.control:
-            made[CONTROL] = TextFAREConfig(attack="random-typos", **common)
-        return made
+        steps = self.train_steps
+        base = TextFAREConfig(max_steps=steps, batch_size=self.batch_size, lr=self.lr, warmup_steps=max(1, steps // 10),
+                              seed=self.train_seed, eval_every=steps, checkpoint_every=max(1, steps // 8))  # fmt: skip
+        return recipes(base, self.rho, unconstrained=self.unconstrained, control=self.control)
 
 
 class Ablation(Experiment[AblationOptions]):
@@ -98,114 +82,68 @@ class Ablation(Experiment[AblationOptions]):
 
     def __init__(self, options: AblationOptions) -> None:
         super().__init__(options)
-        self.recipes = options.recipes()
-        self.given = load_encoders(options.encoders, options.device)
-        self.base = next(iter(self.given.values()))
-        if taken := self.given.keys() & self.recipes.keys():
+        self.recipes, self.encoders = options.recipes(), load_encoders(options.encoders, options.device)
+        self.base, self.trained = next(iter(self.encoders.values())), dict[str, TextEncoder]()
+        if taken := self.encoders.keys() & self.recipes.keys():
             raise ValueError(f"--encoders: the label {sorted(taken)[0]!r} is that of a training; write LABEL=SOURCE")
         self.captions = training_captions(20_000) if options.captions is None else read_captions(options.captions)
-        self.task = load_task(
-            options.task, images=8, column=None, split=None, classes=options.classes, templates=TEMPLATES
-        )
-        self.trained: dict[str, TextEncoder] = {}
+        self.task = load_task(options.task, images=8, column=None, split=None, classes=options.classes,
+                              templates=TEMPLATES)  # fmt: skip
+        self.numbers = self.task.spread(options.limit)
 
     def labels(self) -> Sequence[str]:
-        return [*self.given, *self.recipes]
+        return [*self.encoders, *self.recipes]
 
     def settings(self) -> dict[str, Any]:
         recipes = {label: asdict(recipe) for label, recipe in self.recipes.items()}
-        prints = {label: encoder.fingerprint for label, encoder in self.given.items()}
-        texts = [[self.task.texts[i], self.task.labels[i]] for i in self.task.spread(self.options.limit)]
-        return {
-            "fingerprints": prints,
-            "recipes": recipes,
-            "texts": texts,
-            "caption_list": content_id(captions=list(self.captions)),
-        }
+        return {"fingerprints": units.fingerprints(self.encoders), "recipes": recipes,
+                "texts": self.task.named(self.numbers), "caption_list": content_id(captions=list(self.captions))}  # fmt: skip
 
     def stages(self) -> Sequence[Stage]:
-        trainings = {
-            content_id(unit="training", recipe=asdict(recipe)): label for label, recipe in self.recipes.items()
-        }
-        texts = {
-            content_id(unit="ablation", encoder=label, number=i, text=self.task.texts[i]): (label, i)
-            for label in self.labels()
-            for i in self.task.spread(self.options.limit)
-        }
+        texts = units.numbered(self.task.texts, self.numbers)
         return [
-            Stage("trainings", trainings, lambda _, labels: [self.train(label) for label in labels], size=1),
-            Stage("texts", texts, lambda _, units: [self.attack(*unit) for unit in units], size=4),
+            units.single("trainings", {label: label for label in self.recipes}, self.train, size=1),
+            units.stage("texts", self.labels(), texts, self.attack, size=4),
         ]
 
     def place(self, label: str) -> Path:
         """The folder of a trained encoder."""
         return self.folder / "encoders" / content_id(recipe=asdict(self.recipes[label]))
 
-    def train(self, label: str) -> dict[str, Any]:
-        folder = finetune_text_encoder(self.base, self.captions, self.place(label), self.recipes[label])
-        return {
-            "label": label,
-            "folder": str(folder.relative_to(self.folder)),
-            "fingerprint": self.encoder(label).fingerprint,
-        }
-
     def encoder(self, label: str) -> TextEncoder:
-        if label in self.given:
-            return self.given[label]
-        if label not in self.trained:
+        if label not in self.encoders and label not in self.trained:
             self.trained[label] = load_text_encoder(self.place(label), device=self.options.device)
-        return self.trained[label]
+        return (self.encoders | self.trained)[label]
 
-    def attack(self, label: str, number: int) -> dict[str, Any]:
-        """Zero-shot margin at every k, and the TextFARE loss under one budget of the LEAF attack."""
-        encoder, text, options = self.encoder(label), self.task.texts[number], self.options
-        constraint = constraint_from_name(options.constraint)
-        scorer = Scorer(encoder, Margin(self.task.anchors(encoder), [self.task.labels[number]]))
-        found = Charmer(n_positions=options.n_positions).path([text], scorer, options.k, constraint=constraint)
-        drift = Scorer(encoder, Drift("l2", anchor=self.base))
-        norm = drift.objective.goals(self.base, [text])[0].scale
-        (worst,) = LeafAttack(rho=PROBE_RHO)([text], drift, k=1, constraint=constraint, seed=options.seed)
-        results = {k: result for k, (result,) in found.items()}
-        return {
-            "encoder": label,
-            "number": number,
-            "right": next(iter(results.values())).clean_score <= 0,
-            "held": {str(k): result.score <= 0 for k, result in results.items()},
-            "clean_loss": worst.clean_score / norm,
-            "loss": worst.score / norm,
-        }
-
-    def values(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> dict[Setting, dict[str, float]]:
-        found: dict[Setting, dict[str, float]] = {}
-        for record in records["texts"]:
-            name, key = record["encoder"], f"{record['number']:06d}"
-            rule = self.options.constraint
-            noted = {Setting(name, ACCURACY.key): record["right"], Setting(name, RELATIVE.key): record["clean_loss"]}
-            noted[Setting(name, RELATIVE.key, "adaptive", name, f"leaf, rho={PROBE_RHO}", rule, 1)] = record["loss"]
-            for k, held in record["held"].items():
-                setting = Setting(name, ACCURACY.key, "adaptive", name, "charmer", rule, int(k))
-                noted[setting] = record["right"] and held
-            for setting, value in noted.items():
-                found.setdefault(setting, {})[key] = float(value)
+    def train(self, store: RunStore, labels: Sequence[str]) -> list[Trained]:
+        found = []
+        for label in labels:
+            folder = finetune_text_encoder(self.base, self.captions, self.place(label), self.recipes[label])
+            where, fingerprint = str(folder.relative_to(self.folder)), self.encoder(label).fingerprint
+            found.append(Trained(label=label, folder=where, fingerprint=fingerprint))
         return found
 
-    def page(self, rows: Sequence[dict[str, Any]], records: Mapping[str, Sequence[dict[str, Any]]]) -> Page:
-        labels = list(self.labels())
-        tables = matrices([row for row in rows if row["baseline"] in (None, labels[0])], [ACCURACY, RELATIVE])
-        plot = curve(rows, ACCURACY, labels, x=lambda row: row["k"], xlabel="edits k (Charmer)", name="ablation")
-        attacked = [row for row in rows if row["metric"] == RELATIVE.key and row["k"] and row["baseline"] is None]
-        said = ", ".join(f"{isolated(row['encoder'])} {RELATIVE.show(row['mean'])}" for row in attacked)
-        about = f"{self.options.steps} updates of {self.options.batch_size} captions each, from {isolated(labels[0])}; all attacked alike."
-        facts = {"texts": str(len(self.task.spread(self.options.limit))), "constraint": self.options.constraint}
-        sections = [Section("What each choice buys", about, tables, [("Texts classified right", plot)])]
-        return Page(
-            "ablation of the finetuning", f"Relative loss under the LEAF attack: {said}", facts, labels, sections
-        )
+    def attack(self, store: RunStore, label: str, numbers: Sequence[int]) -> list[AttackedUnderRecipe]:
+        options, encoder, attack = self.options, self.encoder(label), Charmer(n_positions=self.options.n_positions)
+        return [
+            probe(encoder, label, self.base, self.task, number, attack=attack, ks=options.k,
+                  constraint=options.constraint, seed=options.seed) for number in numbers
+        ]  # fmt: skip
+
+    def values(self, records: Records) -> units.Noted:
+        return probe_values(typed(AttackedUnderRecipe, records["texts"]), self.options.constraint)
+
+    def page(self, rows: Sequence[Row], records: Records) -> Page:
+        labels, options = list(self.labels()), self.options
+        about = (f"{options.train_steps} updates of {options.batch_size} captions each, from {isolated(labels[0])}; all "
+                 "attacked alike.")  # fmt: skip
+        facts = {"texts": str(len(self.numbers)), "constraint": options.constraint}
+        return ablation_page(rows, labels, about, facts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    return run(Ablation, AblationOptions, argv)
+    return run(Ablation, AblationOptions, renewed(AblationOptions, argv))
 
 
 if __name__ == "__main__":

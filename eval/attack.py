@@ -19,9 +19,9 @@ from leaf_diffusion.attacks import AttackResult, attack_from_name
 from leaf_diffusion.encoders.base import Feature, Hidden
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.evaluation.encoders import EncoderName
+from leaf_diffusion.evaluation.folders import check_writable
 from leaf_diffusion.evaluation.prompts import from_file, marked, named, write_attacks
 from leaf_diffusion.evaluation.t2i.attack import attack_row, find
-from leaf_diffusion.evaluation.t2i.setup import check_writable
 from leaf_diffusion.runs.scheduler import chunks
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import Scorer

@@ -9,22 +9,25 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from leaf_diffusion.evaluation.dry_run import dry_run
+from leaf_diffusion.evaluation.folders import check_space
 from leaf_diffusion.evaluation.prompts import write_attacks
 from leaf_diffusion.evaluation.strict import strict
 from leaf_diffusion.evaluation.t2i.attack import attack_all
+from leaf_diffusion.evaluation.t2i.dry_run import dry_run
 from leaf_diffusion.evaluation.t2i.generate import draw_all
 from leaf_diffusion.evaluation.t2i.judges import load_judges
 from leaf_diffusion.evaluation.t2i.options import Options, parse
 from leaf_diffusion.evaluation.t2i.score import score_all
-from leaf_diffusion.evaluation.t2i.setup import check_space, prepare
+from leaf_diffusion.evaluation.t2i.screen import print_plan, print_summary, totals
+from leaf_diffusion.evaluation.t2i.setup import image_bytes, prepare
 from leaf_diffusion.evaluation.t2i.specification import open_store, swap_costs
 from leaf_diffusion.evaluation.t2i.summarise import in_order, summarise
-from leaf_diffusion.evaluation.terminal import Bars, print_plan, print_summary, quiet, totals
+from leaf_diffusion.evaluation.terminal import Bars, quiet
 from leaf_diffusion.reports import write_report
 
 
@@ -44,7 +47,7 @@ def _run(console: Console, options: Options, argv: Sequence[str] | None) -> int:
     try:
         with console.status("loading and checking"):
             setup = prepare(options)
-            check_space(setup)
+            check_space((options.output or Path("runs")).absolute(), image_bytes(setup))
             judges = load_judges(options)
             costs = None if options.swap_cost is None else swap_costs(options.swap_cost, setup)
             store = None if options.dry_run else open_store(setup, judges, argv)

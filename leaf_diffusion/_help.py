@@ -61,6 +61,11 @@ def plain_error(text: str, cause: BaseException | None, known: Sequence[str]) ->
     if cause is not None and re.match(r"Error parsing [^-]", said):  # raised by the options themselves
         return str(cause)
     said = re.sub(r"^Missing from [^:]*:", "missing:", re.sub(r"^Error parsing ", "", said))
+    said = re.sub(
+        r": no type matching (?:\{None\}\|)?(\S+) could be instantiated from \[(.*?)\]\. Got errors.*",
+        r" takes \1, not \2",
+        said,
+    )
     word = re.search(r"Unrecognized options: -*([\w.-]+)", said)
     choice = re.search(r"invalid choice '([^']*)'.*?\(([^)]*)\)", said)
     if word is not None:

@@ -206,7 +206,9 @@ def _parse(options_type: type[T], words: Sequence[str], speller: _Speller) -> T:
         return _told(options_type, left, speller)
     hints = {name: speller.options[name.replace("_", "-")].hint for name in chosen}
     fields = [(name, hints[name], field(default=value, kw_only=True)) for name, value in chosen.items()]
-    with_defaults = dataclasses.make_dataclass(options_type.__name__, fields, bases=(options_type,), frozen=True)
+    with_defaults: type[DataclassInstance] = dataclasses.make_dataclass(
+        options_type.__name__, fields, bases=(options_type,), frozen=True
+    )
     with_defaults.__doc__ = options_type.__doc__
     options = _told(with_defaults, left, speller)
     return options_type(**{each.name: getattr(options, each.name) for each in dataclasses.fields(options_type)})
@@ -261,8 +263,10 @@ def _yaml_words(path: Path, speller: _Speller) -> list[str]:
         raise ValueError(f"{path}: expected a mapping of options, got a {type(values).__name__}")
     known = {flag.replace("-", "_") for flag in speller.options} | {old[2:].replace("-", "_") for old in speller.old}
     if wrong := [name[:40] if isinstance(name, str) else type(name).__name__ for name in values if name not in known]:
-        today = ", ".join(flag.replace("-", "_") for flag in speller.options)
-        raise ValueError(f"{path}: unknown options {wrong[:12]}{did_you_mean(wrong[0], known)}; known: {today}")
+        today = [flag.replace("-", "_") for flag in speller.options]
+        raise ValueError(
+            f"{path}: unknown options {wrong[:12]}{did_you_mean(wrong[0], today)}; known: {', '.join(today)}"
+        )
     words: list[str] = []
     for name, value in sorted(values.items(), key=lambda item: isinstance(item[1], list)):
         flag = (speller.new(f"--{name.replace('_', '-')}") or f"--{name.replace('_', '-')}")[2:]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import functools
+from typing import Any
 
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from leaf_diffusion.diffusion.pipeline import LeafPipeline
+from leaf_diffusion.diffusion.pipeline import LeafPipeline, defended
 from leaf_diffusion.encoders.clip import HFTextEncoder
+
+
+@functools.wraps(StableDiffusionPipeline.encode_prompt)
+def _encode_prompt(self: StableDiffusionPipeline, **options: Any) -> Any:
+    text_encoder = self.text_encoder
+    if options.get("clip_skip") is None or hasattr(text_encoder, "text_model"):
+        return StableDiffusionPipeline.encode_prompt(self, **options)
+    # CLIPTextModel is flat since transformers 5.6; for clip_skip the stock method still asks for its text_model
+    text_encoder.__dict__["text_model"] = text_encoder
+    try:
+        return StableDiffusionPipeline.encode_prompt(self, **options)
+    finally:
+        del text_encoder.__dict__["text_model"]
 
 
 class LeafStableDiffusionPipeline(LeafPipeline, StableDiffusionPipeline):
@@ -18,22 +32,13 @@ class LeafStableDiffusionPipeline(LeafPipeline, StableDiffusionPipeline):
     saved pipeline, and neither is the encoder's text projection: name them again when loading.
     """
 
-    _stock: ClassVar[type] = StableDiffusionPipeline
-    _towers: ClassVar[int] = 1
+    encode_prompt = defended(_encode_prompt)
 
     @property
     def encoder(self) -> HFTextEncoder:
-        """The pipeline's text encoder as it stands, with its defence and, where it is known, its projection."""
-        return self.encoders[0]
+        """The pipeline's text encoder as it stands, with its defence and, where it is known, its projection.
 
-    def encode_prompt(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the stock method, after the defence. It sees prompts only: negative prompts are the user's own words."""
-        prompt, text_encoder = self._defended(prompt), self.text_encoder
-        if kwargs.get("clip_skip") is None or hasattr(text_encoder, "text_model"):
-            return super().encode_prompt(prompt, *args, **kwargs)
-        # CLIPTextModel is flat since transformers 5.6; for clip_skip the stock method still asks for its text_model
-        text_encoder.__dict__["text_model"] = text_encoder
-        try:
-            return super().encode_prompt(prompt, *args, **kwargs)
-        finally:
-            del text_encoder.__dict__["text_model"]
+        ValueError where the pipeline was loaded without one."""
+        if not (encoders := self.encoders):
+            raise ValueError("this pipeline has no text encoder (text_encoder=None)")
+        return encoders[0]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 
-from leaf_diffusion.diffusion.pipeline import LeafPipeline
+from leaf_diffusion.diffusion.pipeline import LeafPipeline, defended
 
 
 class LeafStableDiffusion3Pipeline(LeafPipeline, StableDiffusion3Pipeline):
@@ -16,9 +14,4 @@ class LeafStableDiffusion3Pipeline(LeafPipeline, StableDiffusion3Pipeline):
     pipeline with `text_encoder_3=None, tokenizer_3=None` to see them alone. Saved, it *is* a stock pipeline.
     """
 
-    _stock: ClassVar[type] = StableDiffusion3Pipeline
-
-    def encode_prompt(self, prompt: Any, prompt_2: Any = None, prompt_3: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As the stock method, after the defence."""
-        defended = (self._defended(each) for each in (prompt, prompt_2, prompt_3))
-        return super().encode_prompt(*defended, *args, **kwargs)
+    encode_prompt = defended(StableDiffusion3Pipeline.encode_prompt)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-from leaf_diffusion.diffusion.pipeline import LeafPipeline
+from leaf_diffusion.diffusion.pipeline import LeafPipeline, defended
 
 
 class LeafStableDiffusionXLPipeline(LeafPipeline, StableDiffusionXLPipeline):
@@ -16,8 +14,4 @@ class LeafStableDiffusionXLPipeline(LeafPipeline, StableDiffusionXLPipeline):
     part of a saved pipeline: name it again when loading.
     """
 
-    _stock: ClassVar[type] = StableDiffusionXLPipeline
-
-    def encode_prompt(self, prompt: Any, prompt_2: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As the stock method, after the defence."""
-        return super().encode_prompt(self._defended(prompt), self._defended(prompt_2), *args, **kwargs)
+    encode_prompt = defended(StableDiffusionXLPipeline.encode_prompt)

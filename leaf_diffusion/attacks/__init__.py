@@ -64,7 +64,7 @@ def attack_from_name(name: str, **params: object) -> Attack:
     if kind not in ATTACKS or (kind != name and kind not in NOISE):
         worst = [WORST + each for each in NOISE]
         close = did_you_mean(name, [*ATTACKS, *worst])
-        raise ValueError(f"unknown attack {name!r}{close}: choose one of {', '.join([*ATTACKS, *worst])}")
+        raise ValueError(f"unknown attack {name!r}{close or ':'} choose one of {', '.join([*ATTACKS, *worst])}")
     make: Callable[..., Attack] = ATTACKS[kind]
     known = ATTACKS[kind].parameters()
     if unknown := sorted(set(params) - set(known)):
@@ -77,18 +77,14 @@ def attack_from_name(name: str, **params: object) -> Attack:
 def attack_from_text(text: str) -> Attack:
     """The attack that a text names, with its parameters behind a colon: "charmer", "leaf:rho=20,slots=4"."""
     name, _, rest = text.partition(":")
+    types = typing.get_type_hints(type(attack_from_name(name)))  # an unknown name is said before an unknown parameter
     params: dict[str, object] = {}
     for each in filter(None, rest.split(",")):
         key, equals, value = each.partition("=")
-        key = key.strip().replace("-", "_")
         if not equals:
             raise ValueError(f"{text!r}: write the parameters of an attack as in leaf:rho=20,slots=4")
-        params[key] = value
-    found = attack_from_name(name)  # an unknown name is said before an unknown parameter
-    types = typing.get_type_hints(type(found))
-    for key, value in params.items():
-        kind = types.get(key, str)
-        params[key] = read = value if kind is str else yaml.safe_load(str(value))
+        kind = types.get(key := key.strip().replace("-", "_"), str)
+        params[key] = read = value if kind is str else yaml.safe_load(value)
         if not isinstance(read, kind) or (isinstance(read, bool) and kind is not bool):
             raise ValueError(f"the attack {name!r}: {key} takes {getattr(kind, '__name__', kind)}, not {value!r}")
     return attack_from_name(name, **params)

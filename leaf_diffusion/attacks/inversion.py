@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from leaf_diffusion.attacks.base import generators
-from leaf_diffusion.encoders.base import Feature, Tower
+from leaf_diffusion.encoders.base import Feature, TextEncoder
 
 PROJECTED_AT_ONCE = 1 << 26
 """Similarities of free tokens to the vocabulary that are held at once: 256 MB."""
@@ -27,7 +27,7 @@ class Inversion:
 
 
 def invert(
-    encoder: Tower,
+    encoder: TextEncoder,
     targets: Float[Tensor, "n d"],
     lengths: Sequence[int],
     names: Sequence[str],

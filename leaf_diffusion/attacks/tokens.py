@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome
 from leaf_diffusion.attacks.search import FLOOR, TIE, argbest
+from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.scoring.plain import PlainScore
+from leaf_diffusion.scoring.scorer import BoundScore
 from leaf_diffusion.text import Candidates
-
-if TYPE_CHECKING:
-    from leaf_diffusion.encoders.base import TextEncoder
-    from leaf_diffusion.scoring.scorer import BoundScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class TokenSubstitution(Attack):
                 chosen = argbest(scores)
                 value = float(scores[chosen])
                 if value > best[i] + max(TIE * abs(best[i]), FLOOR):
-                    new = cast("list[list[int]]", candidates[i].token_rows)[chosen]
+                    new = (candidates[i].token_rows or [])[chosen]
                     changed[i] |= {at for at, (old, token) in enumerate(zip(rows[i], new, strict=True)) if old != token}
                     rows[i], best[i] = new, value
                     texts[i] = _decoded(encoder, new)
@@ -142,16 +141,15 @@ def _ranked(slope: torch.Tensor, row: list[int], places: list[int], n: int) -> l
 
 
 def _encoder(score: BoundScore) -> TextEncoder:
-    encoder = getattr(score, "encoder", None)
-    if encoder is None:
+    if not isinstance(score, PlainScore):
         raise ValueError(
             "a token-level attack needs the gradient of one encoder: give it a Scorer, not a mean of several"
         )
-    return cast("TextEncoder", encoder)
+    return score.encoder
 
 
 def _decoded(encoder: TextEncoder, row: Sequence[int]) -> str:
-    return str(cast(Any, encoder).rows.text(row))
+    return encoder.rows.text(row)
 
 
 def _comes_back(encoder: TextEncoder, row: list[int]) -> bool:

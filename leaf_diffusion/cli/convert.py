@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.convert import open_clip_config, to_open_clip, to_transformers, transformers_config
-from leaf_diffusion.encoders.load import reading
 from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
+from leaf_diffusion.weights.errors import loading
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 _PREPROCESS = {
@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_open_clip(source: Path, output: Path) -> None:
-    with reading(str(source), "config.json cannot be read"):
+    with loading(str(source), "config.json cannot be read"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if not isinstance(config, (CLIPConfig, CLIPTextConfig)):
         raise ValueError(f"{source} holds a {config.model_type!r} model, no CLIP")
     kind: Any = CLIPModel if isinstance(config, CLIPConfig) else CLIPTextModelWithProjection
-    with reading(str(source), "the weights cannot be read"):
+    with loading(str(source), "the weights cannot be read"):
         state = kind.from_pretrained(source, use_safetensors=True).state_dict()
     converted = {key: value.contiguous() for key, value in to_open_clip(state).items()}
     content = {"model_cfg": open_clip_config(config), "preprocess_cfg": _PREPROCESS}
@@ -87,16 +87,16 @@ def _write_transformers(source: Path, output: Path, architecture: str | None) ->
         if model is None:
             raise ValueError(f"open_clip knows no architecture {architecture!r}; see open_clip.list_models()")
     elif beside.is_file():
-        with reading(str(beside), "it is no configuration of open_clip"):
+        with loading(str(beside), "it is no configuration of open_clip"):
             model = json.loads(beside.read_text(encoding="utf-8"))["model_cfg"]
     else:
         raise ValueError(f"{file} comes without {CONFIG}: name its --architecture, such as ViT-L-14-quickgelu")
-    with reading(str(file), "it is damaged, or no safetensors file of open_clip"):
+    with loading(str(file), "it is damaged, or no safetensors file of open_clip"):
         state = to_transformers(load_file(file))
-    with reading(str(beside if architecture is None else file), "its architecture makes no CLIP"):
+    with loading(str(beside if architecture is None else file), "its architecture makes no CLIP"):
         config = transformers_config(model)
     whole = any(key.startswith("vision_model.") for key in state)
-    with reading(str(file), "its architecture makes no CLIP"), torch.device("meta"):
+    with loading(str(file), "its architecture makes no CLIP"), torch.device("meta"):
         tower: Any = CLIPModel(config) if whole else CLIPTextModelWithProjection(config.text_config)
     wanted = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in state.items() if whole or key != "logit_scale"}

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from leaf_diffusion.encoders.base import Tower
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.finetune.translate import STEPS, TEMPLATES, read_tensors, translate_file
 
@@ -63,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def load_tower(name: str, device: str) -> Tower:
+def load_tower(name: str, device: str) -> TextEncoder:
     """The text encoder of that name, in float32."""
     loaded = load_text_encoder(name, device=device, dtype=torch.float32)
-    if not isinstance(loaded, Tower):
+    if not isinstance(loaded, TextEncoder):
         raise ValueError(f"{name}: {type(loaded).__name__} has no token embeddings that could be learnt")
     return loaded

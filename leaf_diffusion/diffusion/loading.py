@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import is_offline_mode
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 
-from leaf_diffusion.encoders.load import _looks_like_path, dtype_from_name
+from leaf_diffusion.diffusion.families import FAMILIES, family_of, named_pipeline
+from leaf_diffusion.encoders.load import dtype_from_name
 from leaf_diffusion.encoders.single_file import read_header
+from leaf_diffusion.weights.errors import looks_like_path
 from leaf_diffusion.weights.pickles import SUFFIXES, conversion, refuse_pickle, refuse_pickled_folder
 
 INDEX = "model_index.json"
 
 
-def checked_folder(source: str | Path, options: dict[str, Any], leaf: str, stock: type) -> str:
-    """The folder or Hub id for diffusers' `from_pretrained`; `options` get safetensors and a dtype that is one."""
+def checked_folder(source: str | Path, options: dict[str, object], leaf: type) -> str:
+    """The folder or Hub id for `from_pretrained` of the Leaf class; `options` get safetensors and a dtype that is one."""
     _checked_options(options)
-    source = str(source)
-    if source == "world":
-        if stock.__name__ != "StableDiffusionPipeline":
-            raise ValueError(f'"world" is a Stable Diffusion 1, no {stock.__name__}: use LeafStableDiffusionPipeline')
-        from leaf_diffusion.world import pipeline_path
-
-        return str(pipeline_path())
+    source, stock = str(source), family_of(leaf).stock
+    if (named := named_pipeline(source)) is not None:
+        if named[0].stock != stock:
+            raise ValueError(f'"{source}" is a {named[0].stock}, no {stock}: use Leaf{named[0].stock}')
+        return str(named[1])
     folder = Path(source).expanduser()
     if folder.is_dir():
-        _check_index(folder, options, leaf, stock)
+        _check_index(folder, options, leaf)
         return str(folder)
     if folder.is_file():
         refuse_pickle(folder)
-        raise ValueError(f"{source} is a file, no folder: load it with {leaf}.from_single_file")
-    if _looks_like_path(source):
+        raise ValueError(f"{source} is a file, no folder: load it with {leaf.__name__}.from_single_file")
+    if looks_like_path(source):
         raise FileNotFoundError(f"no pipeline {source!r}: the folder {folder.absolute()} does not exist")
     return source
 
 
-def checked_file(source: str | Path, options: dict[str, Any]) -> tuple[str, set[str]]:
+def checked_file(source: str | Path, options: dict[str, object]) -> tuple[str, set[str]]:
     """The file or address for diffusers' `from_single_file`, and the text encoders that the file has (of an address all
     are taken to be there)."""
     _checked_options(options)
@@ -59,15 +58,15 @@ def checked_file(source: str | Path, options: dict[str, Any]) -> tuple[str, set[
     return str(file), {place.part for place in places}
 
 
-def _checked_options(options: dict[str, Any]) -> None:
+def _checked_options(options: dict[str, object]) -> None:
     if not options.setdefault("use_safetensors", True):
         raise ValueError("use_safetensors=False would open pickles, which can run code: only safetensors are loaded")
     for name in ("dtype", "torch_dtype"):
-        if isinstance(options.get(name), str):  # diffusers would load float32 instead
-            options[name] = dtype_from_name(options[name])
+        if isinstance(dtype := options.get(name), str):  # diffusers would load float32 instead
+            options[name] = dtype_from_name(dtype)
 
 
-def _check_index(folder: Path, options: dict[str, Any], leaf: str, stock: type) -> None:
+def _check_index(folder: Path, options: Mapping[str, object], leaf: type) -> None:
     if not (folder / INDEX).is_file():
         hint = "it holds an encoder, which is given as text_encoder=" if (folder / "config.json").is_file() else ""
         raise FileNotFoundError(f"no pipeline in {folder}: there is no {INDEX}" + (f"; {hint}" if hint else ""))
@@ -76,14 +75,15 @@ def _check_index(folder: Path, options: dict[str, Any], leaf: str, stock: type) 
         parts = {name: value for name, value in index.items() if isinstance(value, list) and value[:1] != [None]}
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is damaged ({error})") from error
-    kinds = {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"}
-    if (kind := str(index.get("_class_name")).removeprefix("Leaf")) in kinds - {stock.__name__}:
-        raise ValueError(f"{folder} is a {kind}, which {leaf} cannot run: use Leaf{kind}")
-    refuse_pickled_folder(*(folder / name for name in parts if name not in options), variant=options.get("variant"))
+    if (kind := str(index.get("_class_name")).removeprefix("Leaf")) in FAMILIES.keys() - {family_of(leaf).stock}:
+        raise ValueError(f"{folder} is a {kind}, which {leaf.__name__} cannot run: use Leaf{kind}")
+    variant = options.get("variant")
+    wanted = (folder / name for name in parts if name not in options)
+    refuse_pickled_folder(*wanted, variant=variant if isinstance(variant, str) else None)
 
 
 @contextmanager
-def found(source: str, options: dict[str, Any]) -> Iterator[None]:
+def found(source: str, options: Mapping[str, object]) -> Iterator[None]:
     """Whatever diffusers and the Hub say of a name that cannot be had becomes a FileNotFoundError that says what to do."""
     try:
         yield
@@ -106,13 +106,14 @@ def found(source: str, options: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def even_dtypes(pipeline: Any, options: dict[str, Any]) -> None:
+def even_dtypes(pipeline: object, options: Mapping[str, object]) -> None:
     """Without a dtype, diffusers loads its own models in float32 and transformers the text encoders in the file's type;
     the first such image from float16 files would fail. The denoiser's type then holds for both."""
     if options.get("dtype") is not None or options.get("torch_dtype") is not None:
         return
-    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-        part = getattr(pipeline, name, None)
-        if part is not None and denoiser is not None and name not in options and part.dtype != denoiser.dtype:
+    family = family_of(pipeline)
+    denoiser = getattr(pipeline, family.denoiser, None)
+    for each in family.text_encoders:
+        part = getattr(pipeline, each.part, None)
+        if part is not None and denoiser is not None and each.part not in options and part.dtype != denoiser.dtype:
             part.to(dtype=denoiser.dtype)

@@ -1,19 +1,23 @@
-"""What the Leaf pipelines share: exchanging, defending and attacking the CLIP text encoders, one or two of them."""
+"""What the Leaf pipelines share: exchanging, defending and attacking their CLIP text encoders, one or two of them."""
 
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeAlias, cast
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, cast
 
 from torch import nn
 
 from leaf_diffusion.attacks.base import Attack, AttackResult
 from leaf_diffusion.attacks.charmer import Charmer
+from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.diffusion.loading import checked_file, checked_folder, even_dtypes, found
-from leaf_diffusion.encoders.base import Defence, Feature, Tower
+from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder, computes_on
 from leaf_diffusion.encoders.load import load_defence
 from leaf_diffusion.encoders.swap import exchanged
@@ -22,21 +26,43 @@ from leaf_diffusion.scoring.objectives import Drift, Objective
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
 
-Source: TypeAlias = str | Path | nn.Module | Tower
-PARTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+
+class Own(Enum):
+    """Where no text encoder is given. (None is given to do without one.)"""
+
+    OWN = "the pipeline's own"
+
+
+OWN = Own.OWN
+Source: TypeAlias = str | Path | nn.Module | TextEncoder
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def defended(encode_prompt: Callable[P, R]) -> Callable[P, R]:
+    """A stock `encode_prompt` that is given the prompts after the pipeline's defence; its signature stays the stock one.
+
+    The defence reads prompts alone: negative prompts are the user's own words.
+    """
+    signature = inspect.signature(encode_prompt)
+
+    @functools.wraps(encode_prompt)
+    def with_defence(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs).arguments
+        defence: Defence | None = given["self"]._defence
+        for name in ("prompt", "prompt_2", "prompt_3"):
+            if defence is not None and (prompt := given.get(name)) is not None:
+                given[name] = defence([prompt])[0] if isinstance(prompt, str) else defence(prompt)
+        call: Callable[..., R] = encode_prompt
+        return call(**given)
+
+    return with_defence
 
 
 class LeafPipeline:
-    """Stands before a stock pipeline class among the bases.
-
-    `_stock`: that class; `_towers`: how many CLIPs it has; `_feature`: what of them it is given pooled, None: projected where
-    the projection is known, else pooled.
-    """
+    """Stands before a stock pipeline class among the bases; `diffusion.families` says what that class is made of."""
 
     # class attributes, because an __init__ of its own would break from_pipe and save_pretrained
-    _stock: ClassVar[type]
-    _towers: ClassVar[int] = 2
-    _feature: ClassVar[Feature | None] = None
     _defence: Defence | None = None
     _projections: dict[str, nn.Linear] | None = None
     _names: dict[str, str] | None = None
@@ -46,12 +72,12 @@ class LeafPipeline:
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
-        text_encoder: Source | None = None,
-        text_encoder_2: Source | None = None,
+        text_encoder: Source | Own | None = OWN,
+        text_encoder_2: Source | Own | None = OWN,
         adapter: str | Path | None = None,
         adapter_2: str | Path | None = None,
         defence: str | Defence | None = None,
-        components: Mapping[str, Any] | None = None,
+        components: Mapping[str, object] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a pipeline folder or Hub id and swap `text_encoder` (CLIP-L) and `text_encoder_2` (CLIP-G) in, or one of
@@ -59,18 +85,19 @@ class LeafPipeline:
 
         Sources, `adapter` (a LoRA, merged into the encoder) and `defence` as in `load_text_encoder`; the new encoder has
         the dtype and device of the old one, and a bare text model keeps the pipeline's own projection where it needs one.
-        Everything else goes to diffusers: dtype (a name, too), variant, revision, local_files_only, components (by their
-        names, or together as `components`).
+        None: the pipeline does without that text encoder, as in diffusers, and a T5 is given as there. Everything else goes
+        to diffusers: dtype (a name, too), variant, revision, local_files_only, components (by their names, or together as
+        `components`).
 
         Raises FileNotFoundError where nothing is found; ValueError naming every misfit between an encoder and the
         pipeline, and for pickles, with the command that converts them.
         """
-        kwargs |= components or {}
-        source = checked_folder(pretrained_model_name_or_path, kwargs, cls.__name__, cls._stock)
+        sources = cls._sources(text_encoder, text_encoder_2, components, kwargs)
+        source = checked_folder(pretrained_model_name_or_path, kwargs, cls)
         with found(source, kwargs):
             pipe = cast(Any, super()).from_pretrained(source, **kwargs)
         even_dtypes(pipe, kwargs)
-        pipe._exchange((text_encoder, text_encoder_2), (adapter, adapter_2), defence)
+        pipe._exchange(sources, (adapter, adapter_2), defence)
         return cast(Self, pipe)
 
     @classmethod
@@ -78,26 +105,25 @@ class LeafPipeline:
         cls,
         pretrained_model_link_or_path: str | Path,
         *,
-        text_encoder: Source | None = None,
-        text_encoder_2: Source | None = None,
+        text_encoder: Source | Own | None = OWN,
+        text_encoder_2: Source | Own | None = OWN,
         adapter: str | Path | None = None,
         adapter_2: str | Path | None = None,
         defence: str | Defence | None = None,
-        components: Mapping[str, Any] | None = None,
+        components: Mapping[str, object] | None = None,
         **kwargs: Any,
     ) -> Self:
         """As `from_pretrained`, from one .safetensors file (or its address on the Hub). Without a network `config` is
         needed: the folder of a pipeline of that kind. A module for a tower that the file lacks is taken as it is.
         """
-        kwargs |= components or {}
+        sources = cls._sources(text_encoder, text_encoder_2, components, kwargs)
         source, has = checked_file(pretrained_model_link_or_path, kwargs)
-        given = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
-        lacking = {part: one for part, one in given.items() if isinstance(one, nn.Module) and part not in has}
+        for part in [part for part, one in sources.items() if isinstance(one, nn.Module) and part not in has]:
+            kwargs[part] = sources.pop(part)
         with found(source, kwargs):
-            pipe = cast(Any, super()).from_single_file(source, **kwargs, **lacking)
+            pipe = cast(Any, super()).from_single_file(source, **kwargs)
         even_dtypes(pipe, kwargs)
-        first, second = (None if part in lacking else one for part, one in given.items())
-        pipe._exchange((first, second), (adapter, adapter_2), defence)
+        pipe._exchange(sources, (adapter, adapter_2), defence)
         return cast(Self, pipe)
 
     @classmethod
@@ -105,41 +131,61 @@ class LeafPipeline:
         cls,
         pipeline: Any,
         *,
-        text_encoder: Source | None = None,
-        text_encoder_2: Source | None = None,
+        text_encoder: Source | Own | None = OWN,
+        text_encoder_2: Source | Own | None = OWN,
         adapter: str | Path | None = None,
         adapter_2: str | Path | None = None,
         defence: str | Defence | None = None,
-        components: Mapping[str, Any] | None = None,
+        components: Mapping[str, object] | None = None,
         **kwargs: Any,
     ) -> Self:
         """As diffusers' `from_pipe`, sharing components; the given pipeline keeps its own text encoders."""
-        pipe = cast(Any, super()).from_pipe(pipeline, **kwargs, **components or {})
+        sources = cls._sources(text_encoder, text_encoder_2, components, kwargs)
+        pipe = cast(Any, super()).from_pipe(pipeline, **kwargs)
         if isinstance(pipeline, LeafPipeline):
             pipe._defence, pipe._projections = pipeline._defence, dict(pipeline._projections or {})
             pipe._names = dict(pipeline._names or {})
-        pipe._exchange((text_encoder, text_encoder_2), (adapter, adapter_2), defence)
+        pipe._exchange(sources, (adapter, adapter_2), defence)
         return cast(Self, pipe)
+
+    @classmethod
+    def _sources(
+        cls, first: object, second: object, components: Mapping[str, object] | None, kwargs: dict[str, object]
+    ) -> dict[str, Source]:
+        """The CLIPs to exchange, by their parts. What diffusers is to be given as it is (other components, None, a T5) is
+        added to `kwargs`."""
+        named = {"text_encoder": first, "text_encoder_2": second}
+        given = {**(components or {}), **{part: one for part, one in named.items() if one is not OWN}}
+        family = family_of(cls)
+        kept, sources = {each.part for each in family.kept}, dict[str, Source]()
+        for name, one in given.items():
+            if name in named and name not in kept and isinstance(one, (str, Path, nn.Module, TextEncoder)):
+                sources[name] = one
+            elif name not in named or name in {each.part for each in family.text_encoders}:
+                kwargs[name] = one
+        return sources
 
     def _exchange(
         self,
-        sources: tuple[Source | None, Source | None],
+        sources: Mapping[str, Source],
         adapters: tuple[str | Path | None, str | Path | None],
         defence: str | Defence | None,
     ) -> None:
-        new: list[tuple[str, Any, Tower, bool]] = []
-        for index, ((part, reader), source, adapter) in enumerate(zip(PARTS, sources, adapters, strict=True)):
+        clips = {each.part: each.tokenizer for each in family_of(self).clips}
+        new: list[tuple[str, Any, TextEncoder]] = []
+        for part, adapter in zip(("text_encoder", "text_encoder_2"), adapters, strict=True):
+            source = sources.get(part)
             if source is None and adapter is None:
                 continue
-            current = getattr(self, part) if index < self._towers else None
+            current = getattr(self, part) if part in clips else None
             if current is None:
                 raise ValueError(f"this pipeline has no {part} that could be exchanged")
-            new.append((part, *exchanged(current, getattr(self, reader), source, adapter), source is not None))
-        for part, module, encoder, whole in new:  # all fit, or nothing is changed
+            new.append((part, *exchanged(current, getattr(self, clips[part]), source, adapter)))
+        for part, module, encoder in new:  # all fit, or nothing is changed
             cast(Any, self).register_modules(**{part: module})
             self._names = (self._names or {}) | {part: encoder.name}
             self._defence = encoder.defence or self._defence
-            if whole:  # an adapter alone leaves the projection of an earlier swap in place
+            if part in sources:  # an adapter alone leaves the projection of an earlier swap in place
                 own = encoder.projection if isinstance(encoder, HFTextEncoder) else None
                 others = {name: one for name, one in (self._projections or {}).items() if name != part}
                 self._projections = others if own is None else others | {part: copy.deepcopy(own)}
@@ -151,22 +197,16 @@ class LeafPipeline:
         """The CLIP text encoders as they stand (a refiner has the second alone), with their defence and, where it is
         known, their projection."""
         base = str(cast(Any, self).config.get("_name_or_path") or "pipeline")
-        made = []
-        for part, reader in PARTS[: self._towers]:
-            if (module := getattr(self, part)) is not None:
-                projection = (self._projections or {}).get(part)
+        made, clips = [], family_of(self).clips
+        for each in clips:
+            if (module := getattr(self, each.part)) is not None:
+                projection = (self._projections or {}).get(each.part)
                 if projection is not None:
                     projection = projection.to(computes_on(module), module.dtype)
-                name = (self._names or {}).get(part, base if self._towers == 1 else f"{base}/{part}")
-                reading = getattr(self, reader)
-                made.append(HFTextEncoder(module, reading, name=name, defence=self._defence, projection=projection))
+                name = (self._names or {}).get(each.part, base if len(clips) == 1 else f"{base}/{each.part}")
+                tokenizer = getattr(self, each.tokenizer)
+                made.append(HFTextEncoder(module, tokenizer, name=name, defence=self._defence, projection=projection))
         return made
-
-    def _defended(self, prompt: Any) -> Any:
-        """A prompt, or a list of them, after the defence. Negative prompts are the user's own words and stay."""
-        if prompt is None or self._defence is None:
-            return prompt
-        return self._defence([prompt])[0] if isinstance(prompt, str) else self._defence(prompt)
 
     def attack(
         self,
@@ -181,23 +221,29 @@ class LeafPipeline:
     ) -> list[AttackResult]:
         """Worst prompts within `k` edits, found on this pipeline's own CLIP text encoders (default attack: `Charmer()`).
 
-        The default objective is the squared L2 drift of projected features where the projection is known, and of pooled
-        ones otherwise: the CLIPTextModel inside a Stable Diffusion has none (of pooled ones always in FLUX, which is given
-        those). With two towers the score is the mean of
-        both drifts, each relative to its own clean embedding, so that the larger does not drown the other; `objective`
-        takes the drift's place on each. `Drift("l2", feature=Hidden())` attacks the token states.
+        The default objective is the squared L2 drift of what the pipeline's class has of each encoder: pooled features of
+        CLIPTextModels (Stable Diffusion, SDXL's first, FLUX), projected ones of those with a projection (SDXL's second, both
+        of SD3). So the same weights get the same attack, whatever projection an exchanged encoder brings along;
+        `Drift("l2", feature="projected")` attacks that, `Drift("l2", feature=Hidden())` the token states. With two towers
+        the score is the mean of both drifts, each relative to its own clean embedding, so that the larger does not drown
+        the other; `objective` takes the drift's place on each.
+
+        ValueError where the pipeline has no CLIP.
         """
-        scorers = []
-        for encoder in self.encoders:
-            default: Feature = "projected" if encoder.has_projection else "pooled"
-            own = objective or Drift("l2", feature=self._feature or default)
-            scorers.append((Scorer(encoder, own), 1.0))
-        scorer = scorers[0][0] if self._towers == 1 else MeanScorer(scorers)
+        family = family_of(self)
+        features = [each.attacked for each in family.clips if getattr(self, each.part) is not None]
+        if not features:
+            raise ValueError(f"this {type(self).__name__} has no CLIP text encoder that could be attacked")
+        scorers = [
+            (Scorer(encoder, objective or Drift("l2", feature=feature)), 1.0)
+            for encoder, feature in zip(self.encoders, features, strict=True)
+        ]
+        scorer = scorers[0][0] if len(family.clips) == 1 else MeanScorer(scorers)
         rule = constraint_from_name(constraint) if isinstance(constraint, str) else constraint
         return list((attack or Charmer())(list(prompts), scorer, k=k, constraint=rule, seed=seed, on_step=on_step))
 
     def to_json_string(self) -> str:
         """The configuration under the stock class name, so that stock classes load what this one saves."""
         config = json.loads(cast(Any, super()).to_json_string())
-        config["_class_name"] = self._stock.__name__
+        config["_class_name"] = family_of(self).stock
         return json.dumps(config, indent=2, sort_keys=True) + "\n"

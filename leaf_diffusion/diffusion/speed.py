@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from leaf_diffusion.diffusion.families import denoiser_of
+
 Attention = Literal["sdpa", "xformers", "auto"]
 
 
@@ -54,12 +56,6 @@ def _enable_xformers(pipeline: Any) -> str | None:
     if attention_of(pipeline) != "xformers":  # diffusers passes over what it has no such processor for
         return f"diffusers has no xformers kernels for {type(denoiser_of(pipeline)).__name__}"
     return None
-
-
-def denoiser_of(pipeline: Any) -> Any:
-    """The UNet, or the transformer of SD3."""
-    found = getattr(pipeline, "unet", None)
-    return found if found is not None else pipeline.transformer
 
 
 def set_layout(pipeline: Any, *, channels_last: bool = False, compiled: bool = False) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, cast
 
 from torch import nn
 
@@ -33,7 +32,7 @@ def merge_adapter(module: nn.Module, adapter: str) -> nn.Module:
         config = peft.PeftConfig.from_pretrained(str(folder))
         if getattr(config, "megatron_config", None):  # PEFT would import whatever module the file names
             raise ValueError("its megatron_config names code to be run, which is not done here")
-        wrapped = peft.get_peft_model(cast(Any, copy.deepcopy(module)), config)
+        wrapped = peft.get_peft_model(copy.deepcopy(module), config)
         places = set(get_peft_model_state_dict(wrapped))
         named = {_place(key, places): value for key, value in stored.items()}
         # PEFT itself would go on and merge nothing
@@ -42,7 +41,7 @@ def merge_adapter(module: nn.Module, adapter: str) -> nn.Module:
         set_peft_model_state_dict(wrapped, named)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"adapter {adapter!r} does not fit {type(module).__name__}: {error}") from error
-    return cast(nn.Module, cast(Any, wrapped).merge_and_unload())
+    return wrapped.merge_and_unload()
 
 
 def _place(key: str, places: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a text encoder is here: the protocol everybody speaks, and the part that all towers share."""
+"""The text encoder: a text tower with its own tokenizer, whatever library the tower comes from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -47,42 +47,11 @@ class Defence(Protocol):
     def __call__(self, texts: Sequence[str]) -> list[str]: ...
 
 
-@runtime_checkable
-class TextEncoder(Protocol):
-    """A text tower with its own tokenizer."""
+class TextEncoder(ABC):
+    """A text tower with its own tokenizer: defence, token rows, padding, pooling, fingerprint.
 
-    name: str
-    module: nn.Module
-    context_length: int
-
-    @property
-    def tokenizer(self) -> object: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over weights, pooling, tokenizer and defence: part of a run's identity and of every cache key."""
-        ...
-
-    def preprocess(self, texts: Sequence[str]) -> list[str]: ...
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def tokenize_candidates(self, candidates: Candidates) -> list[tuple[int, ...]]: ...
-    @property
-    def reading(self) -> tuple[object, ...]: ...
-    def is_truncated(self, texts: Sequence[str]) -> list[bool]: ...
-    def features(self, token_rows: Sequence[Sequence[int]], what: Feature = "projected") -> Float[Tensor, "n d"]: ...
-    def token_embedding(self) -> Float[Tensor, "vocab width"]: ...
-    def features_from_embeddings(
-        self, embeds: Float[Tensor, "n t width"], token_rows: Sequence[Sequence[int]], what: Feature = "projected"
-    ) -> Float[Tensor, "n d"]: ...
-
-
-class Tower(ABC):
-    """The shared half of a `TextEncoder`: defence, token rows, padding, pooling, fingerprint.
-
-    A subclass says how token ids (or embeddings) become states: `_states` and `_project`.
+    A subclass says how token ids (or embeddings) become states (`_states`, `_project`), and what identifies the tower
+    (`weights`, `architecture`).
     """
 
     def __init__(
@@ -109,7 +78,8 @@ class Tower(ABC):
     # -- text to tokens ------------------------------------------------------------------------------------------
 
     @property
-    def tokenizer(self) -> object:
+    def tokenizer(self) -> Any:
+        """A fast tokenizer of transformers, or a `SimpleTokenizer` of open_clip."""
         return self.rows.tokenizer
 
     def preprocess(self, texts: Sequence[str]) -> list[str]:
@@ -149,8 +119,8 @@ class Tower(ABC):
         return [word for word in words if word]
 
     @property
-    def reading(self) -> tuple[object, ...]:
-        """Tokenizer, context and defence: encoders in which these are equal read the same token rows."""
+    def tokenization(self) -> tuple[object, ...]:
+        """Tokenizer, context length and defence: encoders in which these are equal see the same token rows."""
         return self.rows.fingerprint, self.context_length, self.defence and self.defence.fingerprint
 
     def is_truncated(self, texts: Sequence[str]) -> list[bool]:
@@ -267,17 +237,20 @@ class Tower(ABC):
         """sha256 hex over text weights as stored, architecture, tokenizer and defence; follows in-place training."""
         # never remembered: a fused optimiser changes weights without a trace
         digest = hashlib.sha256()
-        for name, tensor in sorted(self._weights(), key=lambda pair: pair[0]):
+        for name, tensor in sorted(self.weights(), key=lambda pair: pair[0]):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        digest.update(f"{self._architecture()}\n{self.context_length}\n{self.rows.fingerprint}\n".encode())
+        digest.update(f"{self.architecture()}\n{self.context_length}\n{self.rows.fingerprint}\n".encode())
         digest.update(self.defence.fingerprint.encode() if self.defence else b"")
         return digest.hexdigest()
 
     @abstractmethod
-    def _weights(self) -> Iterable[tuple[str, Tensor]]:
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
         """Names and tensors of the text half alone."""
 
     @abstractmethod
-    def _architecture(self) -> str:
+    def architecture(self) -> str:
         """What changes the features and is not in the weights (activation, heads, ...)."""
+
+
+Tower = TextEncoder  # the old name

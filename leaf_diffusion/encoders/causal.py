@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, QuickGELUActivation
 
-from leaf_diffusion.encoders.base import TextEncoder, Tower
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder, token_table
 from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder
 
@@ -145,7 +145,7 @@ def _open_clip(encoder: OpenCLIPTextEncoder) -> CausalParts:
     return CausalParts(tower.token_embedding, positions, blocks, norm, projection, *_reading(encoder))
 
 
-def _reading(encoder: Tower) -> tuple[int, int, int]:
+def _reading(encoder: TextEncoder) -> tuple[int, int, int]:
     return encoder.context_length, encoder.rows.eos_id, encoder.pad_id
 
 

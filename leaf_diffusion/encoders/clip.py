@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders.base import Defence, Tower
+from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.tokens.tokenizer import RowTokenizer
 
 LEGACY_EOS = 2  # configs from before transformers 4.31: pool at the largest token id, which is CLIP's end-of-text
@@ -19,7 +19,7 @@ LEGACY_EOS = 2  # configs from before transformers 4.31: pool at the largest tok
 def text_model_of(module: nn.Module) -> nn.Module:
     """The transformer without projection inside any of the CLIP text classes; ValueError for other models."""
     if isinstance(module, (CLIPTextModelWithProjection, CLIPModel)):
-        return cast(nn.Module, module.text_model)
+        return module.text_model
     if isinstance(module, CLIPTextModel):
         return module
     raise ValueError(
@@ -30,14 +30,14 @@ def text_model_of(module: nn.Module) -> nn.Module:
 
 def text_config_of(module: nn.Module) -> CLIPTextConfig:
     """The text half's configuration."""
-    config = cast(Any, module).config
-    return cast(CLIPTextConfig, getattr(config, "text_config", config))
+    config = module.config
+    return getattr(config, "text_config", config)
 
 
 def token_table(text_model: nn.Module) -> nn.Embedding:
     """The token embedding of a CLIP text model (flat in transformers 5.23, one level deeper in older versions)."""
-    inner = cast(Any, getattr(text_model, "text_model", text_model))
-    return cast(nn.Embedding, inner.embeddings.token_embedding)
+    inner = getattr(text_model, "text_model", text_model)
+    return inner.embeddings.token_embedding
 
 
 def computes_on(module: nn.Module) -> torch.device:
@@ -69,7 +69,7 @@ def check_pooling(config: CLIPTextConfig, tokenizer: Any) -> None:
         )
 
 
-class HFTextEncoder(Tower):
+class HFTextEncoder(TextEncoder):
     """A transformers CLIP text tower. `module` is used as it is: neither copied, cast, moved nor switched to eval.
 
     `projection` [width -> d] replaces a projection that the module lacks (the text encoder of a Stable Diffusion
@@ -123,19 +123,19 @@ class HFTextEncoder(Tower):
             self.module._hf_hook.pre_forward(self.module)  # offloading waits for calls of the whole module
         with hook:
             output = self.text_model(input_ids=ids, output_hidden_states=layer != -1)
-        return cast(Tensor, output.last_hidden_state if layer == -1 else output.hidden_states[layer])
+        return output.last_hidden_state if layer == -1 else output.hidden_states[layer]
 
     def _project(self, pooled: Tensor) -> Tensor:
         assert self.projection is not None
         place = self.projection.weight.device
-        return cast(Tensor, self.projection(pooled if place.type == "meta" else pooled.to(place)))
+        return self.projection(pooled if place.type == "meta" else pooled.to(place))
 
-    def _weights(self) -> Iterable[tuple[str, Tensor]]:
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
         for name, tensor in self.text_model.state_dict(keep_vars=True).items():
             yield name.removeprefix("text_model."), tensor
         if self.projection is not None:
             yield "text_projection.weight", self.projection.weight
 
-    def _architecture(self) -> str:
+    def architecture(self) -> str:
         c = self.config
         return f"clip_text {c.hidden_act} {c.num_attention_heads} {c.layer_norm_eps}"

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leaf_diffusion.encoders.base import Tower
+from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.encoders.causal import causal_parts
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.convert import State, to_open_clip, to_transformers
 from leaf_diffusion.encoders.single_file import HEADS, Entry, Header, Place, blocks, choose, loader_act, read_header
@@ -29,7 +29,7 @@ _PROJECTION = ("text_projection", "text_projection.weight")
 _HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")  # of the weights that were there before
 
 
-def export_text_encoder(encoder: Tower, output: Path, *, dtype: torch.dtype = torch.float16) -> None:
+def export_text_encoder(encoder: TextEncoder, output: Path, *, dtype: torch.dtype = torch.float16) -> None:
     """Write the tower as one safetensors file under transformers' names ("text_model.…"), the layout of ComfyUI's
     `clip_l.safetensors` and `clip_g.safetensors`; it appears whole or not at all.
 
@@ -40,10 +40,10 @@ def export_text_encoder(encoder: Tower, output: Path, *, dtype: torch.dtype = to
     _check_reading(encoder, loader_act(blocks(state)))
     state = {key: _cast(key, value, dtype) for key, value in state.items()}
     with _whole_file(output) as file:
-        save_file(state, file, metadata={"format": "pt", HEADS: str(_heads(encoder))})
+        save_file(state, file, metadata={"format": "pt", HEADS: str(causal_parts(encoder).blocks[0].heads)})
 
 
-def export_checkpoint(encoder: Tower, checkpoint: Path, output: Path, *, part: str | None = None) -> str:
+def export_checkpoint(encoder: TextEncoder, checkpoint: Path, output: Path, *, part: str | None = None) -> str:
     """Write `checkpoint` (Stable Diffusion 1, 2, XL or 3 in one safetensors file) with its text encoder replaced.
 
     All other tensors keep their bytes and every tensor its type, so the file is copied and written over in place: memory
@@ -71,16 +71,16 @@ def export_checkpoint(encoder: Tower, checkpoint: Path, output: Path, *, part: s
     return f"the {place.what}, {len(values)} tensors; {projection}"
 
 
-def tower_state(encoder: Tower) -> State:
+def tower_state(encoder: TextEncoder) -> State:
     """The tower's weights under the names of `CLIPTextModelWithProjection`."""
-    weights = {name: value.detach() for name, value in encoder._weights()}
+    weights = {name: value.detach() for name, value in encoder.weights()}
     if isinstance(encoder, HFTextEncoder):
         return {key if key in _PROJECTION else f"text_model.{key}": value for key, value in weights.items()}
     return to_transformers(weights)
 
 
 def _fitting(
-    encoder: Tower, checkpoint: Path, header: Header, part: str | None
+    encoder: TextEncoder, checkpoint: Path, header: Header, part: str | None
 ) -> tuple[Place, dict[str, Tensor], str]:
     """The place that the encoder fits, the tensors to write by their keys, and what becomes of the projection."""
     places = header.places
@@ -129,27 +129,16 @@ def _is_identity(file: Path, key: str) -> bool:
         return is_identity(opened.get_tensor(key))
 
 
-def _check_reading(encoder: Tower, act: str) -> None:
+def _check_reading(encoder: TextEncoder, act: str) -> None:
     """ValueError where a loader would read or run the tower otherwise than it was made for."""
-    if isinstance(encoder, HFTextEncoder):
-        own = encoder.config.hidden_act
-        if not is_clip_vocabulary(cast(Any, encoder.tokenizer).get_vocab()):
-            raise ValueError(
-                f"{encoder.name} reads with a tokenizer that is not CLIP's, the only one that loaders have"
-            )
-    else:
-        own = "quick_gelu" if "QuickGELU" in encoder._architecture() else "gelu"
+    if isinstance(encoder, HFTextEncoder) and not is_clip_vocabulary(encoder.tokenizer.get_vocab()):
+        raise ValueError(f"{encoder.name} reads with a tokenizer that is not CLIP's, the only one that loaders have")
+    own = "quick_gelu" if causal_parts(encoder).blocks[0].quick else "gelu"
     if own != act:
         raise ValueError(
             f"{encoder.name} was made with the activation {own}, but loaders run such a file with {act}: "
             "its states would be wrong. Use an encoder of the same CLIP family"
         )
-
-
-def _heads(encoder: Tower) -> int:
-    if isinstance(encoder, HFTextEncoder):
-        return int(encoder.config.num_attention_heads)
-    return int(cast(Any, encoder).tower.transformer.resblocks[0].attn.num_heads)
 
 
 def _cast(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:

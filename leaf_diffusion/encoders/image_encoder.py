@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,8 @@ from transformers import AutoConfig, CLIPConfig, CLIPImageProcessor, CLIPModel, 
 from transformers.utils.hub import cached_file
 
 from leaf_diffusion.encoders import sources
-from leaf_diffusion.encoders.load import _looks_like_path, _refuse_pickles, reading
+from leaf_diffusion.weights.errors import loading, looks_like_path
+from leaf_diffusion.weights.pickles import require_safetensors
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSOR = "preprocessor_config.json"
@@ -138,10 +139,10 @@ def wrap_image_encoder(module: nn.Module, processor: Any = None, *, name: str | 
 def tower_of(module: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
     """Normalised pixels to features; ValueError for models that are no CLIP image tower."""
     if isinstance(module, (CLIPModel, CLIPVisionModelWithProjection)):
-        found = cast(Any, module)
-        return lambda x: cast(Tensor, found.visual_projection(found.vision_model(x).pooler_output))
+        found = module
+        return lambda x: found.visual_projection(found.vision_model(x).pooler_output)
     if hasattr(module, "visual"):
-        return cast(Callable[[Tensor], Tensor], module.visual)
+        return module.visual
     raise ValueError(
         f"{name}: {type(module).__name__} has no image tower with a projection into the joint space; "
         "expected CLIPModel or CLIPVisionModelWithProjection of transformers, or a model of open_clip"
@@ -160,7 +161,7 @@ def default_processor(size: int) -> CLIPImageProcessor:
 
 def _by_processor(processor: CLIPImageProcessor, module: nn.Module, name: str) -> Preprocessing:
     settings = processor.to_dict()
-    config = cast(Any, module).config
+    config = module.config
     side = int(getattr(config, "vision_config", config).image_size)
     probe = processor([Image.new("RGB", (side + 3, side + 5))], do_normalize=False, return_tensors="pt")
     size = tuple(probe["pixel_values"].shape[-2:])
@@ -171,7 +172,7 @@ def _by_processor(processor: CLIPImageProcessor, module: nn.Module, name: str) -
     )
 
     def prepare(images: Sequence[Image.Image]) -> Tensor:
-        return cast(Tensor, processor(list(images), do_normalize=False, return_tensors="pt")["pixel_values"])
+        return processor(list(images), do_normalize=False, return_tensors="pt")["pixel_values"]
 
     kept = {key: value for key, value in settings.items() if key.startswith(("do_", "image_", "size", "crop", "res"))}
     return Preprocessing(prepare, size, mean, std, json.dumps(kept, sort_keys=True, default=str))
@@ -204,7 +205,7 @@ def _architecture(module: nn.Module) -> str:
     config = getattr(module, "config", None)
     if config is None:
         heads = [m.num_heads for m in module.modules() if hasattr(m, "num_heads")]
-        return f"open_clip {cast(Any, module).visual} {heads}"
+        return f"open_clip {module.visual} {heads}"
     c = getattr(config, "vision_config", config)
     return f"clip_vision {c.hidden_act} {c.num_attention_heads} {c.layer_norm_eps} {c.patch_size} {c.image_size}"
 
@@ -216,21 +217,21 @@ def _from_transformers(
     if folder.is_dir():
         source = str(folder)
         if (folder / subfolder / "config.json").is_file():
-            _refuse_pickles(folder / subfolder)
-    elif _looks_like_path(source):
+            require_safetensors(folder / subfolder)
+    elif looks_like_path(source):
         raise FileNotFoundError(f"no image encoder {source!r}: the folder {folder.absolute()} does not exist")
     where: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
     try:
         if cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False, **where) is None:
             raise FileNotFoundError(f"no image encoder {source!r}: there is no config.json in it")
-        with reading(source, "config.json cannot be used"):
+        with loading(source, "config.json cannot be used"):
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
             if config.model_type not in ("clip", "clip_vision_model"):
                 raise ValueError(f'{source}: model_type "{config.model_type}" is no CLIP with an image tower')
             vision = getattr(config, "vision_config", config)
             if isinstance(config, CLIPConfig):
                 vision.projection_dim = config.projection_dim  # the half's own is often a stale default
-        with reading(source, "the weights cannot be loaded, or config.json does not fit them"):
+        with loading(source, "the weights cannot be loaded, or config.json does not fit them"):
             module, info = CLIPVisionModelWithProjection.from_pretrained(
                 source, config=vision, use_safetensors=True, dtype=dtype, output_loading_info=True, **where
             )
@@ -238,7 +239,7 @@ def _from_transformers(
             raise ValueError(f"{source}: the weights lack {len(missing)} tensors, such as {sorted(missing)[0]!r}")
         if cached_file(source, PROCESSOR, _raise_exceptions_for_missing_entries=False, **where) is None:
             return module, default_processor(vision.image_size)
-        with reading(source, f"{PROCESSOR} cannot be used"):
+        with loading(source, f"{PROCESSOR} cannot be used"):
             return module, CLIPImageProcessor.from_pretrained(source, **where)
     except FileNotFoundError:
         raise

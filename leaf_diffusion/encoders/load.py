@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode
@@ -15,12 +13,13 @@ from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPTextModel, C
 from transformers.utils.hub import cached_file
 
 from leaf_diffusion.encoders import sources
-from leaf_diffusion.encoders.base import Defence, Tower
+from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder, text_config_of
 from leaf_diffusion.encoders.defences import DEFENCES
 from leaf_diffusion.encoders.single_file import load_single_file
 from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
-from leaf_diffusion.weights.pickles import refuse_pickled_folder
+from leaf_diffusion.weights.errors import loading, looks_like_path
+from leaf_diffusion.weights.pickles import require_safetensors
 
 MOST_TOKENS = 10_000_000
 SLACK = 50_000_000  # weights that any machine can hold
@@ -36,7 +35,7 @@ def load_text_encoder(
     subfolder: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
-) -> Tower:
+) -> TextEncoder:
     """A text encoder from whatever names it.
 
     `source`: a folder of a CLIP (text) model or of a diffusers pipeline, a Hub id of either, a .safetensors file (a text
@@ -72,7 +71,7 @@ def load_text_encoder(
     if adapter is not None:
         from leaf_diffusion.encoders.adapter import merge_adapter
 
-        with reading(str(adapter), "the adapter cannot be merged"):
+        with loading(str(adapter), "the adapter cannot be merged"):
             module = merge_adapter(module, str(adapter))
         name = f"{name}+{Path(adapter).name}"
     if not isinstance(source, nn.Module):
@@ -83,29 +82,11 @@ def load_text_encoder(
     defence = load_defence(defence)
     if isinstance(source, nn.Module):
         return wrap(module, tokenizer, name=name, defence=defence)
-    with reading(name, "its configuration and tokenizer do not fit together"):
+    with loading(name, "its configuration and tokenizer do not fit together"):
         return wrap(module, tokenizer, name=name, defence=defence)
 
 
-@contextmanager
-def reading(source: str, what: str) -> Iterator[None]:
-    """Whatever transformers, tokenizers and safetensors make of a damaged file becomes a ValueError naming `source`."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:  # their errors have no base class in common
-        ours = isinstance(error, ValueError) and str(error).startswith(f"{source}: ")
-        to_install = (
-            isinstance(error, ImportError) and error.name is None
-        )  # "needs the package ...", not a file's doing
-        if ours or to_install:
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{source}: {what} ({type(error).__name__}: {reason})") from error
-
-
-def wrap(module: nn.Module, tokenizer: Any, *, name: str | None = None, defence: Defence | None = None) -> Tower:
+def wrap(module: nn.Module, tokenizer: Any, *, name: str | None = None, defence: Defence | None = None) -> TextEncoder:
     """The encoder around a transformers or open_clip module, which is used as it is."""
     if hasattr(module, "config") and hasattr(module.config, "to_dict"):
         return HFTextEncoder(module, tokenizer, name=name, defence=defence)
@@ -125,7 +106,7 @@ def _from_transformers(
         return module, _clip_tokenizer_for(source, None, module.config.vocab_size) if need_tokenizer else None
     if folder.is_dir():
         source = str(folder)
-    elif _looks_like_path(source):
+    elif looks_like_path(source):
         raise FileNotFoundError(_not_found(source, f"the folder {folder.absolute()} does not exist"))
     where: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     tokenizer_folder = subfolder
@@ -138,19 +119,19 @@ def _from_transformers(
             raise FileNotFoundError(_not_found(source, absent if folder.is_dir() or not is_offline_mode() else offline))
         options: dict[str, Any] = {"revision": revision, "subfolder": subfolder or ""}
         if folder.is_dir():
-            _refuse_pickles(folder / (subfolder or ""))
-        with reading(source, f"{_at(subfolder)}config.json cannot be used"):
+            require_safetensors(folder / (subfolder or ""))
+        with loading(source, f"{_at(subfolder)}config.json cannot be used"):
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
             if getattr(config, "model_type", "") not in ("clip", "clip_text_model"):
                 raise ValueError(f'{source}: model_type "{config.model_type}" is no CLIP text tower')
             plain = (getattr(config, "architectures", None) or [""])[0] == "CLIPTextModel"
-            text = text_config_of(cast(Any, _Holder(config)))
+            text = text_config_of(_Holder(config))
             if isinstance(config, CLIPConfig):
                 text.projection_dim = config.projection_dim  # the text half often carries a stale default
             if folder.is_dir():
                 _check_size(source, text, folder / (subfolder or ""))
         loader: Any = CLIPTextModel if plain else CLIPTextModelWithProjection
-        with reading(source, "the weights cannot be loaded, or config.json does not fit them"):
+        with loading(source, "the weights cannot be loaded, or config.json does not fit them"):
             module, info = loader.from_pretrained(
                 source, config=text, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
             )
@@ -183,7 +164,7 @@ def _tokenizer_from(source: str, subfolder: str | None, revision: str | None, vo
             for name in ("tokenizer.json", "vocab.json")
         )
         if present:  # without such a file transformers would quietly build a tokenizer of three tokens
-            with reading(source, f"the tokenizer in {subfolder or 'it'} cannot be read"):
+            with loading(source, f"the tokenizer in {subfolder or 'it'} cannot be read"):
                 tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
                 if (largest := max(tokenizer.get_vocab().values())) > MOST_TOKENS:  # it is written out id by id
                     raise ValueError(f"{source}: the tokenizer has a token of id {largest}, which no CLIP has")
@@ -200,13 +181,6 @@ def _clip_tokenizer_for(source: str, subfolder: str | None, vocabulary: int | No
         f"no tokenizer for {source!r}: neither {_at(subfolder)}tokenizer.json nor vocab.json is there; "
         "pass tokenizer=..."
     )
-
-
-def _refuse_pickles(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    refuse_pickled_folder(folder)
-    raise FileNotFoundError(f"{folder} has a config.json but no weights: there is no *.safetensors file")
 
 
 def _check_size(source: str, config: Any, folder: Path) -> None:
@@ -229,10 +203,6 @@ def _not_found(source: str, reason: str) -> str:
         f"then for that id on the Hugging Face Hub. Known prefixes: {', '.join(sources.prefixes())}; "
         '"world:original" works without a network. Check the spelling and the connection, or give a local folder.'
     )
-
-
-def _looks_like_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or ":" in source
 
 
 def _at(subfolder: str | None) -> str:

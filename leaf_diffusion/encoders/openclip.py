@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
-from leaf_diffusion.encoders.base import Defence, Tower
+from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, RowTokenizer
 
 PAD = 0  # what open_clip fills its token tensors with
 
 
-class OpenCLIPTextEncoder(Tower):
+class OpenCLIPTextEncoder(TextEncoder):
     """The text tower of an open_clip `CLIP`, `CustomTextCLIP` or `TextTransformer`, used as it is.
 
     Without `tokenizer` it is open_clip's own `SimpleTokenizer` (which cleans with ftfy and HTML entities).
@@ -37,7 +37,7 @@ class OpenCLIPTextEncoder(Tower):
         ]
         if found := [text for wrong, text in problems if wrong]:
             raise ValueError(f"{name or type(module).__name__} cannot be used as a text encoder: {'; '.join(found)}")
-        self.tower = cast(Any, tower)
+        self.tower = tower
         vocabulary, context = self.tower.token_embedding.weight.shape[0], self.tower.positional_embedding.shape[0]
         if tokenizer is None:
             if vocabulary != CLIP_VOCABULARY:
@@ -60,7 +60,7 @@ class OpenCLIPTextEncoder(Tower):
         return self.tower.text_projection is not None
 
     def token_embedding(self) -> Tensor:
-        return cast(Tensor, self.tower.token_embedding.weight)
+        return self.tower.token_embedding.weight
 
     def _states(self, ids: Tensor, embeds: Tensor | None, layer: int) -> Tensor:
         tower, length = self.tower, ids.shape[1]
@@ -69,20 +69,20 @@ class OpenCLIPTextEncoder(Tower):
         x = x + tower.positional_embedding[:length].to(cast_dtype)
         mask = tower.attn_mask[:length, :length]
         if layer == -1:
-            return cast(Tensor, tower.ln_final(tower.transformer(x, attn_mask=mask)))
+            return tower.ln_final(tower.transformer(x, attn_mask=mask))
         _, between = tower.transformer.forward_intermediates(x, attn_mask=mask)
-        return cast(Tensor, [x, *between][layer])
+        return [x, *between][layer]
 
     def _project(self, pooled: Tensor) -> Tensor:
         projection = self.tower.text_projection
-        return cast(Tensor, projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection)
+        return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
 
-    def _weights(self) -> Iterable[tuple[str, Tensor]]:
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
         for name, tensor in self.tower.state_dict(keep_vars=True).items():
             if not name.startswith("visual.") and name not in ("logit_scale", "logit_bias"):
                 yield name, tensor
 
-    def _architecture(self) -> str:
+    def architecture(self) -> str:
         block = self.tower.transformer.resblocks[0]
         return f"open_clip {type(block).__name__} {block.attn.num_heads} {block.mlp}"
 
@@ -119,7 +119,7 @@ def load_openclip(name: str) -> tuple[nn.Module, Any]:
         )
     quick = {"force_quick_gelu": True} if config.get("quick_gelu") else {}
     model = open_clip.create_model(architecture, pretrained=str(path), precision="fp32", **quick)
-    return cast(nn.Module, model), open_clip.get_tokenizer(architecture)
+    return model, open_clip.get_tokenizer(architecture)
 
 
 __all__ = ["OpenCLIPTextEncoder", "load_openclip"]

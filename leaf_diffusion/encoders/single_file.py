@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -146,7 +145,7 @@ def load_single_file(file: Path, part: str | None, dtype: torch.dtype) -> nn.Mod
             projection_dim=len(state["text_projection.weight"]) if projected else 0,
             dtype=dtype,
         )
-        module, info = cast(Any, kind).from_pretrained(
+        module, info = kind.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
         )
         if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
@@ -154,7 +153,7 @@ def load_single_file(file: Path, part: str | None, dtype: torch.dtype) -> nn.Mod
     except (KeyError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{file} holds no whole CLIP text tower ({type(error).__name__}: {reason})") from error
-    return cast(nn.Module, module)
+    return module
 
 
 def blocks(keys: Iterable[str]) -> int:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leaf_diffusion.encoders.base import TextEncoder, Tower
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.clip import LEGACY_EOS, text_config_of, text_model_of, token_table
 from leaf_diffusion.encoders.load import load_text_encoder
 
 
 def exchanged(
-    current: nn.Module, tokenizer: Any, source: str | Path | nn.Module | Tower | None, adapter: str | Path | None = None
-) -> tuple[nn.Module, Tower]:
+    current: nn.Module,
+    tokenizer: Any,
+    source: str | Path | nn.Module | TextEncoder | None,
+    adapter: str | Path | None = None,
+) -> tuple[nn.Module, TextEncoder]:
     """What takes the place of a pipeline's text model, in its class, dtype and device, and the encoder it came from.
 
     `source` and `adapter` as in `load_text_encoder`; without a source the current model gets the adapter. A projection
     that the pipeline's class has and the new encoder lacks stays the current one. Raises ValueError for a misfit.
     """
-    if isinstance(source, Tower):
+    if isinstance(source, TextEncoder):
         if adapter is not None:
             raise ValueError("give the adapter to load_text_encoder, where the encoder was made")
         encoder = source
@@ -87,7 +90,7 @@ def text_model_for_pipeline(encoder: TextEncoder | nn.Module, like: nn.Module) -
     one that is the identity: SD3 holds CLIP-L's pooled state that way, which it was trained on unprojected. Raises
     ValueError for towers that are no CLIP text model of transformers.
     """
-    module = cast(nn.Module, encoder.module if isinstance(encoder, Tower) else encoder)
+    module = encoder.module if isinstance(encoder, TextEncoder) else encoder
     source, table = text_model_of(module), token_table(text_model_of(like)).weight
     own = token_table(source).weight
     same = (own.dtype, own.device) == (table.dtype, table.device) and unprojected(like) == unprojected(module)
@@ -97,17 +100,17 @@ def text_model_for_pipeline(encoder: TextEncoder | nn.Module, like: nn.Module) -
     config = copy.deepcopy(text_config_of(module))
     for each in (like, module) if unprojected(like) else (module, like):
         if "text_projection.weight" not in weights and getattr(each, "text_projection", None) is not None:
-            weights["text_projection.weight"] = cast(Any, each).text_projection.weight
+            weights["text_projection.weight"] = each.text_projection.weight
             config.projection_dim = len(weights["text_projection.weight"])
     config.dtype = table.dtype  # transformers builds inner models in the config's dtype, and would round the weights
-    built = cast(Any, type(like))(config)
+    built = type(like)(config)
     names = list(built.state_dict())  # with or without the prefix "text_model.", as class and version have it
     if missing := [name for name in names if name.removeprefix("text_model.") not in weights]:
         raise ValueError(
             f"{type(module).__name__} lacks {missing[0]!r}, which the pipeline's {type(like).__name__} needs"
         )
     built.load_state_dict({name: weights[name.removeprefix("text_model.")] for name in names})
-    return cast(nn.Module, built.to(table.device, table.dtype).eval().requires_grad_(False))
+    return built.to(table.device, table.dtype).eval().requires_grad_(False)
 
 
 def unprojected(module: nn.Module) -> bool:

@@ -10,29 +10,18 @@ from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
 
-from leaf_diffusion.diffusion.pipeline import PARTS
+from leaf_diffusion.diffusion.families import FAMILIES, Family, TextEncoderPart, family_of, named_pipeline
 from leaf_diffusion.diffusion.speed import set_attention, set_layout
-from leaf_diffusion.encoders.base import Feature, Hidden, Tower
+from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder, wrap
 from leaf_diffusion.encoders.swap import check_swap
 from leaf_diffusion.evaluation.t2i.options import Options
-from leaf_diffusion.pipelines import (
-    LeafStableDiffusion3Pipeline,
-    LeafStableDiffusionPipeline,
-    LeafStableDiffusionXLPipeline,
-)
 from leaf_diffusion.scoring.mean import MeanScorer
 from leaf_diffusion.scoring.objectives import Objective
 from leaf_diffusion.scoring.scorer import AnyScorer, Scorer
 
 WORLD_LABELS = ("original", "leaf", "typo-augmented", "judge", "fare")
-KINDS = {
-    "StableDiffusionPipeline": LeafStableDiffusionPipeline,
-    "StableDiffusionXLPipeline": LeafStableDiffusionXLPipeline,
-    "StableDiffusion3Pipeline": LeafStableDiffusion3Pipeline,
-}
 KEPT = "original"
 
 
@@ -66,16 +55,16 @@ class Loaded:
     """What is evaluated under one label: a tower for each text encoder of the pipeline, and the same towers without
     their defence (what draws, given the defended prompt)."""
 
-    towers: tuple[Tower, ...]
-    bases: tuple[Tower, ...]
+    towers: tuple[TextEncoder, ...]
+    bases: tuple[TextEncoder, ...]
 
     @property
-    def encoder(self) -> Tower:
+    def encoder(self) -> TextEncoder:
         """The first tower: texts are defended and tokenized by it."""
         return self.towers[0]
 
     @property
-    def base(self) -> Tower:
+    def base(self) -> TextEncoder:
         return self.bases[0]
 
     @property
@@ -96,7 +85,7 @@ class Loaded:
         return scorers[0][0] if len(scorers) == 1 else MeanScorer(scorers)
 
 
-def _joined(towers: Sequence[Tower]) -> str:
+def _joined(towers: Sequence[TextEncoder]) -> str:
     prints = [tower.fingerprint for tower in towers]
     return prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
 
@@ -109,16 +98,17 @@ def load_pipeline(options: Options) -> Any:
         raise ValueError(f"--dtype {options.dtype}: use float32, float16 or bfloat16")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: this torch sees no CUDA device; use --device cpu")
-    kind, index = _kind(options.pipeline)
-    extra: dict[str, Any] = {}
-    if kind is LeafStableDiffusionPipeline and not options.world:
+    family, absent = _family(options.pipeline)
+    kept = [part for part in family.kept if part.part not in absent]
+    if not options.t5 and not [part for part in kept if part.part in family.optional]:
+        raise ValueError(f"--no-t5: {options.pipeline} has no T5 that can be left out; leave the option out")
+    extra: dict[str, bool | None] = {}
+    if family.has_filter and not options.world:
         extra = {"safety_checker": None, "requires_safety_checker": False}
-    has_t5 = kind is LeafStableDiffusion3Pipeline and (index.get("text_encoder_3") or [None])[0] is not None
-    if not options.t5 and not has_t5:
-        raise ValueError(f"--no-t5: {options.pipeline} has no T5; leave the option out")
-    if kind is LeafStableDiffusion3Pipeline and not (has_t5 and options.t5):
-        extra = {"text_encoder_3": None, "tokenizer_3": None}
-    pipeline: Any = kind.from_pretrained(options.pipeline, dtype=dtype, **extra)
+    for part in family.kept:
+        if part.part in family.optional and (part not in kept or not options.t5):
+            extra |= {part.part: None, part.tokenizer: None}
+    pipeline: Any = family.leaf_class().from_pretrained(options.pipeline, dtype=dtype, **extra)
     pipeline = pipeline.to(options.device)
     set_attention(pipeline, options.attention)
     set_layout(pipeline, channels_last=options.channels_last, compiled=options.compile)
@@ -126,35 +116,24 @@ def load_pipeline(options: Options) -> Any:
     return pipeline
 
 
-def _kind(source: str) -> tuple[Any, dict[str, Any]]:
-    """The Leaf class of a pipeline's folder or Hub id, and its index; one that cannot be read is left to its own error."""
-    if source == "world":
-        return LeafStableDiffusionPipeline, {}
+def _family(source: str) -> tuple[Family, frozenset[str]]:
+    """The family of a pipeline's folder or Hub id, and the components that it names without having them.
+
+    One whose index cannot be read is left to its own error, as a Stable Diffusion. ValueError for an unknown class.
+    """
+    first = next(iter(FAMILIES.values()))
+    if (named := named_pipeline(source)) is not None:
+        return named[0], frozenset()
     try:
         index = dict(DiffusionPipeline.load_config(source))
     except (OSError, ValueError):
-        return LeafStableDiffusionPipeline, {}
-    name = str(index.get("_class_name", "")).removeprefix("Leaf")
-    if name not in KINDS:
-        raise ValueError(f"--pipeline {source} is a {name or 'folder without a class'}; known: {', '.join(KINDS)}")
-    return KINDS[name], index
-
-
-def denoiser(pipeline: Any) -> nn.Module:
-    """The UNet, or the transformer of a Stable Diffusion 3."""
-    found: nn.Module = getattr(pipeline, "unet", None) or pipeline.transformer
-    return found
-
-
-def frozen_parts(pipeline: Any) -> list[nn.Module]:
-    """What every encoder under evaluation shares, and what decides the images besides it."""
-    t5 = getattr(pipeline, "text_encoder_3", None)
-    return [denoiser(pipeline), pipeline.vae, *([t5] if t5 is not None else [])]
-
-
-def seen_feature(pipeline: Any) -> Hidden:
-    """The token states that the denoiser is given, padding included: the last ones, the last but one in XL and SD3."""
-    return Hidden(-1 if isinstance(pipeline, LeafStableDiffusionPipeline) else -2, "all")
+        return first, frozenset()
+    try:
+        family = family_of(str(index.get("_class_name", "")))
+    except ValueError as error:
+        raise ValueError(f"--pipeline {source}: {error}") from None
+    parts = [part.part for part in family.text_encoders]
+    return family, frozenset(part for part in parts if (index.get(part) or [None])[0] is None)
 
 
 def common_feature(loaded: Sequence[Loaded]) -> Feature:
@@ -164,7 +143,7 @@ def common_feature(loaded: Sequence[Loaded]) -> Feature:
 
 def with_encoder(pipeline: Any, loaded: Loaded) -> Any:
     """The pipeline around other text encoders; the rest is shared."""
-    new = {part: base for (part, _), base in zip(PARTS, loaded.bases, strict=False)}
+    new = {part.part: base for part, base in zip(_places(pipeline), loaded.bases, strict=True)}
     swapped = type(pipeline).from_pipe(pipeline, **new, dtype=pipeline.dtype)
     swapped.set_progress_bar_config(disable=True)
     return swapped
@@ -181,8 +160,8 @@ def load_towers(names: Sequence[EncoderName], pipeline: Any, options: Options) -
 
     A source of two towers is "FIRST,SECOND"; a tower that is not named, or named "original", is the pipeline's own.
     """
-    places = [(part, reader) for part, reader in PARTS if getattr(pipeline, part, None) is not None]
-    made: dict[tuple[str, str], Tower] = {}
+    places = _places(pipeline)
+    made: dict[tuple[str, str], TextEncoder] = {}
     loaded = {}
     for name in names:
         sources = name.source.split(",") if len(places) > 1 else [name.source]
@@ -192,16 +171,21 @@ def load_towers(names: Sequence[EncoderName], pipeline: Any, options: Options) -
             )
         sources += [KEPT] * (len(places) - len(sources))
         bases = []
-        for source, (part, reader) in zip(sources, places, strict=True):
-            if (source, part) not in made:
-                made[source, part] = _tower(source, name.label, pipeline, part, reader, options)
-            bases.append(made[source, part])
+        for source, place in zip(sources, places, strict=True):
+            if (source, place.part) not in made:
+                made[source, place.part] = _tower(source, name.label, pipeline, place, options)
+            bases.append(made[source, place.part])
         loaded[name.label] = Loaded(tuple(_defended(base, name.defence) for base in bases), tuple(bases))
     return loaded
 
 
-def _tower(source: str, label: str, pipeline: Any, part: str, reader: str, options: Options) -> Tower:
-    current, tokenizer = getattr(pipeline, part), getattr(pipeline, reader)
+def _places(pipeline: Any) -> list[TextEncoderPart]:
+    """The CLIPs that the pipeline really has."""
+    return [place for place in family_of(pipeline).clips if getattr(pipeline, place.part, None) is not None]
+
+
+def _tower(source: str, label: str, pipeline: Any, place: TextEncoderPart, options: Options) -> TextEncoder:
+    current, tokenizer = getattr(pipeline, place.part), getattr(pipeline, place.tokenizer)
     own = source == KEPT
     base = (
         wrap(current, tokenizer, name=KEPT)
@@ -212,13 +196,13 @@ def _tower(source: str, label: str, pipeline: Any, part: str, reader: str, optio
         check_swap(current, base.module, tokenizer, base.tokenizer)
     except ValueError as error:
         raise ValueError(
-            f"--encoders: {label} does not fit the {part} of the pipeline {type(pipeline).__name__}: {error}"
+            f"--encoders: {label} does not fit the {place.part} of the pipeline {type(pipeline).__name__}: {error}"
         ) from error
     return base
 
 
-def _defended(base: Tower, defence: str | None) -> Tower:
+def _defended(base: TextEncoder, defence: str | None) -> TextEncoder:
     if not defence:
         return base
-    encoder: Tower = load_text_encoder(base.module, tokenizer=base.tokenizer, defence=defence)
+    encoder: TextEncoder = load_text_encoder(base.module, tokenizer=base.tokenizer, defence=defence)
     return encoder

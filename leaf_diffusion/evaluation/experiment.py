@@ -1,7 +1,7 @@
 """The frame of an experiment: options, a run folder that can be resumed and shared, records, results, a page.
 
 An experiment is a class of one screen: it loads and checks, names its units of work, computes them a few at a time, and
-turns the records into result rows and a page. Everything else is here.
+turns the records into result rows and a page. Everything else is here, the same for all of them.
 """
 
 from __future__ import annotations
@@ -10,32 +10,35 @@ import os
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import tyro
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from torch import nn
 
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.evaluation.dry_run import dry_run
 from leaf_diffusion.evaluation.encoders import EncoderName
-from leaf_diffusion.evaluation.t2i.setup import check_writable
-from leaf_diffusion.evaluation.terminal import Bars, quiet
-from leaf_diffusion.metrics import paired_bootstrap
+from leaf_diffusion.evaluation.folders import check_space, check_writable
+from leaf_diffusion.evaluation.results import Setting, Values, all_pairs, result_rows
+from leaf_diffusion.evaluation.stages import Stage, recorded
+from leaf_diffusion.evaluation.strict import strict
+from leaf_diffusion.evaluation.terminal import Bars, print_found, print_matrix, quiet
 from leaf_diffusion.reports.pages.experiment import Page, write_page
 from leaf_diffusion.reports.sections import Matrix
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
-from leaf_diffusion.runs.scheduler import Batch, chunks, work_through
-from leaf_diffusion.text.visible import readable
+from leaf_diffusion.runs.scheduler import run_batches
 
-NOT_IDENTITY = ("encoders", "image_encoders", "text_encoder", "output", "device", "share")
+NOT_IDENTITY = ("encoders", "output", "device", "share", "strict", "dry_run", "config")
 """Options that change no result, or that the identity holds in another form (fingerprints)."""
+
+Records = Mapping[str, Sequence[dict[str, Any]]]
+"""Kind -> its records, in the order of the stage's units."""
 
 
 @dataclass(frozen=True)
@@ -51,44 +54,45 @@ class Common:
     share: bool = False
     """Work on the run's folder together with other processes that are given the same command; `accelerate launch` and
     `torchrun` need no flag."""
+    strict: bool = False
+    """One unit at a time, deterministic kernels, no TF32, one CPU thread: the same bits again on the same kind of
+    machine, whatever was resumed or shared, and slower."""
+    dry_run: bool = False
+    """Load, check, compute a few units of each stage, and say what the run would do and how long it would take."""
+
+
+@runtime_checkable
+class HasModule(Protocol):
+    """An encoder of texts or of images."""
+
+    @property
+    def module(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One kind of record: `units` by id, and what computes the records of some of them, in their order.
+class Report:
+    """The report that was written, and what the terminal shows of it."""
 
-    `size` units are computed at a time; the frame adds "id" and writes the records down. `work` is also given the store,
-    for images and for the records of earlier stages.
-    """
-
-    kind: str
-    units: Mapping[str, Any]
-    work: Callable[[RunStore, Sequence[Any]], Iterable[Mapping[str, Any]]]
-    size: int = 8
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a value was measured of. `more`: further columns of the result rows."""
-
-    encoder: str
-    metric: str
-    protocol: str = "clean"
-    source: str | None = None
-    attack: str | None = None
-    constraint: str | None = None
-    k: int = 0
-    more: tuple[tuple[str, Any], ...] = ()
+    path: Path
+    tables: Sequence[Matrix] = ()
+    sentences: Sequence[str] = ()
 
 
 O = TypeVar("O", bound=Common)  # noqa: E741
 
 
 class Experiment(ABC, Generic[O]):
-    """Subclasses load and check in `__init__` (ValueError or OSError says what is wrong, before anything is made)."""
+    """Subclasses load and check in `__init__` (ValueError or OSError says what is wrong, before anything is made), and
+    write `page`, or `report` where theirs is a page of another kind."""
 
     name: ClassVar[str]
-    """In the run's specification and folder."""
+    """In the run's specification."""
+    command: ClassVar[str] = ""
+    """Of the command line. Default: the name."""
+    not_identity: ClassVar[Sequence[str]] = ()
+    """Options besides NOT_IDENTITY that change no result, or that `settings` holds in another form."""
+    folder: Path
+    """Of the run; set by the frame before any work."""
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -98,25 +102,63 @@ class Experiment(ABC, Generic[O]):
         """What decides the results besides the options: fingerprints, texts."""
 
     @abstractmethod
-    def stages(self) -> Sequence[Stage]: ...
+    def stages(self) -> Sequence[Stage[Any]]: ...
 
     @abstractmethod
-    def values(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> Mapping[Setting, Mapping[str, float]]:
+    def values(self, records: Records) -> Mapping[Setting, Values]:
         """A number a unit (prompt, image) for each setting, from the records by kind."""
 
-    @abstractmethod
-    def page(self, rows: Sequence[dict[str, Any]], records: Mapping[str, Sequence[dict[str, Any]]]) -> Page:
+    def page(self, rows: Sequence[dict[str, Any]], records: Records) -> Page:
         """The report; images of the run are looked up with `self.folder`."""
+        raise NotImplementedError(f"{type(self).__name__} has neither a page nor a report of its own")
 
-    def extra(self, records: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    def report(self, store: RunStore, rows: Sequence[dict[str, Any]], records: Records) -> Report:
+        """Write report.html."""
+        page = self.page(rows, records)
+        path = write_page(store.folder, page, store.spec, load_run(store.folder).environment)
+        return Report(path, [each for section in page.sections for each in section.matrices])
+
+    def extra(self, records: Records) -> dict[str, Any]:
         """More for results.json: counts of what was left out, truncated or unchanged."""
         return {}
+
+    def further_rows(self, store: RunStore, records: Records) -> list[dict[str, Any]]:
+        """Result rows that are no means over units: distances between sets of images."""
+        return []
 
     def labels(self) -> Sequence[str]:
         """What is compared, in the order of the differences: the encoders, unless a subclass compares something else."""
         return [EncoderName.parse(text, world=True).label for text in self.options.encoders]
 
-    folder: Path
+    def pairs(self) -> Sequence[tuple[str, str]]:
+        """(encoder, baseline) of the differences."""
+        return all_pairs(self.labels())
+
+    def folder_name(self) -> str:
+        """The beginning of the folder's name where --output gives none."""
+        return self.name
+
+    def plan(self) -> Sequence[str]:
+        """Sentences that say before the work what will be done and what is left out."""
+        return []
+
+    def image_bytes(self) -> int:
+        """How much disk the run's images need at most."""
+        return 0
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """What is loaded, by name, for --dry-run. Default: the experiment's encoders."""
+        found = {}
+        for name, value in vars(self).items():
+            for label, each in value.items() if isinstance(value, Mapping) else [("", value)]:
+                if isinstance(each, HasModule):
+                    found[f"{name.removesuffix('s')} {label}".strip()] = each.module
+        return found
+
+    def sample(self) -> Self | None:
+        """A copy with a few units of each stage, which need no others: what --dry-run measures. None: the first batch of
+        each stage, where no stage needs the records of an earlier one."""
+        return None
 
 
 def load_encoders(names: Sequence[str], device: str) -> dict[str, TextEncoder]:
@@ -129,61 +171,38 @@ def load_encoders(names: Sequence[str], device: str) -> dict[str, TextEncoder]:
     return {name.label: load_text_encoder(name.source, defence=name.defence, device=device) for name in parsed}
 
 
-def result_rows(values: Mapping[Setting, Mapping[str, float]], encoders: Sequence[str]) -> list[dict[str, Any]]:
-    """Means with 95% intervals over units, then the paired difference of every two encoders in the same setting."""
-    rows = []
-    places: dict[tuple[Any, ...], dict[str, Setting]] = {}
-    for setting in values:
-        place = tuple(value for name, value in vars(setting).items() if name not in ("encoder", "source"))
-        source = setting.source if setting.protocol == "transfer" else None
-        places.setdefault((*place, source), {})[setting.encoder] = setting
-    for found in places.values():
-        rows += [_row(each, None, values[each]) for each in found.values() if values[each]]
-        for first, second in combinations([found[name] for name in encoders if name in found], 2):
-            shared = sorted(values[first].keys() & values[second].keys())
-            if shared:
-                mine, theirs = ({key: values[s][key] for key in shared} for s in (second, first))
-                rows.append(_row(second, first.encoder, mine, theirs))
-    return rows
-
-
-def _row(
-    setting: Setting, baseline: str | None, values: Mapping[str, float], against: Mapping[str, float] | None = None
-) -> dict[str, Any]:
-    found = paired_bootstrap(values, against)
-    return {
-        "encoder": setting.encoder,
-        "baseline": baseline,
-        "protocol": setting.protocol,
-        "source": setting.source,
-        "attack": setting.attack,
-        "constraint": setting.constraint,
-        "k": setting.k,
-        "metric": setting.metric,
-        "mean": found.mean,
-        "ci_low": found.ci_low,
-        "ci_high": found.ci_high,
-        "n": found.n,
-        "seeds": 1,
-        **dict(setting.more),
-    }
-
-
 def run(kind: type[Experiment[O]], options_type: type[O], argv: Sequence[str] | None = None) -> int:
     """Run an experiment, or continue it; returns the exit status (2: the input is wrong, nothing was started)."""
-    first = int(os.environ.get("RANK", "0")) == 0  # of a launcher's processes the first one speaks
-    console = Console(quiet=not first)
     quiet()
     try:
-        options = tyro.cli(options_type, args=argv, prog=f"leaf-diffusion {kind.name}")
-        with console.status("loading and checking"):
-            if options.output is not None:
-                check_writable(options.output)
-            experiment = kind(options)
-            store = _open(experiment, argv)
+        options = tyro.cli(options_type, args=argv, prog=f"leaf-diffusion {kind.command or kind.name}")
+        with strict(options.strict):
+            return _run(kind, options, sys.argv[1:] if argv is None else argv)
     except (ValueError, OSError) as error:
         Console().print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
+
+
+def _run(kind: type[Experiment[O]], options: O, arguments: Sequence[str]) -> int:
+    first = int(os.environ.get("RANK", "0")) == 0  # of a launcher's processes the first one speaks
+    console = Console(quiet=not first)
+    with console.status("loading and checking"):
+        if options.output is not None:
+            check_writable(options.output)
+        experiment = kind(options)
+        spec = _specification(experiment)
+        experiment.folder = options.output or Path("runs") / f"{experiment.folder_name()}-{spec.identity[:8]}"
+        check_space(experiment.folder, experiment.image_bytes())
+        if not options.dry_run:
+            shared = options.share or int(os.environ.get("WORLD_SIZE", "1")) > 1
+            command = shlex.join(["leaf-diffusion", kind.command or kind.name, *arguments])
+            store = RunStore.open(experiment.folder, spec, command=command, shared=shared)
+    for sentence in experiment.plan():
+        console.print(sentence, soft_wrap=True, highlight=False)
+    if options.dry_run:
+        sample, stages = experiment.sample(), experiment.stages()
+        dry_run(console, sample or experiment, spec, stages, experiment.modules(), whole=sample is not None)
+        return 0
     try:
         with store:
             report = _work(experiment, store, console)
@@ -192,67 +211,41 @@ def run(kind: type[Experiment[O]], options_type: type[O], argv: Sequence[str] | 
             f"[red]stopped[/] {escape(str(error))}: what is done is kept, the same command continues", soft_wrap=True
         )
         return 130 if isinstance(error, KeyboardInterrupt) else 1
-    if report is not None:
-        console.print(f"report: {report}", soft_wrap=True, highlight=False)
+    if report is None:
+        console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
+        return 0
+    for table in report.tables:
+        print_matrix(console, table)
+    for sentence in report.sentences:
+        console.print(sentence, soft_wrap=True, highlight=False)
+    console.print(f"report: {report.path}", soft_wrap=True, highlight=False)
     return 0
 
 
-def _open(experiment: Experiment[O], argv: Sequence[str] | None) -> RunStore:
-    options = experiment.options
-    chosen = {name: value for name, value in asdict(options).items() if name not in NOT_IDENTITY}
+def _specification(experiment: Experiment[O]) -> RunSpec:
+    left_out = (*NOT_IDENTITY, *experiment.not_identity)
+    chosen = {name: value for name, value in asdict(experiment.options).items() if name not in left_out}
     texts = {name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()}
-    spec = RunSpec({"experiment": experiment.name, **texts, **experiment.settings()})
-    experiment.folder = options.output or Path("runs") / f"{experiment.name}-{spec.identity[:8]}"
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    shared = options.share or int(os.environ.get("WORLD_SIZE", "1")) > 1
-    command = shlex.join(["leaf-diffusion", experiment.name, *arguments])
-    return RunStore.open(experiment.folder, spec, command=command, shared=shared)
+    alone = {"strict": True} if experiment.options.strict else {}
+    return RunSpec({"experiment": experiment.name, **texts, **alone, **experiment.settings()})
 
 
-def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Path | None:
+def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Report | None:
+    """All that is left to do; None where another process writes the results."""
     stages = experiment.stages()
     totals = {stage.kind: len(stage.units) for stage in stages}
+    print_found(console, store, totals)
     with Bars(console, totals, store) as bars:
         for stage in stages:
-            work_through(store, stage.kind, _batches(stage, store), bars.start(stage.kind))
+            advance = bars.start(stage.kind)
+            batches = stage.batches(store, strict=experiment.options.strict)
+            run_batches(store, stage.kind, batches, advance)
+            if stage.after is not None and store.slot == 0:
+                stage.after(store)
     if not store.claim("results"):
-        console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
         return None
-    records = {}
-    for stage in stages:
-        by_id = {record["id"]: record for record in store.records(stage.kind)}
-        records[stage.kind] = [by_id[unit] for unit in stage.units]
-    rows = result_rows(experiment.values(records), list(dict.fromkeys(experiment.labels())))
-    store.write_results({"rows": rows, **experiment.extra(records)})
-    page = experiment.page(load_run(store.folder).results["rows"], records)
-    for matrix in (each for section in page.sections for each in section.matrices):
-        console.print(_table(matrix))
-    return write_page(store.folder, page, store.spec, load_run(store.folder).environment)
-
-
-def _batches(stage: Stage, store: RunStore) -> list[Batch]:
-    kept = {record["id"]: _images(record) for record in store.records(stage.kind)}
-
-    def batch(ids: Sequence[str]) -> Batch:
-        def work() -> None:
-            for unit, record in zip(ids, stage.work(store, [stage.units[unit] for unit in ids]), strict=True):
-                store.append(stage.kind, {"id": unit, **record})
-
-        return Batch(ids, work, redo=[path for unit in ids for path in kept.get(unit, [])])
-
-    return [batch(ids) for ids in chunks(list(stage.units), stage.size)]
-
-
-def _images(record: Mapping[str, Any]) -> list[str]:
-    """The files that belong to a record: "image", or several "images"."""
-    return [path for path in [record.get("image"), *record.get("images", [])] if path]
-
-
-def _table(matrix: Matrix) -> Table:
-    table = Table(title=escape(matrix.title), box=SIMPLE_HEAD, padding=(0, 1), title_justify="left")
-    for column in ("", *matrix.columns, "n"):
-        table.add_column(escape(readable(column)))
-    for label, cells, n in matrix.lines:
-        shown = [f"{cell.text} [dim]{escape(cell.sub)}[/]" if cell.sub else cell.text for cell in cells]
-        table.add_row(escape(readable(label)), *shown, n)
-    return table
+    with console.status("results"):
+        records = recorded(store, stages)
+        rows = result_rows(experiment.values(records), experiment.pairs()) + experiment.further_rows(store, records)
+        store.write_results({"rows": rows, **experiment.extra(records)})
+        return experiment.report(store, load_run(store.folder).results["rows"], records)

@@ -12,15 +12,22 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 from rich.markup import escape
 
-from leaf_diffusion.runs.fields import RECORDS, misfit
 from leaf_diffusion.runs.files import atomic_write, explained
+from leaf_diffusion.runs.records import Count, Number, Typed, parse
 from leaf_diffusion.text.decoding import parse_json, text_lines, whole_text
 from leaf_diffusion.text.files import first_of_each_image, read_texts
 from leaf_diffusion.text.visible import apart, visible
 from leaf_diffusion.world import WorldPrompt, world_prompts
 
-_GIVEN = {name: RECORDS["attacks"][name].if_any for name in ("k", "attack", "constraint", "score", "queries")}
-"""What an attack set may say of an attack, as it is taken over into the records."""
+
+class _Given(Typed):
+    """What an attack set may say of an attack, as it is taken over into the records."""
+
+    k: Count
+    attack: str | None = None
+    constraint: str | None = None
+    score: Number | None = None
+    queries: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,10 @@ def read_attacks(path: Path) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{path}, line {number}: k must be a whole number of edits, not a {type(row['k']).__name__}"
             )
-        if wrong := misfit(row, _GIVEN):
-            raise ValueError(f"{path}, line {number}: {wrong}")
+        try:
+            parse(_Given, row)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
         far = int(Levenshtein.distance(row["prompt"], row["perturbed"]))
         if far > row["k"]:
             raise ValueError(f"{path}, line {number}: {far} edits lie between the two prompts, but k is {row['k']}")

@@ -1,83 +1,91 @@
-"""Result rows: one metric of one encoder under one protocol, or a paired difference of two encoders."""
+"""The one place where records become result rows: means of settings, and paired differences, with their intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from leaf_diffusion.evaluation.t2i.plan import Cell, Plan
 from leaf_diffusion.metrics import paired_bootstrap
-from leaf_diffusion.runs import FIELDS, SWAP_FIELDS, Values, prompt_values
+
+Values = Mapping[str, float]
+"""A number a unit (prompt, image); units are the sample of the intervals."""
 
 
-def result_rows(
-    plan: Plan, images: Sequence[dict[str, Any]], scores: Sequence[dict[str, Any]], attack: str, constraint: str
-) -> list[dict[str, Any]]:
-    """Means with bootstrap intervals over prompts, and paired differences between encoders.
+@dataclass(frozen=True)
+class Setting:
+    """What a value was measured of.
 
-    Every encoder is compared with the first one; among the others the earlier is compared with the later. The drift of
-    clean prompts is that of a swap: how far an encoder's images are from the first one's, which has none itself.
+    more: further columns of the result rows; seeds: noises that each unit's value is the mean over; compared: whether
+    encoders are compared in it (a drift from the first encoder is a difference already).
     """
-    clean = [row for row in images if row["protocol"] == "clean"]
-    found = {**prompt_values(images, scores), **prompt_values(clean, scores, SWAP_FIELDS)}
-    values = {(Cell(*key), metric): each for (key, metric), each in found.items()}
-    labels = list(dict.fromkeys(cell.encoder for cell in plan.cells))
+
+    encoder: str
+    metric: str
+    protocol: str = "clean"
+    source: str | None = None
+    attack: str | None = None
+    constraint: str | None = None
+    k: int = 0
+    more: tuple[tuple[str, Any], ...] = ()
+    seeds: int = 1
+    compared: bool = True
+
+    @property
+    def place(self) -> Hashable:
+        """Equal where encoders are compared: all but the encoder and, unless the attack is transferred, its source."""
+        source = self.source if self.protocol == "transfer" else None
+        return (self.metric, self.protocol, source, self.attack, self.constraint, self.k, self.more, self.seeds)
+
+    def row(
+        self, n: int, mean: float, low: float | None = None, high: float | None = None, baseline: str | None = None
+    ) -> dict[str, Any]:
+        """The result row, its columns in their order."""
+        return {
+            "encoder": self.encoder,
+            "baseline": baseline,
+            "protocol": self.protocol,
+            "source": self.source,
+            "attack": self.attack,
+            "constraint": self.constraint,
+            "k": self.k,
+            "metric": self.metric,
+            "mean": mean,
+            "ci_low": low,
+            "ci_high": high,
+            "n": n,
+            "seeds": self.seeds,
+            **dict(self.more),
+        }
+
+
+def all_pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """(encoder, baseline) of every difference: each one to all before it."""
+    return [(second, first) for first, second in combinations(dict.fromkeys(labels), 2)]
+
+
+def result_rows(values: Mapping[Setting, Values], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Means with 95% intervals over units, then the paired difference of each (encoder, baseline) in the same setting.
+
+    A difference is taken over the units that both have; a setting without values gives no row.
+    """
+    places: dict[Hashable, dict[str, Setting]] = {}
+    for setting in values:
+        places.setdefault(setting.place, {})[setting.encoder] = setting
     rows = []
-    for cell in plan.cells:
-        for metric in FIELDS:
-            if mine := values.get((cell, metric)):
-                rows.append(_row(cell, metric, mine, None, None, plan, attack, constraint))
-    for encoder, baseline in pairs_of(labels):
-        for cell in (cell for cell in plan.cells if cell.encoder == encoder and cell.protocol != "floor"):
-            other = Cell(baseline, cell.protocol, baseline if cell.protocol == "adaptive" else cell.source, cell.k)
-            for metric in FIELDS:
-                mine, theirs = values.get((cell, metric)), values.get((other, metric))
-                if mine and theirs:
-                    rows.append(_row(cell, metric, mine, theirs, baseline, plan, attack, constraint))
+    for found in places.values():
+        rows += [_row(each, None, values[each]) for each in found.values() if values[each]]
+        for encoder, baseline in pairs:
+            if encoder not in found or baseline not in found or not found[encoder].compared:
+                continue
+            mine, theirs = values[found[encoder]], values[found[baseline]]
+            if shared := mine.keys() & theirs.keys():
+                both = ({unit: each[unit] for unit in shared} for each in (mine, theirs))
+                rows.append(_row(found[encoder], baseline, *both))
     return rows
 
 
-def cell_of(row: dict[str, Any]) -> Cell:
-    return Cell(row["encoder"], row["protocol"], row["source"], row["k"])
-
-
-def _row(
-    cell: Cell,
-    metric: str,
-    mine: Values,
-    theirs: Values | None,
-    baseline: str | None,
-    plan: Plan,
-    attack: str,
-    constraint: str,
-) -> dict[str, Any]:
-    order = sorted(mine if theirs is None else mine.keys() & theirs.keys())
-    interval = paired_bootstrap([mine[p] for p in order], None if theirs is None else [theirs[p] for p in order])
-    row = bare_row(cell, metric, plan, attack, constraint) | {"baseline": baseline, "n": len(order)}
-    return row | {"mean": interval.mean, "ci_low": interval.ci_low, "ci_high": interval.ci_high}
-
-
-def bare_row(cell: Cell, metric: str, plan: Plan, attack: str, constraint: str) -> dict[str, Any]:
-    """A row in the order of its columns, nothing measured yet. An adaptive attack's source is the encoder itself."""
-    attacked = cell.source is not None
-    return {
-        "encoder": cell.encoder,
-        "baseline": None,
-        "protocol": cell.protocol,
-        "source": cell.source,
-        "attack": attack if attacked else None,
-        "constraint": constraint if attacked else None,
-        "k": cell.k,
-        "metric": metric,
-        "mean": None,
-        "ci_low": None,
-        "ci_high": None,
-        "n": 0,
-        "seeds": 1 if cell.protocol == "floor" else plan.seeds,
-    }
-
-
-def pairs_of(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """(encoder, baseline) of every difference."""
-    return [(b, a) if a == labels[0] else (a, b) for a, b in combinations(labels, 2)]
+def _row(setting: Setting, baseline: str | None, values: Values, against: Values | None = None) -> dict[str, Any]:
+    found = paired_bootstrap(values, against)
+    return setting.row(found.n, found.mean, found.ci_low, found.ci_high, baseline)

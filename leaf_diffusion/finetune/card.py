@@ -1,119 +1,131 @@
-"""The model card of a finetuned encoder."""
+"""The model card (README.md) of whatever was finetuned."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from leaf_diffusion import __version__
-from leaf_diffusion.finetune.config import TextFAREConfig
+from leaf_diffusion.finetune.config import TrainingConfig
 
-_ROWS = (("clean", "clean caption"), ("typos", "random typos"), ("leaf", "LEAF attack"))
+Figures = dict[str, float]
+"""Held-out figures by name."""
+
 _TEMPLATE = """---
 {metadata}
 ---
 
-# Text encoder finetuned with TextFARE
+# {title}
 
-A `CLIPTextModelWithProjection`, finetuned from {name} with leaf_diffusion {version} so that its embeddings stay
-close to the original's of the clean caption when characters are edited
-([arXiv 2506.03355](https://arxiv.org/abs/2506.03355)). {trained_on}
+{introduction}
 
-{held_out} held-out captions ({truncated} of them longer than the context and cut) against the original's clean
-embeddings; each attack is made anew on the encoder that it measures. k = {k}. Drift: squared L2 over the embeddings'
-mean squared norm.
+{protocol}
 
-{accuracy}
-
-| input | cosine before | after | drift before | after |
-|---|---|---|---|---|
+{accuracy}| {header} |
+|{rule}|
 {table}
 
-{steps} steps of {per_update} captions, out of {captions}.{stopped} Settings:
+{steps} steps of {per_update} {examples}, out of {total}.{stopped} Settings:
 
 {settings}
+{use}"""
 
-{use}
-"""
-_ENCODER = """```python
-from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 
-pipe = LeafStableDiffusionPipeline.from_pretrained("the original's pipeline", text_encoder="this folder")
-```"""
-_LORA = """The weights here are a LoRA of the text encoder, for any pipeline whose text encoder is the original:
+@dataclass(frozen=True)
+class Card:
+    """What a kind of finetuning says of itself."""
 
-```python
-pipe.load_lora_weights("this folder")  # diffusers; pytorch_lora_weights.safetensors
-encoder = load_text_encoder("the original", adapter="this folder")  # leaf_diffusion, or PEFT on plain transformers
-```"""
+    title: str
+    tags: tuple[str, ...]
+    examples: str
+    """captions, images or pairs: also the name of their number in `counts`."""
+    introduction: str
+    protocol: str
+    """How the figures were measured."""
+    columns: Mapping[str, str]
+    """The table's columns and what they mean, each "before" and "after"."""
+    rows: Mapping[str, tuple[str, ...]]
+    """Its rows: the label, and the figure in each column."""
+    strength: Mapping[str, float]
+    """How strong the attacks are ({"k": 1}); figures whose names end in _clean know none."""
+    use: str = ""
+    """Python and words, how what was written is used."""
 
 
 def model_card(
-    name: str,
-    config: TextFAREConfig,
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-    counts: Mapping[str, int],
-    stopped: str = "",
+    card: Card, config: TrainingConfig, before: Figures, after: Figures, counts: Mapping[str, int], stopped: str = ""
 ) -> str:
-    """README.md of an encoder finetuned from `name`; `before` and `after` as `held_out_figures` gives them.
-
-    `counts`: steps, per_update, captions, held_out, truncated. `stopped`: why training ended early, in a sentence.
-    """
-    leaf = "It was trained on captions under the LEAF attack."
-    control = "It is a control: it was trained on captions with random typos, which no attack has chosen."
+    """README.md; `counts`: steps, per_update, held_out, and of `card.examples`. `stopped`: why training ended early, in
+    a sentence."""
+    header = ["input", *(f"{column} before | after".strip() for column in card.columns)]
     rows = [
-        f"| {label} | {before[f'cosine_{key}']:.3f} | {after[f'cosine_{key}']:.3f} "
-        f"| {before[f'drift_{key}']:.3f} | {after[f'drift_{key}']:.3f} |"
-        for key, label in _ROWS
+        f"| {label} | {' | '.join(f'{figures[key]:.3f}' for key in keys for figures in (before, after))} |"
+        for label, keys in card.rows.items()
     ]
+    accuracy = (
+        f"accuracy_clean: {before['accuracy_clean']:.3f} before, {after['accuracy_clean']:.3f} after, the share of these "
+        f"{card.examples} whose features are nearest (cosine) to the original's of the same one among all of them.\n\n"
+        if "accuracy_clean" in before
+        else ""
+    )
     return _TEMPLATE.format(
-        metadata=_metadata(config, after, counts["held_out"]),
-        name=f"`{shown(name)}`",  # in a code span nothing of it is Markdown or HTML
-        version=__version__,
-        trained_on=leaf if config.attack == "leaf" else control,
-        k=config.k,
-        use=_ENCODER if config.lora_rank is None else _LORA,
-        accuracy=f"accuracy_clean: {before['accuracy_clean']:.3f} before, {after['accuracy_clean']:.3f} after, the share of "
-        "these captions whose embedding is nearest (cosine) to the original's of the same caption among all of them.",
+        metadata=_metadata(card, after, counts["held_out"]),
+        title=card.title,
+        introduction=card.introduction,
+        protocol=card.protocol,
+        accuracy=accuracy,
+        header=" | ".join(header),
+        rule="---|" * (2 * len(card.columns)) + "---",
         table="\n".join(rows),
+        steps=counts["steps"],
+        per_update=counts["per_update"],
+        examples=card.examples,
+        total=counts[card.examples],
         stopped=stopped and f" {stopped}",
         settings="\n".join(f"- {key}: {value}" for key, value in asdict(config).items()),
-        **counts,
+        use=card.use and f"\n{card.use}\n",
     )
 
 
-def _metadata(config: TextFAREConfig, after: Mapping[str, float], held_out: int) -> str:
+def _metadata(card: Card, after: Figures, held_out: int) -> str:
     """The card's YAML: what the Hub reads, with the measured figures in its evaluation-results format ("model-index")."""
-    meanings = {
-        "cosine": "Cosine to the original's embedding of the clean caption",
-        "drift": "Drift from the original's embedding of the clean caption",
+    measured = {
+        key: f"{meaning}, {label}"
+        for label, keys in card.rows.items()
+        for key, meaning in zip(keys, card.columns.values(), strict=True)
     }
-    measured = {f"{figure}_{key}": f"{what}, {label}" for figure, what in meanings.items() for key, label in _ROWS}
-    measured["accuracy_clean"] = "Top-1 retrieval among the original's embeddings, clean caption"
+    if "accuracy_clean" in after:
+        measured["accuracy_clean"] = f"Top-1 retrieval among the original's features, clean {card.examples}"
     results = [
         EvalResult(
             task_type="feature-extraction",
-            dataset_type="held-out-captions",
-            dataset_name=f"{held_out} held-out captions",
+            dataset_type=f"held-out-{card.examples}",
+            dataset_name=f"{held_out} held-out {card.examples}",
             metric_type=figure,
             metric_name=meaning,
             metric_value=after[figure],
-            metric_args={"k": 0 if figure.endswith("_clean") else config.k, "n": held_out},
+            metric_args={
+                **{name: 0 if figure.endswith("_clean") else value for name, value in card.strength.items()},
+                "n": held_out,
+            },
         )
         for figure, meaning in measured.items()
         if math.isfinite(after[figure])
     ]
     data = ModelCardData(
         library_name="transformers",
-        tags=["clip", "text-encoder", "adversarial-robustness", "leaf_diffusion"],
-        model_name=f"TextFARE text encoder ({config.attack}, k={config.k})",
+        tags=["clip", *card.tags, "adversarial-robustness", "leaf_diffusion"],
+        model_name=card.title,
         eval_results=results,
     )
     return str(data.to_yaml())
 
 
-def shown(name: str) -> str:
-    """A source's name on one line that any file can hold."""
-    return " ".join(name.encode(errors="replace").decode().split()).replace("`", "'")
+def made_by() -> str:
+    return f"leaf_diffusion {__version__}"
+
+
+def quoted(name: str) -> str:
+    """A source's name in a code span, on one line that any file can hold: nothing of it is Markdown or HTML."""
+    return f"`{' '.join(name.encode(errors='replace').decode().split()).replace('`', chr(39))}`"

@@ -1,27 +1,138 @@
-"""What a TextFARE finetuning can be told; the defaults are the paper's recipe for ViT-L/14."""
+"""What a finetuning can be told; the defaults are the papers' recipes for ViT-L/14."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+import torch
+from transformers import get_scheduler
 
 from leaf_diffusion.attacks import Attack, LeafAttack, RandomTypos
 
-_CHOICES = {
-    "attack": ("leaf", "random-typos"),
-    "constraint": ("no-new-words", "published", "none"),
-    "mixed_precision": ("no", "fp16", "bf16"),
-    "attack_precision": ("fp32", "half"),
-    "save_dtype": ("float32", "float16"),
-}
+Setting = str | float | None
 
 
 @dataclass(frozen=True)
-class TextFAREConfig:
-    """The recipe. An update sees `batch_size * accumulation * processes` captions."""
+class TrainingConfig:
+    """The recipe of any finetuning. An update sees `batch_size * accumulation * processes` examples."""
 
-    attack: Literal["leaf", "random-typos"] = "leaf"
-    """What the captions are trained on: the LEAF attack, or (the control) random typos, which nothing has scored."""
+    PAPER_WARMUP: ClassVar[int] = 1400
+    help_group: ClassVar[str] = "training"
+
+    batch_size: int = 128
+    """Examples (captions, images, pairs) that a process attacks and learns from at once."""
+    accumulation: int = 1
+    """Batches an update."""
+    epochs: float = 30.0
+    max_steps: int | None = None
+    """Updates; takes the place of epochs."""
+    lr: float = 1e-5
+    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """What follows the warm-up: a fall to zero along a cosine or a line, or none (transformers' schedules)."""
+    warmup_steps: int | None = None
+    """Updates of linear warm-up. Default: the paper's (1,400; 700 where images are attacked), at most a tenth of the
+    training."""
+    weight_decay: float = 1e-4
+    """On matrices; gains, biases and token embeddings are left out."""
+    seed: int = 0
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    clean_floor: float | None = None
+    """The least accuracy_clean (recall_clean of pairs; 0 to 1): training stops at a held-out measurement below it, and
+    the encoder is that of the last measurement before."""
+    eval_every: int = 500
+    """Updates between held-out measurements; before and after training they are always made."""
+    checkpoint_every: int = 500
+    """Updates between checkpoints."""
+    save_dtype: Literal["float32", "float16"] = "float32"
+    log_with: Literal["tensorboard", "wandb"] | None = None
+    """A tracker that gets the log's rows, beside training_log.jsonl; needs pip install "leaf-diffusion[track]"."""
+
+    def __post_init__(self) -> None:
+        self._check_numbers(
+            counts=("batch_size", "accumulation", "max_steps", "eval_every", "checkpoint_every"),
+            positive=("lr", "epochs"),
+            from_zero=("weight_decay", "warmup_steps"),
+        )
+        if self.clean_floor is not None and not 0 <= self.clean_floor <= 1:
+            raise ValueError(f"clean_floor must be a share from 0 to 1, got {self.clean_floor}")
+        for name, kind in get_type_hints(type(self)).items():
+            known = [
+                value for each in (kind, *get_args(kind)) if get_origin(each) is Literal for value in get_args(each)
+            ]
+            if known and (value := getattr(self, name)) is not None and value not in known:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
+        if self.max_steps is not None:
+            self._check_warmup(self.max_steps)
+
+    def _check_numbers(
+        self, *, counts: Sequence[str] = (), positive: Sequence[str] = (), from_zero: Sequence[str] = ()
+    ) -> None:
+        """ValueError for a setting out of its range: `counts` are at least 1, `positive` finite above 0, `from_zero`
+        finite and not negative; None is left to its default."""
+        for names, what, fits in (
+            (counts, "at least 1", lambda value: value >= 1),
+            (positive, "a finite number above 0", lambda value: 0 < value < math.inf),
+            (from_zero, "a finite number of at least 0", lambda value: 0 <= value < math.inf),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise ValueError(f"{name} must be {what}, got {value}")
+
+    def _check_warmup(self, steps: int) -> None:
+        if self.warmup_steps is not None and self.warmup_steps > steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} does not end within the {steps} steps of this training: "
+                "lower it (a tenth of the steps, say), leave it out, or train for longer"
+            )
+
+    @property
+    def fresh(self) -> int:
+        """Examples of a batch that are attacked in its update."""
+        return self.batch_size
+
+    def resolved(self, examples: int, processes: int) -> tuple[Self, int]:
+        """This recipe with the warm-up of a training on so many examples, and the number of its updates (an epoch
+        attacks each example once). ValueError where the warm-up would not end within them."""
+        attacked = self.fresh * self.accumulation * processes
+        steps = self.max_steps or math.ceil(self.epochs * examples / attacked)
+        self._check_warmup(steps)
+        warmup = min(self.PAPER_WARMUP, steps // 10) if self.warmup_steps is None else self.warmup_steps
+        return replace(self, warmup_steps=warmup), steps
+
+    def rates(self, optimiser: torch.optim.Optimizer, steps: int) -> Callable[[int], float]:
+        """The learning rate of each update (from 0), which follows from its number alone.
+
+        transformers' warm-up counts the updates before this one, so that the first would learn nothing; here it counts
+        this one too.
+        """
+        warmup = self.warmup_steps or 0
+        (share, *_) = get_scheduler(self.lr_schedule, optimiser, warmup, steps).lr_lambdas
+        return lambda step: self.lr * share(step + (step < warmup))
+
+    def identity(self) -> dict[str, Setting]:
+        """The settings that make two trainings the same: not how often it is looked at, nor how an update is spread
+        over batches and processes."""
+        left_out = {"epochs", "max_steps", "checkpoint_every", "log_with", *self._immaterial()}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def _immaterial(self) -> set[str]:
+        """Settings that change nothing beside the others of this recipe."""
+        names = {"batch_size", "accumulation"}
+        if self.clean_floor is None:  # otherwise a training may end at any measurement
+            names.add("eval_every")
+        if self.lr_schedule == "cosine":  # recipes from before there was a choice go on
+            names.add("lr_schedule")
+        return names
+
+
+@dataclass(frozen=True)
+class TextAttackConfig(TrainingConfig):
+    """The attack on captions."""
+
+    help_group: ClassVar[str] = "attack on captions"
+
     rho: int = 50
     """Candidates of each of the LEAF attack's two stages."""
     slots: int | None = None
@@ -29,34 +140,27 @@ class TextFAREConfig:
     k: int = 1
     """Character edits a caption."""
     constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
-    batch_size: int = 128
-    """Captions that a process attacks and learns from at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_numbers(counts=("rho", "slots", "k"))
+
+
+@dataclass(frozen=True)
+class TextFAREConfig(TextAttackConfig):
+    """The recipe of `finetune_text_encoder`."""
+
+    help_group: ClassVar[str] = "what is learnt"
+
+    attack: Literal["leaf", "random-typos"] = "leaf"
+    """What the captions are trained on: the LEAF attack, or (the control) random typos, which nothing has scored."""
+    attack_precision: Literal["fp32", "half"] = "fp32"
+    """What the attack's candidates are scored in: "half" is bfloat16 (float16 on GPUs without it), much faster where the
+    machine multiplies such numbers; what is learnt is computed as `mixed_precision` says."""
     replay: float = 0.0
     """Share of a batch (0 to below 1) whose attacked texts are those of earlier updates, drawn from the last
     `replay_size` of a process: finding an attack costs more than learning from it."""
     replay_size: int = 2048
-    accumulation: int = 1
-    """Batches an update."""
-    epochs: float = 30.0
-    max_steps: int | None = None
-    """Updates; takes the place of epochs."""
-    lr: float = 1e-5
-    weight_decay: float = 1e-4
-    """On matrices; gains, biases and token embeddings are left out."""
-    warmup_steps: int = 1400
-    """Updates of linear warm-up; a cosine to zero follows."""
-    seed: int = 0
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    attack_precision: Literal["fp32", "half"] = "fp32"
-    """What the attack's candidates are scored in: "half" is bfloat16 (float16 on GPUs without it), much faster where the
-    machine multiplies such numbers; what is learnt is computed as `mixed_precision` says."""
-    eval_every: int = 500
-    """Updates between held-out measurements; before and after training they are always made."""
-    checkpoint_every: int = 500
-    """Updates between checkpoints."""
-    clean_floor: float | None = None
-    """The least accuracy_clean (0 to 1): training stops at a held-out measurement below it, and the encoder is that of
-    the last measurement before."""
     lora_rank: int | None = None
     """Train a LoRA of this rank on the blocks' linear layers, a file of a few MB, instead of all weights."""
     lora_token_embedding: bool = True
@@ -70,75 +174,78 @@ class TextFAREConfig:
     states_captions: int = 16
     """Captions of a batch, half of them clean, whose token states are looked at; these are padded to the full
     context."""
-    save_dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
-        counts = ("rho", "slots", "k", "batch_size", "accumulation", "max_steps", "eval_every", "checkpoint_every")
-        check_numbers(
-            self,
-            counts=(*counts, "states_captions", "replay_size"),
-            positive=("lr", "epochs"),
-            from_zero=("weight_decay", "warmup_steps", "states_weight"),
-        )
-        if self.clean_floor is not None and not 0 <= self.clean_floor <= 1:
-            raise ValueError(f"clean_floor must be a share from 0 to 1, got {self.clean_floor}")
+        super().__post_init__()
+        self._check_numbers(counts=("states_captions", "replay_size"), from_zero=("states_weight",))
         if not 0 <= self.replay < 1:
             raise ValueError(f"replay must be a share of at least 0 and below 1, got {self.replay}")
         if self.replayed > self.replay_size:
             raise ValueError(f"replay_size={self.replay_size} is less than the {self.replayed} that a batch replays")
         if self.spelling and self.lora_rank is not None and not self.lora_token_embedding:
             raise ValueError("spelling trains the token table, which this LoRA leaves alone: lora_token_embedding=True")
-        check_choices(self, _CHOICES)
 
     @property
     def replayed(self) -> int:
         """Pairs of a batch that were attacked in an earlier update."""
         return int(self.batch_size * self.replay)
 
-    def steps(self, captions: int, processes: int) -> int:
-        """Updates in all (an epoch attacks each caption once); ValueError where the warm-up would not end within them."""
-        attacked = (self.batch_size - self.replayed) * self.accumulation * processes
-        steps = self.max_steps or math.ceil(self.epochs * captions / attacked)
-        check_warmup(self.warmup_steps, steps)
-        return steps
+    @property
+    def fresh(self) -> int:
+        return self.batch_size - self.replayed
 
     def new_attack(self) -> Attack:
         return LeafAttack(rho=self.rho, slots=self.slots) if self.attack == "leaf" else RandomTypos()
 
-
-def rate(step: int, steps: int, warmup_steps: int) -> float:
-    """The share of the learning rate at update `step` (from 0): linear warm-up, then a cosine to zero."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
-
-
-def check_numbers(recipe: object, *, counts: Sequence[str], positive: Sequence[str], from_zero: Sequence[str]) -> None:
-    """ValueError for a setting that is out of its range: `counts` are at least 1 (or None), `positive` finite above 0,
-    `from_zero` finite and not negative."""
-    for name in counts:
-        value = getattr(recipe, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for name in positive:
-        if not 0 < getattr(recipe, name) < math.inf:
-            raise ValueError(f"{name} must be a finite number above 0, got {getattr(recipe, name)}")
-    for name in from_zero:
-        if not 0 <= getattr(recipe, name) < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(recipe, name)}")
+    def _immaterial(self) -> set[str]:
+        names = super()._immaterial()
+        if self.states_weight or self.replay:  # some of each batch, or pairs of each process
+            names -= {"batch_size", "accumulation"}
+        if not self.replay:
+            names |= {"replay", "replay_size"}
+        if self.lora_rank is None:
+            names.add("lora_token_embedding")
+        if self.attack_precision == "fp32":
+            names.add("attack_precision")
+        return names
 
 
-def check_choices(recipe: object, choices: Mapping[str, Sequence[str]]) -> None:
-    """ValueError for a setting that is none of its values."""
-    for name, known in choices.items():
-        if getattr(recipe, name) not in known:
-            raise ValueError(f"unknown {name} {getattr(recipe, name)!r}; choose one of {', '.join(known)}")
+@dataclass(frozen=True)
+class FAREConfig(TrainingConfig):
+    """The recipe of `finetune_image_encoder`."""
+
+    PAPER_WARMUP: ClassVar[int] = 700
+    help_group: ClassVar[str] = "attack on images"
+
+    eps: float = 2.0
+    """How far a pixel may move, in steps of 1/255."""
+    attack_steps: int = 10
+    """Steps of PGD on each batch."""
+    max_steps: int | None = 10_000
+    """Updates; None: as many as `epochs` takes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_numbers(counts=("attack_steps",), positive=("eps",))
+        if self.eps > 255:
+            raise ValueError(f"eps counts steps of 1/255, so it is at most 255, got {self.eps}")
 
 
-def check_warmup(warmup_steps: int, steps: int) -> None:
-    """ValueError where the warm-up would not end within the training."""
-    if warmup_steps > steps:
-        raise ValueError(
-            f"warmup_steps={warmup_steps} does not end within the {steps} steps of this training: "
-            "lower it (a tenth of the steps, say) or train for longer"
-        )
+@dataclass(frozen=True)
+class JointConfig(FAREConfig, TextAttackConfig):
+    """The recipe of `finetune_both`."""
+
+    help_group: ClassVar[str] = "pairs"
+
+    pair_weight: float = 1.0
+    """Weight of the pairs' similarities beside the two relative losses; 0 trains the towers side by side."""
+    temperature: float = 0.07
+    """Cosines are divided by it before the softmax."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_numbers(positive=("temperature",), from_zero=("pair_weight",))
+
+    def _immaterial(self) -> set[str]:
+        # pairs are compared within a batch
+        return super()._immaterial() - ({"batch_size", "accumulation"} if self.pair_weight else set())

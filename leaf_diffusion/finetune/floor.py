@@ -1,26 +1,25 @@
 """The floor of clean accuracy: below it training stops, and ends with the weights of the last measurement that held it."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from leaf_diffusion.finetune.checkpoint import Kept, Stop
+
 
 class CleanFloor:
     """Keeps the trainable weights of the last measurement at or above `floor`, at first those that `tower` starts with.
 
-    `floor`: the least accuracy_clean, a share of 1; None keeps nothing and never stops. Only the main process measures
-    and keeps; `agree` tells the others. `stopped`: whether a measurement was below the floor; `stop`: its step,
-    accuracy_clean, clean_floor and kept_step, in the process that measured.
+    `floor`: the least clean accuracy, a share of 1; None keeps nothing and never stops. Only the main process measures
+    and keeps; `agree` tells the others. `stopped`: whether a measurement was below the floor; `stop`: which, in the
+    process that measured.
     """
 
     def __init__(self, floor: float | None, tower: nn.Module) -> None:
         self.floor, self.tower = floor, tower
         self.stopped, self.kept_step = False, 0
-        self.stop: dict[str, float] = {}
+        self.stop: Stop | None = None
         self.kept: dict[str, Tensor] = {} if floor is None else self._weights()
 
     def measured(self, step: int, accuracy_clean: float) -> None:
@@ -31,8 +30,7 @@ class CleanFloor:
             self.kept_step, self.kept = step, self._weights()
             return
         self.stopped = True
-        self.stop = {"step": step, "accuracy_clean": accuracy_clean}
-        self.stop |= {"clean_floor": self.floor, "kept_step": self.kept_step}
+        self.stop = Stop(step=step, accuracy_clean=accuracy_clean, clean_floor=self.floor, kept_step=self.kept_step)
 
     def agree(self, accelerator: Accelerator) -> None:
         """Tell every process whether the main one has stopped: all of them call it after a measurement."""
@@ -46,17 +44,17 @@ class CleanFloor:
                 for name, parameter in self._trainable():
                     parameter.copy_(self.kept[name])
 
-    def to_store(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_store(self) -> tuple[Kept | None, dict[str, Tensor]]:
         """(numbers, weights) that a checkpoint has to hold: none without a floor, no weights while they are the start's."""
         if self.floor is None:
-            return {}, {}
-        return {"floor": {"kept_step": self.kept_step, "stop": self.stop}}, self.kept if self.kept_step else {}
+            return None, {}
+        return Kept(kept_step=self.kept_step, stop=self.stop), self.kept if self.kept_step else {}
 
-    def resume(self, numbers: Mapping[str, Any], kept: dict[str, Tensor]) -> None:
+    def resume(self, there: Kept | None, kept: dict[str, Tensor]) -> None:
         """Go on from a checkpoint's numbers and kept weights; without these the start's stay."""
-        if there := numbers.get("floor"):
-            self.kept_step, self.stop, self.kept = there["kept_step"], there["stop"], kept or self.kept
-            self.stopped = bool(self.stop)
+        if there is not None:
+            self.kept_step, self.stop, self.kept = there.kept_step, there.stop, kept or self.kept
+            self.stopped = self.stop is not None
 
     def _trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, each) for name, each in self.tower.named_parameters() if each.requires_grad]
@@ -66,10 +64,10 @@ class CleanFloor:
 
     def __str__(self) -> str:
         """The stop in a sentence, "" where there was none."""
-        if not self.stop:
+        if self.stop is None:
             return ""
         kept = "no measurement held it, so the weights are those that training started with"
-        if self.kept_step:
-            kept = f"the weights are those of step {self.kept_step}, the last measurement that held it"
-        below = f"accuracy_clean {self.stop['accuracy_clean']:.4g} is below the floor of {self.stop['clean_floor']:g}"
-        return f"Training stopped at step {self.stop['step']}: {below}; {kept}."
+        if self.stop.kept_step:
+            kept = f"the weights are those of step {self.stop.kept_step}, the last measurement that held it"
+        below = f"accuracy_clean {self.stop.accuracy_clean:.4g} is below the floor of {self.stop.clean_floor:g}"
+        return f"Training stopped at step {self.stop.step}: {below}; {kept}."

@@ -5,45 +5,61 @@ attacked (LEAF on the text tower, PGD on the image tower, each against its own f
 drawn back, and the similarities of attacked captions with attacked images are held to the originals' of the clean pairs.
 """
 
-import copy
-import hashlib
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from PIL import Image
+from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, normalize
-from transformers import CLIPVisionModelWithProjection
 
 from leaf_diffusion.attacks import LeafAttack
 from leaf_diffusion.attacks.images import PGD, FeatureDrift
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
-from leaf_diffusion.finetune.captions import batch_indices
-from leaf_diffusion.finetune.checkpoint import Checkpoint, append_log, cut_log, read_state, write_state
-from leaf_diffusion.finetune.config import rate
+from leaf_diffusion.finetune.anchors import attack_captions, bucketed, embed, relative
+from leaf_diffusion.finetune.card import Card, Figures, made_by, quoted
+from leaf_diffusion.finetune.config import JointConfig as JointConfig
+from leaf_diffusion.finetune.fare import check_image_encoder, image_copy
 from leaf_diffusion.finetune.images import Pairs, load_pairs
-from leaf_diffusion.finetune.joint_config import JointConfig as JointConfig
-from leaf_diffusion.finetune.joint_config import joint_card
+from leaf_diffusion.finetune.loop import OnLog, Task, hashed, train
 from leaf_diffusion.finetune.save import save_encoder
-from leaf_diffusion.finetune.textfare import Figures, attack_captions, bucketed, embed, textfare_loss
-from leaf_diffusion.finetune.tower import check_encoder, new_optimiser, trainable_copy
+from leaf_diffusion.finetune.tower import check_encoder, trainable_copy
 from leaf_diffusion.text import constraint_from_name
 
-LOG_EVERY, HELD_OUT_RHO = 10, 50
-_COLUMNS = (
-    TextColumn("finetuning both, loss {task.fields[loss]}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeRemainingColumn(),
-)
+HELD_OUT_RHO = 50
+ROWS = {
+    "both clean": ("recall_clean",),
+    "captions attacked": ("recall_text",),
+    "images attacked": ("recall_image",),
+    "both attacked": ("recall_both",),
+    "drift of attacked captions": ("drift_text",),
+    "drift of attacked images": ("drift_image",),
+}
+
+
+class AttackedPairs(NamedTuple):
+    rows: list[list[int]]
+    pixels: Tensor
+    text_anchors: Tensor
+    image_anchors: Tensor
+
+
+class PairFeatures(nn.Module):  # type: ignore[misc]  # strict mode without torch's types
+    """Token rows and pixels to the features of both towers: the one module that accelerate wraps."""
+
+    def __init__(self, towers: nn.Module, text: TextEncoder, image: ImageEncoder) -> None:
+        super().__init__()
+        self.towers, self._text, self._image = towers, text, image
+
+    def forward(self, rows: list[list[int]], pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return bucketed(self._text.features, rows), self._image.features(pixels)
 
 
 def pair_loss(
@@ -72,113 +88,109 @@ def finetune_both(
     config: JointConfig | None = None,
     *,
     held_out: Pairs,
-    on_log: Callable[[dict[str, Any]], None] | None = None,
+    on_log: OnLog | None = None,
 ) -> Path:
-    """Finetune copies of both towers of one CLIP; returns `output`, which holds the folders `text` and `image`.
+    """Finetune copies of both towers of one CLIP, on one device; returns `output`, which holds the folders `text` and
+    `image`.
 
-    One process, on the device of the towers, which have to share it. The same call continues where it was broken off
-    and returns at once when it had finished. Raises ValueError for towers, pairs or a folder that cannot serve.
+    Continues, returns and raises as `train`; ValueError also for towers or pairs that cannot serve.
     """
-    output, config, original = Path(output), config or JointConfig(), check_encoder(text)
-    if not isinstance(image.module, CLIPVisionModelWithProjection):
-        raise ValueError(
-            f"{image.name} is no CLIPVisionModelWithProjection of transformers, which the finetuning needs"
-        )
+    original = check_encoder(text)
+    original.require_projection()
+    check_image_encoder(image)
     if image.device != original.device:
         raise ValueError(f"the text tower is on {original.device}, the image tower on {image.device}: load both on one")
-    identity = _identity(original, image, pairs, held_out, config)
-    state = read_state(output, identity)
-    if state is not None and state["finished"]:
-        return output
-    with torch.inference_mode(False), torch.enable_grad():
-        _train(original, image, pairs, held_out, output, config, identity, state, on_log)
-    return output
+    with ThreadPoolExecutor(8) as threads:
+        task = Joint(original, image, pairs, held_out, config or JointConfig(), threads)
+        return train(task, Path(output), on_log)
 
 
-def _train(
-    original: HFTextEncoder,
-    image: ImageEncoder,
-    pairs: Pairs,
-    held_out: Pairs,
-    output: Path,
-    config: JointConfig,
-    identity: dict[str, Any],
-    state: dict[str, Any] | None,
-    on_log: Callable[[dict[str, Any]], None] | None,
-) -> None:
-    device = original.device
-    towers = nn.ModuleDict(
-        {"text": trainable_copy(original).to(device), "image": copy.deepcopy(image.module).float().requires_grad_()}
-    )
-    texts = HFTextEncoder(towers["text"], original.tokenizer, name="trained")
-    images = ImageEncoder(towers["image"], image.preprocessing, name="trained")
-    optimiser = new_optimiser(towers, lr=config.lr, weight_decay=config.weight_decay)
-    checkpoint = Checkpoint(output, towers, optimiser)
-    step, _, _ = checkpoint.load()
-    leaf, pgd = LeafAttack(rho=config.rho, slots=config.slots), PGD(eps=config.eps / 255, steps=config.attack_steps)
-    constraint = constraint_from_name(config.constraint)
+class Joint(Task[AttackedPairs]):
+    """Captions and their images, both attacked, drawn back to the originals' features and similarities."""
 
-    def log(row: dict[str, Any]) -> None:
-        append_log(output, row)
-        if on_log is not None:
-            on_log(row)
+    examples, clean = "pairs", "recall_clean"
+    config: JointConfig
 
-    with ThreadPoolExecutor(8) as threads, Progress(*_COLUMNS) as progress:
-        bar = progress.add_task("", total=config.max_steps, completed=step, loss="-")
-        shown = load_pairs(held_out, range(len(held_out.names)), threads)
+    def __init__(
+        self,
+        text: HFTextEncoder,
+        image: ImageEncoder,
+        pairs: Pairs,
+        held: Pairs,
+        config: JointConfig,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        super().__init__(config, len(pairs.names), text.device)
+        self.text, self.image, self.pairs, self.held, self.threads = text, image, pairs, held, threads
+        self.leaf = LeafAttack(rho=config.rho, slots=config.slots)
+        self.pgd = PGD(eps=config.eps / 255, steps=config.attack_steps)
+        self.constraint = constraint_from_name(config.constraint)
 
-        def measure(mine: TextEncoder, seen: ImageEncoder) -> Figures:
-            return pair_figures(mine, seen, original, image, *shown, config)
+    def identity(self) -> dict[str, JsonValue]:
+        names = {"pairs": hashed(self.pairs.names), "held_out": hashed(self.held.names)}
+        return {**names, "text": self.text.fingerprint, "image": self.image.fingerprint}
 
-        output.mkdir(parents=True, exist_ok=True)
-        before: Figures = state["before"] if state is not None else measure(original, image)
-        write_state(output, identity, finished=False, before=before)
-        cut_log(output, step)
-        if step == 0:
-            log({"step": 0} | before)
-        while step < config.max_steps:
-            seed = config.seed * 1_000_003 + step
-            torch.manual_seed(seed)
-            for group in optimiser.param_groups:
-                group["lr"] = config.lr * rate(step, config.max_steps, config.warmup_steps)
-            numbers = batch_indices(len(pairs.names), step * config.batch_size, config.batch_size, config.seed)
-            captions, drawn = load_pairs(pairs, numbers, threads)
-            clean = image.prepare(drawn).to(device)
-            text_anchor, image_anchor = embed(original, captions), image.embed(clean).to(device)
-            towers.eval()
-            attacked = attack_captions(leaf, texts, captions, text_anchor, k=config.k, constraint=constraint, seed=seed)
-            pixels = pgd.search(clean, FeatureDrift(images.features, image_anchor), seed).pixels
-            towers.train()
-            said, seen = bucketed(texts.features, texts.tokenize(attacked)), images.features(pixels)
-            loss = textfare_loss(said, text_anchor) / text_anchor.square().sum(-1).mean()
-            loss = loss + textfare_loss(seen, image_anchor) / image_anchor.square().sum(-1).mean()
-            loss = loss + config.pair_weight * pair_loss(said, seen, text_anchor, image_anchor, config.temperature)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise ValueError(f"step {step + 1}: the loss is {value}; lower lr={config.lr:g}")
-            step += 1
-            progress.update(bar, completed=step, loss=f"{value:.4f}")
-            row: dict[str, Any] = {"step": step, "loss": value, "lr": optimiser.param_groups[0]["lr"]}
-            measured = step % config.eval_every == 0 or step == config.max_steps
-            if measured:
-                towers.eval()
-                row |= measure(texts, images)
-            if step % LOG_EVERY == 0 or measured:
-                log(row)
-            if step % config.checkpoint_every == 0 or step == config.max_steps:
-                checkpoint.save(step, {}, {})
-        towers.eval()
-        after = measure(texts, images)
-    counts = {"steps": config.max_steps, "pairs": len(pairs.names), "held_out": len(shown[0])}
-    card = joint_card(original.name, image.name, config, before, after, counts)
-    for part, reading in (("text", original.tokenizer), ("image", image.processor)):
-        (output / part).mkdir(exist_ok=True)
-        save_encoder(towers[part], reading, card, output / part, torch.float32)  # type: ignore[arg-type]
-    write_state(output, identity, finished=True, before=before, after=after, counts=counts)
-    checkpoint.remove()
+    def build(self, batches: int) -> nn.Module:
+        device = self.accelerator.device
+        self.text_tower, self.image_tower = trainable_copy(self.text).to(device), image_copy(self.image).to(device)
+        self.tower = nn.ModuleDict({"text": self.text_tower, "image": self.image_tower})
+        self.texts = HFTextEncoder(self.text_tower, self.text.tokenizer, name="trained")
+        self.images = ImageEncoder(self.image_tower, self.image.preprocessing, name="trained")
+        return PairFeatures(self.tower, self.texts, self.images)
+
+    def attack(self, number: int, seed: int) -> AttackedPairs:
+        device = self.accelerator.device
+        captions, drawn = load_pairs(self.pairs, self.indices(number), self.threads)
+        clean = self.image.prepare(drawn).to(device)
+        text_anchors, image_anchors = embed(self.text, captions).to(device), self.image.embed(clean).to(device)
+        with self.accelerator.autocast():
+            attacked = attack_captions(
+                self.leaf, self.texts, captions, text_anchors, k=self.config.k, constraint=self.constraint, seed=seed
+            )
+            pixels = self.pgd.search(clean, FeatureDrift(self.images.features, image_anchors), seed).pixels
+        return AttackedPairs(self.texts.tokenize(attacked), pixels, text_anchors, image_anchors)
+
+    def loss(self, model: nn.Module, batch: AttackedPairs) -> Tensor:
+        said, seen = model(batch.rows, batch.pixels)
+        text, image = batch.text_anchors, batch.image_anchors
+        apart = relative(said, text) + relative(seen, image)
+        return apart + self.config.pair_weight * pair_loss(said, seen, text, image, self.config.temperature)
+
+    @cached_property
+    def shown(self) -> tuple[list[str], list[Image.Image]]:
+        """Captions and images that are measured on."""
+        return load_pairs(self.held, range(len(self.held.names)), self.threads)
+
+    def measure(self, *, trained: bool) -> Figures:
+        towers = (self.texts, self.images) if trained else (self.text, self.image)
+        return pair_figures(*towers, self.text, self.image, *self.shown, self.config)
+
+    def held_out(self) -> dict[str, int]:
+        return {"held_out": len(self.shown[0])}
+
+    def card(self) -> Card:
+        return Card(
+            title="CLIP towers finetuned together",
+            tags=(),
+            examples="pairs",
+            introduction=f"The text tower (`text`) of {quoted(self.text.name)} and the image tower (`image`) of "
+            f"{quoted(self.image.name)}, finetuned together with {made_by()}: attacked captions and attacked images are "
+            "drawn back to the originals' clean features, and their similarities to the originals'.",
+            protocol=f"Recall@1 of images by captions among {len(self.shown[0])} held-out pairs; attacks are run anew on "
+            "the towers that they measure. Drift: squared L2 over the original's mean squared norm.",
+            columns={"": "Recall@1 of images by captions, or relative drift"},
+            rows=ROWS,
+            strength={"k": self.config.k, "eps": self.config.eps},
+        )
+
+    def save(self, card: str, output: Path) -> None:
+        dtype = getattr(torch, self.config.save_dtype)
+        for part, tower, processor in (
+            ("text", self.text_tower, self.text.tokenizer),
+            ("image", self.image_tower, self.image.processor),
+        ):
+            (output / part).mkdir(exist_ok=True)
+            save_encoder(tower, processor, card, output / part, dtype)
 
 
 def pair_figures(
@@ -187,7 +199,7 @@ def pair_figures(
     text_original: TextEncoder,
     image_original: ImageEncoder,
     captions: list[str],
-    drawn: list[Any],
+    drawn: Sequence[Image.Image],
     config: JointConfig,
 ) -> Figures:
     """Recall@1 among these pairs, of images by captions, each clean or attacked: `recall_clean`, `recall_text` (the
@@ -221,22 +233,6 @@ def pair_figures(
         "recall_text": recall("attacked", "clean"),
         "recall_image": recall("clean", "attacked"),
         "recall_both": recall("attacked", "attacked"),
-        "drift_text": float(textfare_loss(said["attacked"], text_anchor) / text_anchor.square().sum(-1).mean()),
-        "drift_image": float(
-            textfare_loss(seen["attacked"].to(image_anchor.device), image_anchor) / image_anchor.square().sum(-1).mean()
-        ),
+        "drift_text": float(relative(said["attacked"], text_anchor)),
+        "drift_image": float(relative(seen["attacked"].to(image_anchor.device), image_anchor)),
     }
-
-
-def _identity(
-    text: HFTextEncoder, image: ImageEncoder, pairs: Pairs, held_out: Pairs, config: JointConfig
-) -> dict[str, Any]:
-    settings = asdict(config)
-    for name in ("checkpoint_every", "eval_every"):
-        del settings[name]
-    named = {"pairs": pairs, "held_out": held_out}
-    hashes = {
-        key: hashlib.sha256("\n".join(value.names).encode(errors="surrogateescape")).hexdigest()
-        for key, value in named.items()
-    }
-    return settings | hashes | {"text": text.fingerprint, "image": image.fingerprint}

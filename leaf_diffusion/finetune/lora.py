@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from leaf_diffusion.encoders.clip import text_model_of, token_table
 from leaf_diffusion.finetune.save import whole_files
 from leaf_diffusion.finetune.spelling import SpellingEmbedding
+from leaf_diffusion.finetune.tower import embeddings_of
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """All linear layers of CLIP's blocks; the projection stays, as a Stable Diffusion's text encoder has none."""
@@ -62,9 +62,8 @@ def add_lora(tower: nn.Module, rank: int, seed: int, *, token_embedding: bool = 
         torch.manual_seed(seed)  # the first matrices are random, and the same in every process
         inject_adapter_in_model(_config(LoraConfig, rank, TARGETS), tower)
         if token_embedding:
-            inner: Any = text_model_of(tower)
-            embeddings = getattr(inner, "text_model", inner).embeddings
-            embeddings.token_embedding = LoraEmbedding(token_table(inner), rank, spelling_of)
+            embeddings = embeddings_of(tower)
+            embeddings.token_embedding = LoraEmbedding(embeddings.token_embedding, rank, spelling_of)
 
 
 def lora_vectors(tower: nn.Module) -> dict[str, Tensor]:
@@ -75,7 +74,8 @@ def lora_vectors(tower: nn.Module) -> dict[str, Tensor]:
     for name, module in tower.named_modules():
         if isinstance(module, LoraEmbedding):
             vectors[f"{name}.lora_embedding_A"], vectors[f"{name}.lora_embedding_B"] = module.factors()
-    return vectors
+    # a CLIPTextModel's own names lack the first part, which diffusers and PEFT's adapters have
+    return {f"text_model.{key.removeprefix('text_model.')}": value for key, value in vectors.items()}
 
 
 def save_lora(tower: nn.Module, rank: int, base: str, card: str, output: Path, dtype: torch.dtype) -> None:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -31,7 +31,7 @@ def whole_files(output: Path) -> Iterator[Path]:
 
 def save_encoder(
     tower: PreTrainedModel,
-    tokenizer: object,
+    tokenizer: Any,
     card: str,
     output: Path,
     dtype: torch.dtype,
@@ -46,7 +46,7 @@ def save_encoder(
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tower.state_dict().items()}
     with whole_files(output) as folder:
         tower.save_pretrained(folder, state_dict=weights)
-        cast(Any, tokenizer).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         if spelling is not None:
             save_file({"spelling": spelling.cpu().contiguous()}, folder / SPELLING)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,25 +1,25 @@
-"""The tower that is trained: a copy of the original's, and how it is optimised."""
+"""The text tower that is trained: a copy of the original's."""
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder, text_model_of, token_table
+from leaf_diffusion.finetune.anchors import bucketed, learnt
 from leaf_diffusion.finetune.config import TextFAREConfig
 from leaf_diffusion.finetune.spelling import SpellingEmbedding, TokenTable
-from leaf_diffusion.finetune.textfare import bucketed
 
 SEEN = Hidden(-1, positions="all")
 """What a Stable Diffusion's denoiser is conditioned on: the last states of all positions, padding included."""
 
 
 class Features(nn.Module):  # type: ignore[misc]  # strict mode without torch's types
-    """Token rows to projected features [n, d] and other rows to token states [m, context * width].
+    """Token rows to what is learnt of them [n, d], and other rows to token states [m, context * width].
 
     The one module that accelerate wraps: several processes want one forward pass an update.
     """
@@ -36,10 +36,11 @@ class Features(nn.Module):  # type: ignore[misc]  # strict mode without torch's 
         vectors, places = table(ids), torch.zeros(table.num_embeddings, dtype=torch.long, device=ids.device)
         places[ids] = torch.arange(len(ids), device=ids.device)
 
-        def features(rows: list[list[int]], what: Feature = "projected") -> Tensor:
+        def features(rows: list[list[int]], what: Feature) -> Tensor:
             return self._encoder.features_from_vectors(vectors, places, rows, what)
 
-        return bucketed(features, token_rows), features(state_rows, SEEN) if state_rows else None
+        found = bucketed(lambda rows: features(rows, learnt(self._encoder)), token_rows)
+        return found, features(state_rows, SEEN) if state_rows else None
 
 
 def check_encoder(encoder: TextEncoder) -> HFTextEncoder:
@@ -49,7 +50,6 @@ def check_encoder(encoder: TextEncoder) -> HFTextEncoder:
             f"{encoder.name} is no transformers model, which the finetuning needs: "
             "load the model's transformers version (CLIPTextModelWithProjection)"
         )
-    encoder.require_projection()
     if encoder.defence is not None:
         raise ValueError(f"{encoder.name} has the defence {encoder.defence.name!r} before it: finetune it without")
     return encoder
@@ -66,23 +66,25 @@ def check_tokens(encoder: HFTextEncoder, tokens: Sequence[int], config: TextFARE
 
 def trainable_copy(
     encoder: HFTextEncoder, *, spelling: bool = False, tokens: Sequence[int] | None = None
-) -> CLIPTextModelWithProjection:
-    """The text half of the encoder's model in float32, on its own, ready to train.
+) -> CLIPTextModelWithProjection | CLIPTextModel:
+    """The text half of the encoder's model in float32, on its own, ready to train; with a projection if that has one.
 
     With `spelling` its token table is a `SpellingEmbedding`, with `tokens` (the only rows of the table that are trained) a
     `TokenTable`, until `merge_table`.
     """
-    assert encoder.projection is not None
     settings = copy.deepcopy(encoder.config)
-    settings.projection_dim = encoder.projection.out_features
-    tower = CLIPTextModelWithProjection(settings).float()
-    state = text_model_of(encoder.module).state_dict()
+    if encoder.projection is None:
+        tower = CLIPTextModel(settings).float()
+    else:
+        settings.projection_dim = encoder.projection.out_features
+        tower = CLIPTextModelWithProjection(settings).float()
+        tower.text_projection.load_state_dict(encoder.projection.state_dict())
+    state = encoder.text_model.state_dict()
     flat = {name.removeprefix("text_model."): value for name, value in state.items()}
-    inner = cast(nn.Module, tower.text_model)
+    inner = text_model_of(tower)
     inner.load_state_dict({name: flat[name.removeprefix("text_model.")] for name in inner.state_dict()})
-    tower.text_projection.load_state_dict(encoder.projection.state_dict())
     tower.requires_grad_()
-    embeddings = _embeddings(tower)
+    embeddings = embeddings_of(tower)
     if spelling:
         embeddings.token_embedding = SpellingEmbedding(embeddings.token_embedding, encoder.tokenizer, tokens)
     elif tokens is not None:
@@ -90,9 +92,9 @@ def trainable_copy(
     return tower
 
 
-def merge_table(tower: CLIPTextModelWithProjection) -> Tensor | None:
+def merge_table(tower: nn.Module) -> Tensor | None:
     """Make the token table a plain one again; the spelling's vectors [n, width] that were added into it, None without any."""
-    embeddings = _embeddings(tower)
+    embeddings = embeddings_of(tower)
     table = embeddings.token_embedding
     if not isinstance(table, TokenTable):
         return None
@@ -100,8 +102,9 @@ def merge_table(tower: CLIPTextModelWithProjection) -> Tensor | None:
     return table.spelling.detach() if isinstance(table, SpellingEmbedding) else None
 
 
-def _embeddings(tower: CLIPTextModelWithProjection) -> Any:
-    inner = cast(Any, tower.text_model)
+def embeddings_of(tower: nn.Module) -> Any:
+    """The module of a CLIP text tower that holds its token table."""
+    inner: Any = text_model_of(tower)
     return getattr(inner, "text_model", inner).embeddings
 
 
@@ -118,18 +121,3 @@ def token_states(
     begins = [0 if row is own else max(len(row), len(own)) - 1 for row, own in zip(rows, clean, strict=True)]
     with torch.no_grad():
         return rows, begins, original.features(clean, SEEN).unflatten(1, (original.context_length, -1))
-
-
-def new_optimiser(tower: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW without decay on gains, biases (the paper's recipe) and the token table, spelling included.
-
-    Decay on the table would move the embedding of every token that no caption holds, towards nothing.
-    """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in tower.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        (kept if parameter.ndim < 2 or "token_embedding" in name else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, fused=True)

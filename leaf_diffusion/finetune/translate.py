@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from leaf_diffusion.encoders.base import Hidden, Tower
+from leaf_diffusion.encoders.base import Hidden, TextEncoder
 from leaf_diffusion.runs import atomic_write
 from leaf_diffusion.weights.pickles import refuse_pickle
 
@@ -50,8 +50,8 @@ class TranslatedToken:
 
 def translate_token(
     embedding: Float[Tensor, "vectors width"],
-    source: Tower,
-    target: Tower,
+    source: TextEncoder,
+    target: TextEncoder,
     *,
     templates: Sequence[str] = TEMPLATES,
     layer: int = -1,
@@ -73,7 +73,7 @@ def translate_token(
         raise ValueError("translate_token needs one template at least")
     feature = Hidden(layer, "all")
 
-    def states(tower: Tower, table: Tensor, vectors: Tensor, some: Sequence[int]) -> Tensor:
+    def states(tower: TextEncoder, table: Tensor, vectors: Tensor, some: Sequence[int]) -> Tensor:
         chosen = [rows[i] for i in some]
         return tower.features_from_embeddings(
             _embedded(chosen, table, vectors.to(table)), [ids for ids, _ in chosen], feature
@@ -111,7 +111,7 @@ def translate_token(
     return TranslatedToken(found.detach().float().cpu(), before, after)
 
 
-def _checked(embedding: Tensor, source: Tower, target: Tower, steps: int) -> Tensor:
+def _checked(embedding: Tensor, source: TextEncoder, target: TextEncoder, steps: int) -> Tensor:
     given = embedding.detach().float().cpu()
     given = given[None] if given.ndim == 1 else given
     widths = [tower.token_embedding().shape[1] for tower in (source, target)]
@@ -129,7 +129,7 @@ def _checked(embedding: Tensor, source: Tower, target: Tower, steps: int) -> Ten
     return given
 
 
-def _row(template: str, vectors: int, tower: Tower) -> tuple[list[int], int]:
+def _row(template: str, vectors: int, tower: TextEncoder) -> tuple[list[int], int]:
     """The token ids of a template with a filler for each vector, and where the first of these stands."""
     left, there, right = template.partition("{}")
     if not there or "{}" in right:
@@ -154,7 +154,7 @@ def _embedded(rows: Sequence[tuple[list[int], int]], table: Tensor, vectors: Ten
 
 
 def translate_file(
-    file: Path, output: Path, source: Tower, target: Tower, *, key: str | None = None, **how: Any
+    file: Path, output: Path, source: TextEncoder, target: TextEncoder, *, key: str | None = None, **how: Any
 ) -> TranslatedToken:
     """Translate the learnt token of a .safetensors file (its tensor `key`, where several would fit) into a file laid out alike.
 

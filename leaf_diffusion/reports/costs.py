@@ -11,7 +11,8 @@ from typing import Any
 from leaf_diffusion.reports.results import METRICS, Metric, Results, Row, Setting
 from leaf_diffusion.reports.sections import Cell, Matrix, difference_cell, mean_cell
 from leaf_diffusion.runs import RunSpec
-from leaf_diffusion.runs.costs import COST_ROW, misfits
+from leaf_diffusion.runs.costs import Condition, CostRow, SwapCosts
+from leaf_diffusion.runs.records import parse
 from leaf_diffusion.text.visible import isolated
 
 LINES = ("scene_accuracy", "clip_score", "sensitivity", "drift", "drift_features")
@@ -62,11 +63,14 @@ def read_swap_cost(folder: Path) -> dict[str, Any]:
             f"--swap-cost {folder} is the folder of another experiment; give one of `leaf-diffusion swap-cost`"
         )
     kept: dict[str, Any] = {name: found.get(name) for name in ("rows", "conditions")}
-    if wrong := misfits(kept):
-        raise ValueError(f"--swap-cost {folder}: results.json is damaged, {wrong}")
-    rows = [{name: row[name] for name in COST_ROW} for row in kept["rows"]]
-    conditions = [{"key": each["key"], "title": each["title"]} for each in kept["conditions"]]
-    return {"identity": found.get("identity"), "settings": settings, "rows": rows, "conditions": conditions}
+    try:
+        parse(SwapCosts, kept)
+    except ValueError as error:
+        raise ValueError(f"--swap-cost {folder}: results.json is damaged, {error}") from error
+    others = {row["encoder"] for row in kept["rows"] if row["baseline"] is not None}  # all but the first encoder
+    rows = [{name: row[name] for name in CostRow.model_fields} for row in kept["rows"] if row["baseline"] not in others]
+    conditions = [{name: each[name] for name in Condition.model_fields} for each in kept["conditions"]]
+    return {"identity": spec.get("identity"), "settings": settings, "rows": rows, "conditions": conditions}
 
 
 def condition_costs(found: Mapping[str, Any], results: Results) -> list[Matrix]:

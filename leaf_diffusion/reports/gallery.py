@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rapidfuzz.distance import Levenshtein
 
 from leaf_diffusion.reports.results import Results, Setting, setting_of
-from leaf_diffusion.runs import Run, load_run, png_ok
+from leaf_diffusion.runs import Run, load_run
+from leaf_diffusion.runs.images import is_recorded
+from leaf_diffusion.runs.records import ImageRecord, parse
 from leaf_diffusion.text.visible import visible
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def gallery_rows(run: Run | str | Path, *, baseline: str | None = None) -> list[
     for record in shown:
         path = run.image_path(record["image"])
         if record["image"] not in whole:
-            whole[record["image"]] = path if png_ok(path) else None
+            whole[record["image"]] = path if is_recorded(path, parse(ImageRecord, record)) else None
         prompts.setdefault(record["prompt_id"], []).append(record)
     rows = []
     for number, (prompt_id, records) in enumerate(prompts.items()):

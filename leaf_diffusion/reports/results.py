@@ -6,29 +6,52 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from leaf_diffusion.runs import Run
-from leaf_diffusion.runs.costs import misfits
-from leaf_diffusion.runs.fields import COUNT, NUMBER, PROTOCOL, TEXT, Field, Fields, misfit
+from leaf_diffusion.runs.costs import SwapCosts
+from leaf_diffusion.runs.records import Count, Number, Protocol, Typed, parse
 from leaf_diffusion.text.visible import isolated
 
 Row = Mapping[str, Any]
 
-_REST: Fields = {
-    "feature_space": TEXT.or_null.if_any,
-    "feature_spaces": Field(
-        "an object of texts", lambda v: isinstance(v, dict) and all(isinstance(name, str) for name in v.values())
-    ).if_any,
-    "swap_cost": Field("an object", lambda value: isinstance(value, dict)).or_null.if_any,
-    "real_images": COUNT.or_null.if_any,
-    "counts": Field("an object", lambda value: isinstance(value, dict)).if_any,
-    "attacks": Field("a list of objects", lambda v: isinstance(v, list) and all(isinstance(o, dict) for o in v)).if_any,
-}
-_COUNTS: Fields = dict.fromkeys(("images", "drawn", "truncated", "given_unchanged"), COUNT.if_any)
-_ATTACKS: Fields = {
-    "source": TEXT,
-    **dict.fromkeys(("k", "n", "unchanged", "truncated"), COUNT),
-    **dict.fromkeys(("distance", "score", "queries", "unseen_tokens"), NUMBER.or_null),
-}
+
+class AttackSet(Typed):
+    """An attack set of the results: how many prompts, and the means over them."""
+
+    source: str
+    k: Count
+    n: Count
+    unchanged: Count
+    truncated: Count
+    distance: Number | None
+    score: Number | None
+    queries: Number | None
+    unseen_tokens: Number | None
+
+
+class Counts(Typed):
+    """How many images there are, of how many drawings, how many of a truncated prompt or of the clean one."""
+
+    images: Count | None = None
+    drawn: Count | None = None
+    truncated: Count | None = None
+    given_unchanged: Count | None = None
+
+
+class Rest(Typed):
+    """What results.json of the text-to-image evaluation holds beside its rows."""
+
+    feature_space: str | None = None
+    feature_spaces: dict[str, str] = Field(default_factory=dict)
+    swap_cost: SwapCosts | None = None
+    real_images: Count | None = None
+    counts: Counts = Counts()
+    attacks: list[AttackSet] = Field(default_factory=list)
+
+
+class _Protocolled(Typed):
+    protocol: Protocol
 
 
 @dataclass(frozen=True)
@@ -162,15 +185,10 @@ class Results:
         found = run.results
         labels = {row["encoder"] for row in found["rows"]} | {None}
         for number, row in enumerate(found["rows"]):
-            wrong = misfit(row, {"protocol": PROTOCOL})
+            _check(run, f"row {number}", _Protocolled, row)
             if row["baseline"] not in labels:
-                wrong = 'the field "baseline" has to be an encoder of these rows'
-            _refuse(run, f"row {number}", wrong)
-        _refuse(run, "beside the rows", misfit(found, _REST))
-        _refuse(run, "swap_cost", misfits(found["swap_cost"]) if found.get("swap_cost") else "")
-        _refuse(run, "counts", misfit(found.get("counts", {}), _COUNTS))
-        for number, one in enumerate(found.get("attacks", [])):
-            _refuse(run, f"attacks, item {number}", misfit(one, _ATTACKS))
+                raise _damaged(run, f"row {number}", 'the field "baseline" has to be an encoder of these rows')
+        _check(run, "beside the rows", Rest, found)
         one = (
             dict.fromkeys(SETS, found["feature_space"]) if found.get("feature_space") else {}
         )  # before there were several
@@ -224,7 +242,12 @@ def _of_a_swap(row: Row) -> bool:
     return row["protocol"] == "clean" and str(row["metric"]).startswith("drift")
 
 
-def _refuse(run: Run, where: str, wrong: str) -> None:
-    if wrong:
-        path = run.folder / "results.json"
-        raise ValueError(f"{path} is damaged, {where}: {wrong}; give the run's command again")
+def _check(run: Run, where: str, model: type[Typed], found: object) -> None:
+    try:
+        parse(model, found)
+    except ValueError as error:
+        raise _damaged(run, where, error) from error
+
+
+def _damaged(run: Run, where: str, wrong: object) -> ValueError:
+    return ValueError(f"{run.folder / 'results.json'} is damaged, {where}: {wrong}; give the run's command again")

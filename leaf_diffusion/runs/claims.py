@@ -12,11 +12,10 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
 
-from leaf_diffusion.runs.fields import Fields
-from leaf_diffusion.runs.files import explained
-from leaf_diffusion.runs.lines import check_fields, damaged, decode
+from leaf_diffusion.runs.files import explained, open_plain, read_plain
+from leaf_diffusion.runs.lines import checked, damaged, decode
+from leaf_diffusion.runs.records import Record
 
 _FILE = re.compile(r"([a-z0-9_-]+)(?:\.(\d+))?\.jsonl")
 
@@ -45,7 +44,7 @@ def take_slot(folder: Path, *, alone: bool) -> tuple[int, int]:
         patience = 2.0 if alone else 0.0 if slot else 0.2
         path = folder / "records" / f".writer-{slot}"
         with explained(path, "locking"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = open_plain(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return slot, fd
@@ -70,20 +69,20 @@ class Tail:
     brings its middle later than its end.
     """
 
-    def __init__(self, path: Path, fields: Fields | None = None, patience: float = 0.0) -> None:
-        self.path, self.fields, self.patience = path, fields, patience
-        self.records: dict[str, dict[str, Any]] = {}
+    def __init__(self, path: Path, model: type[Record] = Record, patience: float = 0.0) -> None:
+        self.path, self.model, self.patience = path, model, patience
+        self.records: dict[str, Record] = {}
         self._read, self._lines = 0, 0
         self._stuck: float | None = None
 
     def read(self) -> int:
         """Read what is new; returns how many records. Raises DamagedRecords for a line that does not fit, naming it."""
-        if not self.path.exists():  # not begun yet
-            return 0
         before = len(self.records)
-        with explained(self.path, "reading"), open(self.path, "rb") as file:
-            file.seek(self._read)
-            data = file.read()
+        with explained(self.path, "reading"):
+            try:
+                data = read_plain(self.path, self._read)
+            except FileNotFoundError:  # not begun yet
+                return 0
         for line in data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]:
             try:
                 record = decode(line)
@@ -92,8 +91,8 @@ class Tail:
                 if time.monotonic() - self._stuck >= self.patience:
                     raise damaged(self.path, self._lines + 1, error) from error
                 break
-            check_fields(record, self.fields, self.path, self._lines + 1)
-            self.records.setdefault(record["id"], record)
+            found = checked(record, self.model, self.path, self._lines + 1)
+            self.records.setdefault(found.id, found)
             self._read += len(line) + 1
             self._lines += 1
             self._stuck = None
@@ -106,7 +105,7 @@ class Claims:
     def __init__(self, folder: Path) -> None:
         path = folder / "records" / ".claims"
         with explained(path, "opening"):
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.fd = open_plain(path, os.O_RDWR | os.O_CREAT)
 
     def take(self, name: str) -> bool:
         """False where another process holds it. A name that this process holds already is taken again."""

@@ -1,29 +1,48 @@
-"""The fields of what a swap-cost run keeps, and of its copy in another run's results."""
+"""What a swap-cost run keeps, and its copy in another run's results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from leaf_diffusion.runs.fields import COUNT, NUMBER, TEXT, Field, Fields, misfit
-
-_LIST = Field("a list of objects", lambda value: isinstance(value, list) and all(isinstance(o, dict) for o in value))
-COST_ROW: Fields = {
-    **dict.fromkeys(("condition", "encoder", "protocol", "metric"), TEXT),
-    "baseline": TEXT.or_null,
-    **dict.fromkeys(("mean", "ci_low", "ci_high"), NUMBER.or_null),
-    "n": COUNT,
-}
+from leaf_diffusion.runs.records import Count, Number, Typed
 
 
-def misfits(found: Mapping[str, Any]) -> str:
-    """What is wrong with recorded costs of conditions; "" where nothing is."""
-    if wrong := misfit(found, {"rows": _LIST, "conditions": _LIST}):
-        return wrong
-    for number, row in enumerate(found["rows"]):
-        if wrong := misfit(row, COST_ROW):
-            return f"row {number}: {wrong}"
-    for number, each in enumerate(found["conditions"]):
-        if wrong := misfit(each, {"key": TEXT, "title": TEXT}):
-            return f"condition {number}: {wrong}"
-    return ""
+class CostRow(Typed):
+    """One metric of an encoder under one condition."""
+
+    condition: str
+    encoder: str
+    protocol: str
+    metric: str
+    baseline: str | None
+    mean: Number | None
+    ci_low: Number | None
+    ci_high: Number | None
+    n: Count
+
+
+class Condition(Typed):
+    """What else a pipeline is given."""
+
+    key: str
+    title: str
+
+
+class GivenPrompt(Typed):
+    """A prompt as it is given."""
+
+    given: str
+    negative: str | None = None
+
+
+class MeasuredCondition(Condition):
+    """A condition with all that its page says. truncated: how many prompts each encoder cut."""
+
+    about: str
+    truncated: dict[str, int]
+    prompts: list[GivenPrompt]
+
+
+class SwapCosts(Typed):
+    """The costs of a swap, and what they were measured with."""
+
+    rows: list[CostRow]
+    conditions: list[Condition]

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leaf_diffusion.runs.fields import ROW, misfit
 from leaf_diffusion.runs.files import atomic_write
+from leaf_diffusion.runs.records import ResultRow, parse
+from leaf_diffusion.text.visible import visible
 
-COLUMNS = tuple(ROW)
+COLUMNS = tuple(ResultRow.model_fields)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # the wide ones count for some spreadsheets
 
 
@@ -27,8 +28,10 @@ def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
         raise ValueError('results hold "rows", a list')
     clean: list[dict[str, Any]] = whole["rows"]
     for index, row in enumerate(clean):
-        if wrong := misfit(row, ROW):
-            raise ValueError(f"result row {index}: {wrong}")
+        try:
+            parse(ResultRow, row)
+        except ValueError as error:
+            raise ValueError(f"result row {index}: {error}") from error
     folder = Path(folder)
     text = json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=1)
     atomic_write(folder / "results.json", f"{text}\n".encode())
@@ -36,7 +39,8 @@ def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
 
 
 def results_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV text. Text that a spreadsheet would run as a formula gets a leading apostrophe; numbers stay numbers."""
+    """CSV text. Text that a spreadsheet would run as a formula gets a leading apostrophe, characters that are not seen
+    become codes; numbers stay numbers."""
     extra = sorted({key for row in rows for key in row} - set(COLUMNS))
     buffer = io.StringIO()
     writer = csv.writer(buffer)  # CRLF (RFC 4180): then a lone CR or LF in a text is quoted too
@@ -51,7 +55,7 @@ def csv_cell(value: Any) -> str:
         return ""
     if isinstance(value, bool | int | float):
         return str(value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 

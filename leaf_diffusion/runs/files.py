@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ _HINTS = {
     errno.EACCES: "this user may not write there; choose another output folder or change its permissions",
     errno.EPERM: "this user may not write there; choose another output folder or change its permissions",
     errno.ENOTDIR: "a part of the path is a file; choose another output folder",
+    errno.ELOOP: "it is a link, and links in a run folder are not followed; put the file itself there",
     errno.EEXIST: "a file stands where a folder is needed; choose another output folder",
 }
 
@@ -58,6 +60,42 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
+    """os.open of a regular file of a run folder, which others may have made: no link is followed, no pipe or device
+    opened. Raises FileNotFoundError, else RunFolderError."""
+    with suppress(FileNotFoundError):
+        _check_plain(path, os.lstat(path).st_mode)
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    try:
+        _check_plain(path, os.fstat(fd).st_mode)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_plain(path: Path, start: int = 0) -> bytes:
+    """The bytes of a regular file from `start` on. Errors as of `open_plain`."""
+    with open(open_plain(path), "rb") as file:
+        file.seek(start)
+        return file.read()
+
+
+def check_folder(path: Path) -> None:
+    """Raises RunFolderError where a folder inside a run folder is a link or no folder; one that is absent is fine."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise RunFolderError(
+                f"{path} is a link or no folder, and links in a run folder are not followed; remove it"
+            )
+
+
+def _check_plain(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        what = "a link" if stat.S_ISLNK(mode) else "no regular file"
+        raise RunFolderError(f"{path} is {what}; a run folder holds regular files only: remove it, or put a copy there")
 
 
 def atomic_write(path: Path, data: bytes, *, sync_name: bool = True) -> None:
@@ -98,7 +136,7 @@ def probe(folder: Path) -> None:
     path = folder / f".probe-{os.getpid()}.tmp"
     try:
         with explained(folder, "writing into"):
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            fd = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
                 write_all(fd, b"\0" * PROBE_BYTES)
                 os.fsync(fd)

@@ -8,27 +8,27 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from leaf_diffusion.runs.fields import Fields, misfit
-from leaf_diffusion.runs.files import RunFolderError, explained, sync_folder, write_all
+from leaf_diffusion.runs.files import RunFolderError, explained, open_plain, sync_folder, write_all
 from leaf_diffusion.runs.lines import decode, encode, read_jsonl
+from leaf_diffusion.runs.records import Record, parse
+from leaf_diffusion.text.visible import visible
 
 
 class Log:
     """A JSONL file whose first `size` bytes are whole lines: a torn end is cut on opening, a failed write at once.
 
     A record reaches the kernel at once (it survives a killed process) and the disk within `fsync_seconds` of appends.
-    fields: what every record has to hold.
+    model: what every record has to be.
     """
 
-    def __init__(self, path: Path, fsync_seconds: float, fields: Fields | None = None) -> None:
-        self.path, self.fsync_seconds, self.fields = path, fsync_seconds, fields
+    def __init__(self, path: Path, fsync_seconds: float, model: type[Record] = Record) -> None:
+        self.path, self.fsync_seconds, self.model = path, fsync_seconds, model
         with explained(path, "reading"):
-            records, self.size, self.torn = read_jsonl(path, fields)
-        self.records: dict[str, dict[str, Any]] = {}
+            records, self.size, self.torn = read_jsonl(path, model)
+        self.records: dict[str, Record] = {}
         for record in records:
-            self.records.setdefault(record["id"], record)
+            self.records.setdefault(record.id, record)
         self.fd: int | None = None
         if self.torn:
             with explained(path, "opening"):
@@ -37,17 +37,13 @@ class Log:
         self.dirty = bool(self.torn)
         self.unsettled = False
 
-    def append(self, record: dict[str, Any]) -> bool:
+    def append(self, record: Record) -> bool:
         """False, and nothing written, when the id stands there already."""
-        unit = record.get("id")
-        if not isinstance(unit, str) or not unit:
-            raise ValueError(f'a record needs a text "id": {self.path.name}, {str(record)[:120]}')
+        unit = record.id
         if unit in self.records:
             return False
-        if self.fields is not None and (wrong := misfit(record, self.fields)):
-            raise ValueError(f"record {unit!r}: {wrong}")
         try:
-            line = encode(record)
+            line = encode(record.model_dump(exclude_unset=True))
         except ValueError as error:
             raise ValueError(f"record {unit!r} does not fit into JSON: {error}") from error
         with explained(self.path, "writing"):
@@ -64,7 +60,7 @@ class Log:
                 raise
         self.size += len(line) + 1
         self.unsettled = False
-        self.records[unit] = decode(line)  # a copy, as a later process reads it
+        self.records[unit] = parse(self.model, decode(line))  # a copy, as a later process reads it
         self.dirty = True
         if time.monotonic() - self.synced >= self.fsync_seconds:
             self.sync()
@@ -88,7 +84,7 @@ class Log:
         """The descriptor; a file that only was asked for records is not made."""
         if self.fd is None:
             new = not self.path.exists()
-            self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self.fd = open_plain(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             if new:
                 sync_folder(self.path.parent)
         return self.fd
@@ -97,7 +93,7 @@ class Log:
 def cut_torn_end(path: Path) -> int:
     """Cut what a crash left behind the last whole line of a file that nobody writes; returns its bytes."""
     with explained(path, "opening"):
-        _, whole, torn = read_jsonl(path)
+        _, whole, torn = read_jsonl(path, Record)
         if torn:
             os.truncate(path, whole)
     return torn
@@ -110,11 +106,11 @@ def take_lock(path: Path, *, shared: bool = False) -> int:
     needs no clearing.
     """
     with explained(path, "locking"):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        fd = open_plain(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.read(fd, 200).decode(errors="replace").strip() or "another process"
+            owner = visible(os.read(fd, 200).decode(errors="replace").strip()) or "another process"
             os.close(fd)
             message = f"{path.parent} is being written by {owner}; wait for it, or choose another output folder"
             raise RunFolderError(message) from error

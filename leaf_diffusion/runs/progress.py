@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from leaf_diffusion.runs.claims import record_files
-from leaf_diffusion.runs.fields import COUNT, NUMBER, TEXT, Field, misfit
+from pydantic import Field
 
-_OBJECT = Field("an object", lambda value: isinstance(value, dict))
-_FIELDS = {"kind": TEXT, "started": TEXT, "done": COUNT, "units": _OBJECT, "paces": _OBJECT.if_any}
+from leaf_diffusion.runs.claims import record_files
+from leaf_diffusion.runs.files import read_plain
+from leaf_diffusion.runs.records import Count, Number, Typed, parse
+
 LONGEST = 1e9
 """Seconds, thirty years: no time left is said to be longer, whatever the clock of a machine showed."""
 
@@ -78,6 +79,16 @@ class Progress:
         return (json.dumps(found, indent=2) + "\n").encode()
 
 
+class _Noted(Typed):
+    """progress.json."""
+
+    kind: str
+    started: str
+    done: Count
+    units: dict[str, Count]
+    paces: dict[str, Number] = Field(default_factory=dict)
+
+
 def begin_stage(
     folder: Path, before: Progress | None, kind: str, counts: Mapping[str, int], units: Mapping[str, int]
 ) -> Progress:
@@ -90,18 +101,13 @@ def read_progress(folder: Path) -> Progress | None:
     """What progress.json notes; None where no stage has begun. Raises ValueError where it is damaged."""
     path = folder / "progress.json"
     try:
-        if not path.exists():
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        wrong = misfit(found, _FIELDS) if isinstance(found, dict) else "it is no object"
-        wrong = wrong or misfit(found["units"], dict.fromkeys(found["units"], COUNT))
-        paces = {} if wrong else found.get("paces", {})
-        if wrong := wrong or misfit(paces, dict.fromkeys(paces, NUMBER)):
-            raise ValueError(wrong)
-        started = datetime.fromisoformat(found["started"])
-        if started.tzinfo is None or not all(pace >= 0 for pace in paces.values()):
+        found = parse(_Noted, json.loads(read_plain(path)))
+        started = datetime.fromisoformat(found.started)
+        if started.tzinfo is None or not all(pace >= 0 for pace in found.paces.values()):
             raise ValueError("a time without its zone, or a pace below 0")
-        return Progress(found["kind"], started, found["done"], found["units"], paces)
+        return Progress(found.kind, started, found.done, found.units, found.paces)
+    except FileNotFoundError:
+        return None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}; the next call of the run's command writes it again") from error
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from leaf_diffusion.runs.claims import record_files
-from leaf_diffusion.runs.fields import ROW, misfit, record_fields
+from leaf_diffusion.runs.files import check_folder, read_plain
 from leaf_diffusion.runs.lines import damaged, read_jsonl
+from leaf_diffusion.runs.records import KINDS, Record, ResultRow, parse
 from leaf_diffusion.runs.spec import RunSpec
+
+R = TypeVar("R", bound=Record)
+M = TypeVar("M", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -22,25 +28,35 @@ class Run:
     spec: RunSpec
     environment: dict[str, Any]
 
-    def records(self, kind: str) -> list[dict[str, Any]]:
+    @overload
+    def records(self, kind: str) -> list[dict[str, Any]]: ...
+    @overload
+    def records(self, kind: str, model: type[R]) -> list[R]: ...
+    def records(self, kind: str, model: type[R] | None = None) -> list[R] | list[dict[str, Any]]:
         """Records of a kind by all writers, first of each id; [] when there are none.
 
         A last line without its end is left out: it is being written, or was when its process died. Raises DamagedRecords
         for any other that does not fit, naming file, line and field.
         """
-        if kind not in self._cache:
-            fields, first = record_fields(self.spec.settings, kind), dict[str, dict[str, Any]]()
+        if model is None:
+            found = self._read(kind, models_of(self.spec).get(kind, Record))
+            return [record.model_dump(exclude_unset=True) for record in found]
+        return self._read(kind, model)
+
+    def _read(self, kind: str, model: type[M]) -> list[M]:
+        if kind not in self._cache or self._cache[kind][0] is not model:
+            first = dict[str, Record]()
             for path in (path for other, _, path in record_files(self.folder) if other == kind):
-                records, whole, torn = read_jsonl(path, fields)
+                records, whole, torn = read_jsonl(path, model)
                 if torn and _ended(path, whole):
                     raise damaged(path, len(records) + 1, "its checksum does not fit, or it is no record")
                 for record in records:
-                    first.setdefault(record["id"], record)
-            self._cache[kind] = list(first.values())
-        return self._cache[kind]
+                    first.setdefault(record.id, record)
+            self._cache[kind] = model, list(first.values())
+        return [record for record in self._cache[kind][1] if isinstance(record, model)]
 
     @cached_property
-    def _cache(self) -> dict[str, list[dict[str, Any]]]:
+    def _cache(self) -> dict[str, tuple[type[Record], list[Record]]]:
         return {}
 
     @cached_property
@@ -54,8 +70,10 @@ class Run:
         if not isinstance(found["rows"], list):
             raise ValueError(f"{path} is damaged: it holds no rows of results; give the run's command again")
         for number, row in enumerate(found["rows"]):
-            if wrong := misfit(row, ROW) if isinstance(row, dict) else "it is no object":
-                raise ValueError(f"{path} is damaged, row {number}: {wrong}; give the run's command again")
+            try:
+                parse(ResultRow, row)
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged, row {number}: {error}; give the run's command again") from error
         return found
 
     def image_path(self, relative: str) -> Path:
@@ -70,26 +88,33 @@ def load_run(folder: str | Path) -> Run:
     """Open a run folder for reading. Raises FileNotFoundError when it is none, ValueError when its spec is damaged."""
     folder = Path(folder)
     path = folder / "spec.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"{folder} is no run folder: it has no spec.json. Name the folder an evaluation wrote.")
+    for name in ("records", "images"):
+        check_folder(folder / name)
     return Run(folder, read_spec(path), _json(folder / "environment.json"))
+
+
+def models_of(spec: RunSpec) -> Mapping[str, type[Record]]:
+    """The models of the text-to-image evaluation's records for its runs; other experiments name their own."""
+    return KINDS if spec.settings.get("experiment", "t2i-robustness") == "t2i-robustness" else {}
 
 
 def read_spec(path: Path) -> RunSpec:
     try:
-        return RunSpec.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return RunSpec.from_dict(json.loads(read_plain(path).decode()))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_plain(path).decode())
         json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, got {type(found).__name__}")
+    except FileNotFoundError:
+        return {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return found
@@ -97,6 +122,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _ended(path: Path, start: int) -> bool:
     """Whether the file's last line, which begins at `start`, has its end."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read().endswith(b"\n")
+    return read_plain(path, start).endswith(b"\n")

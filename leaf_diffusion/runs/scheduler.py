@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from leaf_diffusion.runs import RunStore, png_ok
+from leaf_diffusion.runs import RunStore
+from leaf_diffusion.runs.images import seems_whole
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -26,22 +27,29 @@ class Batch:
     work: Callable[[], None]
     redo: Sequence[str] = ()
 
+    def is_open(self, store: RunStore, kind: str) -> bool:
+        """Whether a record is not there, or an image missing or damaged."""
+        return not store.has(kind, self.ids) or any(not seems_whole(store.folder / path) for path in self.redo)
+
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Slices of `size` items, the last one of what is left."""
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
-def work_through(store: RunStore, kind: str, batches: Sequence[Batch], advance: Advance) -> None:
+def run_batches(store: RunStore, kind: str, batches: Sequence[Batch], advance: Advance) -> None:
     """Do what is left of the batches, and wait for those that other processes are at; at the end every id is recorded.
 
     Where another process dies, its batch is free again and is done here.
     """
-
-    def is_open(batch: Batch) -> bool:
-        return not store.has(kind, batch.ids) or any(not png_ok(store.folder / path) for path in batch.redo)
-
     shown = store.count(kind)
-    waiting = [batch for batch in batches if is_open(batch)]
+
+    def show() -> None:
+        nonlocal shown
+        advance(store.count(kind) - shown)
+        shown = store.count(kind)
+
+    waiting = [batch for batch in batches if batch.is_open(store, kind)]
     while waiting:
         busy = []
         for batch in waiting:
@@ -51,16 +59,15 @@ def work_through(store: RunStore, kind: str, batches: Sequence[Batch], advance: 
                 continue
             try:
                 store.refresh()
-                if is_open(batch):
+                if batch.is_open(store, kind):
                     batch.work()
                     store.flush()  # the next batch may take an hour
             finally:
                 store.unclaim(name)
-            advance(store.count(kind) - shown)
-            shown = store.count(kind)
-        if waiting := busy:
+            show()
+        if busy:
             time.sleep(POLL_SECONDS)
             store.refresh()
-            waiting = [batch for batch in waiting if is_open(batch)]
-            advance(store.count(kind) - shown)
-            shown = store.count(kind)
+            busy = [batch for batch in busy if batch.is_open(store, kind)]
+            show()
+        waiting = busy

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+from leaf_diffusion.text.visible import visible
+
 _PACKAGES = (
     "leaf-diffusion",
     "torch",
@@ -77,7 +79,7 @@ class RunSpec:
         for key in sorted(asked.keys() | recorded.keys()):
             new, old = asked.get(key, _MISSING), recorded.get(key, _MISSING)
             if new != old:
-                lines.append(f"{key}: {_short(old)} there, {_short(new)} asked")
+                lines.append(visible(f"{key}: {_short(old)} there, {_short(new)} asked"))
         return lines or [f"identity: {other.identity} there, {self.identity} asked"] * (self.identity != other.identity)
 
 

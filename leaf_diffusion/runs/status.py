@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from leaf_diffusion.runs.files import open_plain
 from leaf_diffusion.runs.progress import TimeLeft, last_record, read_progress, span
 from leaf_diffusion.runs.read import load_run
 from leaf_diffusion.text.visible import isolated
@@ -47,7 +48,7 @@ def _writers(folder: Path) -> int:
     """How many writers' locks are held."""
     held = 0
     for path in (folder / "records").glob(".writer-*"):
-        fd = os.open(path, os.O_RDONLY)  # a run that nobody may write to has a status, too
+        fd = open_plain(path)  # a run that nobody may write to has a status, too
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

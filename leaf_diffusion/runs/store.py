@@ -11,19 +11,31 @@ import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 from PIL import Image
 
 from leaf_diffusion.runs.claims import Claims, Tail, record_file, record_files, take_slot
 from leaf_diffusion.runs.export import write_results
-from leaf_diffusion.runs.fields import IMAGE, record_fields
-from leaf_diffusion.runs.files import RunFolderError, atomic_write, explained, png_ok, probe, sync_folder
+from leaf_diffusion.runs.files import (
+    RunFolderError,
+    atomic_write,
+    check_folder,
+    explained,
+    png_ok,
+    probe,
+    read_plain,
+    sync_folder,
+)
+from leaf_diffusion.runs.images import checked_name, described, is_recorded, refuse_another, seems_whole
 from leaf_diffusion.runs.log import Log, cut_torn_end, take_lock
 from leaf_diffusion.runs.progress import Progress, TimeLeft, begin_stage, read_progress
-from leaf_diffusion.runs.read import read_spec
+from leaf_diffusion.runs.read import models_of, read_spec
+from leaf_diffusion.runs.records import IMAGE, OfImage, Record, parse
 from leaf_diffusion.runs.spec import RunSpec, environment
+from leaf_diffusion.text.visible import visible
 
+R = TypeVar("R", bound=Record)
 _KIND = re.compile(r"[a-z0-9_-]+")
 PATIENCE = 60.0
 """Seconds for which another writer's line may look damaged: a network file system can show its end first."""
@@ -41,13 +53,16 @@ class RunStore:
     cut on opening: its unit is computed again), slot (which of the writers this one is, 0 the first).
     """
 
-    def __init__(self, folder: Path, spec: RunSpec, lock: int, fsync_seconds: float) -> None:
-        self.folder, self.spec, self.fsync_seconds = folder, spec, fsync_seconds
+    def __init__(
+        self, folder: Path, spec: RunSpec, kinds: Mapping[str, type[Record]], lock: int, fsync_seconds: float
+    ) -> None:
+        self.folder, self.spec, self.kinds, self.fsync_seconds = folder, spec, kinds, fsync_seconds
         self.resumed, self.shared = False, False
         self.torn: dict[str, int] = {}
         self.slot = 0
         self._logs: dict[str, Log] = {}
         self._tails: dict[str, dict[int, Tail]] = {}
+        self._digests: dict[str, str] | None = None
         self._claims: Claims | None = None
         self._progress: Progress | None = None
         # closes also when the owner forgot to: a store out of use must not keep its folder locked
@@ -60,12 +75,14 @@ class RunStore:
         folder: str | Path,
         spec: RunSpec,
         *,
+        kinds: Mapping[str, type[Record]] | None = None,
         command: str | None = None,
         shared: bool = False,
         fsync_seconds: float = 2.0,
     ) -> RunStore:
         """Make the folder of a run, or continue the same run in it, before any work is done.
 
+        kinds: the model of each kind of record; every line is checked against it on opening and on `append`.
         command: what repeats the run, for environment.json; default sys.argv. shared: other processes may open the
         folder, too, if they share it as well; each writes files of its own, `claim` shares the work out and `refresh`
         reads what the others recorded.
@@ -77,7 +94,13 @@ class RunStore:
             folder.mkdir(parents=True, exist_ok=True)
         with explained(folder, "reading"):
             _check_owner(folder, spec)
-        store = cls(folder, spec, take_lock(folder / ".lock", shared=shared), fsync_seconds)
+        store = cls(
+            folder,
+            spec,
+            models_of(spec) if kinds is None else kinds,
+            take_lock(folder / ".lock", shared=shared),
+            fsync_seconds,
+        )
         try:
             _check_owner(folder, spec)
             probe(folder)
@@ -85,8 +108,9 @@ class RunStore:
             if not store.resumed:
                 atomic_write(folder / "spec.json", _pretty(spec.to_dict()))
             with explained(folder, "creating folders in"):
-                (folder / "records").mkdir(exist_ok=True)
-                (folder / "images").mkdir(exist_ok=True)
+                for name in ("records", "images"):
+                    check_folder(folder / name)
+                    (folder / name).mkdir(exist_ok=True)
             store.shared = shared
             store.slot, held = take_slot(folder, alone=not shared)
             store._held.append(held)
@@ -117,8 +141,18 @@ class RunStore:
         """Ids already recorded: the work left is the plan minus this set."""
         return set(self._log(kind).records).union(*(tail.records for tail in self._others(kind)))
 
-    def records(self, kind: str) -> list[dict[str, Any]]:
+    @overload
+    def records(self, kind: str) -> list[dict[str, Any]]: ...
+    @overload
+    def records(self, kind: str, model: type[R]) -> list[R]: ...
+    def records(self, kind: str, model: type[R] | None = None) -> list[R] | list[dict[str, Any]]:
         """Records of a kind, one an id: this process's in the order they were written, then the others'."""
+        found = self._models(kind)
+        if model is None:
+            return [record.model_dump(exclude_unset=True) for record in found]
+        return [as_model(model, record) for record in found]
+
+    def _models(self, kind: str) -> list[Record]:
         first = dict(self._log(kind).records)
         for tail in self._others(kind):
             for unit, record in tail.records.items():
@@ -140,9 +174,9 @@ class RunStore:
             if slot != self.slot:
                 tails = self._tails.setdefault(kind, {})
                 if slot not in tails:
-                    fields = record_fields(self.spec.settings, kind)
-                    tails[slot] = Tail(path, fields, PATIENCE if self.shared else 0.0)
-                tails[slot].read()
+                    tails[slot] = Tail(path, self._model(kind), PATIENCE if self.shared else 0.0)
+                if tails[slot].read():
+                    self._digests = None
 
     def begin(self, kind: str, units: Mapping[str, int]) -> None:
         """Note for `leaf-diffusion status` and `time_left` that work on a kind begins; units: how many of each kind are
@@ -170,39 +204,83 @@ class RunStore:
         if self._claims is not None:
             self._claims.give(name)
 
-    def append(self, kind: str, record: Mapping[str, Any]) -> bool:
-        """Add a record, a JSON object with a text "id". Returns False, changing nothing, when the id is there already.
+    def append(self, kind: str, record: Record | Mapping[str, Any]) -> bool:
+        """Add a record of the kind's model. Returns False, changing nothing, when the id is there already.
 
-        Raises ValueError for what JSON cannot hold (NaN too) and RunFolderError when the disk refuses; the file then
-        still ends in a whole line, so the same call may be tried again.
+        Raises ValueError for a record that does not fit the model, for what JSON cannot hold (NaN too), and RunFolderError when
+        the disk refuses; the file then still ends in a whole line, so the same call may be tried again.
         """
-        log, unit = self._log(kind), record.get("id")
-        return not any(unit in tail.records for tail in self._others(kind)) and log.append(dict(record))
+        log = self._log(kind)
+        values = record.model_dump(exclude_unset=True) if isinstance(record, Record) else dict(record)
+        unit = values.get("id")
+        if not isinstance(unit, str) or not unit:
+            raise ValueError(f'a record needs a text "id": {kind}, {str(values)[:120]}')
+        try:
+            fitting = parse(log.model, values)
+        except ValueError as error:
+            raise ValueError(f"record {unit!r}: {error}") from error
+        if isinstance(fitting, OfImage) and fitting.sha256 is None:
+            fitting = fitting.model_copy(update=described(self.folder / fitting.image))
+        new = not any(unit in tail.records for tail in self._others(kind)) and log.append(fitting)
+        if new:
+            self._note(fitting)
+        return new
 
     def save_image(self, path: str, image: Image.Image) -> str:
-        """Write an image, whole or not at all, at "images/<hex digits>.png" (see `image_name`); returns that path."""
-        if not IMAGE.fullmatch(path):
-            raise ValueError(f"an image is kept as images/<hexadecimal digits>.png, not {path!r}")
+        """Write an image, whole or not at all, at "images/<hex digits>.png" (see `image_name`); returns that path.
+
+        Raises RunFolderError where it was recorded before and is another now.
+        """
         buffer = io.BytesIO()
+        where = self.folder / checked_name(path)
         image.save(buffer, format="PNG")
-        atomic_write(self.folder / path, buffer.getvalue(), sync_name=False)  # one sync for many names: flush()
+        refuse_another(where, self._recorded(path), buffer.getvalue(), "drawn again")
+        atomic_write(where, buffer.getvalue(), sync_name=False)  # one sync for many names: flush()
         return path
 
     def load_image(self, path: str) -> Image.Image:
-        """An image of this run. Raises RunFolderError when it is missing or truncated."""
-        if not IMAGE.fullmatch(path):
-            raise ValueError(f"an image is kept as images/<hexadecimal digits>.png, not {path!r}")
-        if not png_ok(self.folder / path):
-            raise RunFolderError(
-                f"{self.folder / path} is missing or damaged; run the same command again: it draws it again"
-            )
-        with Image.open(self.folder / path, formats=["PNG"]) as image:
+        """An image of this run. Raises RunFolderError when it is missing, truncated or not the one that was recorded."""
+        where = self.folder / checked_name(path)
+        if not seems_whole(where) or not png_ok(where):
+            raise RunFolderError(f"{where} is missing or damaged; run the same command again: it draws it again")
+        refuse_another(where, self._recorded(path), data := read_plain(where), "read")
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return image.copy()
 
-    def damaged_images(self, kind: str = "images") -> set[str]:
-        """Paths of recorded images that are missing or truncated: draw them again and `save_image` them."""
-        paths = {str(record["image"]) for record in self.records(kind) if "image" in record}
-        return {path for path in paths if not IMAGE.fullmatch(path) or not png_ok(self.folder / path)}
+    def damaged_images(self, kind: str = "images", *, decode: bool = False) -> set[str]:
+        """Paths of recorded images that are missing or truncated: draw them again and `save_image` them.
+
+        By their begin, end and recorded size; decode: by every byte, which takes an hour for 100,000 of 512 pixels.
+        """
+        damaged = set()
+        for record in self._models(kind):
+            if (path := getattr(record, "image", None)) is None:
+                continue
+            whole = IMAGE.fullmatch(str(path)) is not None and seems_whole(
+                self.folder / path, record.size if isinstance(record, OfImage) else None
+            )
+            if whole and decode:
+                whole = (
+                    is_recorded(self.folder / path, record)
+                    if isinstance(record, OfImage)
+                    else png_ok(self.folder / path)
+                )
+            if not whole:
+                damaged.add(str(path))
+        return damaged
+
+    def _recorded(self, path: str) -> str | None:
+        """The sha256 of an image that is recorded, by this process or another."""
+        if self._digests is None:
+            self._digests = {}
+            for kind in {*self._logs, *self._tails}:
+                self._note(*self._models(kind))
+        return self._digests.get(path)
+
+    def _note(self, *records: Record) -> None:
+        for record in records:
+            if self._digests is not None and isinstance(record, OfImage) and record.sha256 is not None:
+                self._digests.setdefault(record.image, record.sha256)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json and results.csv; see `leaf_diffusion.runs.write_results`."""
@@ -235,14 +313,22 @@ class RunStore:
         if kind not in self._logs:
             if not _KIND.fullmatch(kind):
                 raise ValueError(f"a kind of record is named with a-z, 0-9, _ and -: {kind!r}")
-            path, fields = record_file(self.folder, kind, self.slot), record_fields(self.spec.settings, kind)
-            log = self._logs[kind] = Log(path, self.fsync_seconds, fields)
+            path = record_file(self.folder, kind, self.slot)
+            log = self._logs[kind] = Log(path, self.fsync_seconds, self._model(kind))
             if log.torn:
                 self.torn[kind] = self.torn.get(kind, 0) + log.torn
         return self._logs[kind]
 
+    def _model(self, kind: str) -> type[Record]:
+        return self.kinds.get(kind, Record)
+
     def _others(self, kind: str) -> list[Tail]:
         return list(self._tails.get(kind, {}).values())
+
+
+def as_model(model: type[R], record: Record) -> R:
+    """A checked record as another model of the same line. Raises ValueError naming the field that does not fit."""
+    return record if isinstance(record, model) else parse(model, record.model_dump(exclude_unset=True))
 
 
 def _check_owner(folder: Path, spec: RunSpec) -> None:
@@ -255,7 +341,7 @@ def _check_owner(folder: Path, spec: RunSpec) -> None:
         return
     foreign = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".tmp"))
     if foreign:
-        names = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        names = ", ".join(map(visible, foreign[:5])) + (", ..." if len(foreign) > 5 else "")
         raise RunFolderError(f"{folder} is not empty and no run folder (it holds {names}); choose another folder")
 
 
@@ -263,7 +349,7 @@ def _record_environment(path: Path, command: str | None, done: Mapping[str, int]
     now = environment(command) | {"done": dict(done)}
     if path.exists():
         with suppress(ValueError, RecursionError):  # beside the identity: damage here is no reason to stop
-            first = json.loads(path.read_text(encoding="utf-8"))
+            first = json.loads(read_plain(path))
             json.dumps(first, ensure_ascii=False).encode()
             if isinstance(first, dict) and isinstance(earlier := first.get("reopened", []), list):
                 now = first | {"reopened": [*earlier, now]}

@@ -2,6 +2,17 @@
 
 from leaf_diffusion.scoring.mean import MeanScorer
 from leaf_diffusion.scoring.objectives import Drift, Goal, Margin, Objective, Toward
-from leaf_diffusion.scoring.scorer import BoundScore, Precision, Scorer
+from leaf_diffusion.scoring.scorer import AnyScorer, BoundScore, Precision, Scorer
 
-__all__ = ["BoundScore", "Drift", "Goal", "Margin", "MeanScorer", "Objective", "Precision", "Scorer", "Toward"]
+__all__ = [
+    "AnyScorer",
+    "BoundScore",
+    "Drift",
+    "Goal",
+    "Margin",
+    "MeanScorer",
+    "Objective",
+    "Precision",
+    "Scorer",
+    "Toward",
+]

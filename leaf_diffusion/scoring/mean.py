@@ -44,18 +44,18 @@ class MeanScore:
         self._towers = [(scorer.bind(prompts), weight / total) for scorer, weight in scorers]
         # factors[tower][prompt]
         self._factors = [[weight / goal.scale for goal in tower.goals] for tower, weight in self._towers]
-        self._readings = [scorer.encoder.reading for scorer, _ in scorers]
+        self._tokenizations = [scorer.encoder.tokenization for scorer, _ in scorers]
         self._names = [scorer.encoder.name for scorer, _ in scorers]
         self.queries = [0] * len(prompts)
 
     def __call__(self, candidates: Sequence[Candidates], *, best: int = 1) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt."""
-        read: dict[tuple[object, ...], Sequence[Sequence[Row]]] = {}
+        rows: dict[tuple[object, ...], Sequence[Sequence[Row]]] = {}
         scored = []
-        for (tower, _), reading in zip(self._towers, self._readings, strict=True):
-            if reading not in read:
-                read[reading] = tower.rows(candidates)
-            scored.append(tower.score_rows(read[reading], best=best))
+        for (tower, _), tokenization in zip(self._towers, self._tokenizations, strict=True):
+            if tokenization not in rows:
+                rows[tokenization] = tower.rows(candidates)
+            scored.append(tower.score_rows(rows[tokenization], best=best))
         scores = self._mean(scored)
         self.queries = [count + len(each) for count, each in zip(self.queries, candidates, strict=True)]
         return scores

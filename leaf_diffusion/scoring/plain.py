@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from leaf_diffusion.encoders.base import Hidden
-from leaf_diffusion.scoring.objectives import Goal
+from leaf_diffusion.encoders.base import Hidden, TextEncoder
+from leaf_diffusion.scoring.objectives import Goal, Objective
 from leaf_diffusion.text import Candidates
 from leaf_diffusion.tokens.token_rows import Row
 
-if TYPE_CHECKING:
-    from leaf_diffusion.scoring.scorer import Scorer
+Precision = Literal["fp32", "screen", "half"]
 
 CPU_TOKENS = 4096
 """Tokens computed at once on a CPU: more do not fit its caches."""
@@ -26,13 +25,23 @@ MAX_BYTES = 1 << 29
 
 
 class PlainScore:
-    """Deduplicated token rows, sorted by length, in batches trimmed to their longest row."""
+    """Deduplicated token rows, sorted by length, in batches trimmed to their longest row.
 
-    def __init__(self, scorer: Scorer, prompts: list[str]) -> None:
-        self.encoder, self.prompts = scorer.encoder, prompts
-        self.max_bytes = scorer.max_bytes or _spare(self.encoder.device)
-        self.feature = scorer.objective.feature
-        self.goals: list[Goal] = scorer.objective.goals(self.encoder, prompts)
+    `precision` and `max_bytes` as in `Scorer`; precision "fp32" is the only one here.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        objective: Objective,
+        prompts: list[str],
+        precision: Precision = "fp32",
+        max_bytes: int | None = None,
+    ) -> None:
+        self.encoder, self.prompts, self.precision = encoder, prompts, precision
+        self.max_bytes = max_bytes or _spare(encoder.device)
+        self.feature = objective.feature
+        self.goals: list[Goal] = objective.goals(encoder, prompts)
         self.queries = [0] * len(prompts)
 
     def __call__(self, candidates: Sequence[Candidates], *, best: int = 1) -> list[Float[Tensor, " _len"]]:

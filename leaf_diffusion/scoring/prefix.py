@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from leaf_diffusion.encoders.base import Tower
-from leaf_diffusion.encoders.causal import UnsupportedTowerError
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.scoring.attention import on_device
 from leaf_diffusion.scoring.forest import distinct
-from leaf_diffusion.scoring.plain import PlainScore, one_each
+from leaf_diffusion.scoring.objectives import Objective
+from leaf_diffusion.scoring.plain import PlainScore, Precision, one_each
 from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, half_dtype
 from leaf_diffusion.text import Candidates
 from leaf_diffusion.tokens.token_rows import Ints, Row, TokenRows
-
-if TYPE_CHECKING:
-    from leaf_diffusion.scoring.scorer import Scorer
 
 Fetch = Callable[[], Tensor]
 """Waits for scores that were started: one for each candidate, on the CPU."""
@@ -36,15 +32,19 @@ AT_ONCE = 1 << 20
 class PrefixScore(PlainScore):
     """`PlainScore` on the prefix forest of the tower as it was when bound. Raises UnsupportedTowerError."""
 
-    def __init__(self, scorer: Scorer, prompts: list[str]) -> None:
-        super().__init__(scorer, prompts)
-        if not isinstance(self.encoder, Tower):
-            raise UnsupportedTowerError(f"{type(self.encoder).__name__} is no Tower")
-        self._tower = self.encoder
-        device, own = self.encoder.device, self.encoder.dtype
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        objective: Objective,
+        prompts: list[str],
+        precision: Precision = "fp32",
+        max_bytes: int | None = None,
+    ) -> None:
+        super().__init__(encoder, objective, prompts, precision, max_bytes)
+        device, own = encoder.device, encoder.dtype
         full, half = autocast_dtype(device) or own, half_dtype(device) if own == torch.float32 else own
-        self._exact = PrefixForest(self.encoder, half if scorer.precision == "half" else full)
-        self._rough = PrefixForest(self.encoder, half) if scorer.precision == "screen" and half != own else None
+        self._exact = PrefixForest(encoder, half if precision == "half" else full)
+        self._rough = PrefixForest(encoder, half) if precision == "screen" and half != own else None
         # where all goals compare with a vector each, they are computed together
         pairs = {goal.compare for goal in self.goals}
         self._compare = pairs.pop() if len(pairs) == 1 else None
@@ -58,7 +58,7 @@ class PrefixScore(PlainScore):
         with torch.inference_mode():
             # some prompts at a time: a GPU computes them while the next ones are tokenized
             for some in _together(candidates):
-                read = self._tower.read_candidates(candidates[some.start : some.stop])
+                read = self.encoder.read_candidates(candidates[some.start : some.stop])
                 started.append((read, self._start(read, forest, some.start)))
             scores = torch.cat([torch.empty(0), *(fetch() for _, fetch in started)])
             joined = TokenRows.joined([read for read, _ in started]) if self._rough else None
@@ -67,7 +67,7 @@ class PrefixScore(PlainScore):
     def rows(self, candidates: Sequence[Candidates]) -> TokenRows:
         """The candidates' token rows, counted as queries."""
         self.count(candidates)
-        return self._tower.read_candidates(candidates)
+        return self.encoder.read_candidates(candidates)
 
     def score_rows(self, asked: Sequence[Sequence[Row]], *, best: int = 1) -> list[Float[Tensor, " _len"]]:
         """Scores of token rows, one list a prompt."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal, Protocol, get_args
 
@@ -12,13 +12,10 @@ from torch import Tensor
 
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.causal import UnsupportedTowerError
-from leaf_diffusion.scoring.objectives import Drift, Goal, Objective
-from leaf_diffusion.scoring.plain import PlainScore
+from leaf_diffusion.scoring.objectives import Drift, Objective
+from leaf_diffusion.scoring.plain import PlainScore, Precision
 from leaf_diffusion.scoring.prefix import PrefixScore
 from leaf_diffusion.text.edits import Candidates
-from leaf_diffusion.tokens.token_rows import Row
-
-Precision = Literal["fp32", "screen", "half"]
 
 
 class BoundScore(Protocol):
@@ -31,15 +28,6 @@ class BoundScore(Protocol):
     def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "_len vocab"]]: ...
     def clean(self) -> list[float]: ...
     def solved(self, i: int, score: float) -> bool: ...
-
-
-class TowerScore(BoundScore, Protocol):
-    """The bound score of one encoder, as every engine returns it."""
-
-    goals: list[Goal]
-
-    def rows(self, candidates: Sequence[Candidates]) -> Sequence[Sequence[Row]]: ...
-    def score_rows(self, asked: Sequence[Sequence[Row]], *, best: int = 1) -> list[Float[Tensor, " _len"]]: ...
 
 
 class AnyScorer(Protocol):
@@ -89,23 +77,19 @@ class Scorer:
     def name(self) -> str:
         return f"{self.encoder.name}/{self.objective.name}"
 
-    def bind(self, prompts: Sequence[str]) -> TowerScore:
+    def bind(self, prompts: Sequence[str]) -> PlainScore:
         """The score of each prompt's candidates; the clean features are computed here."""
         if isinstance(prompts, str):
             raise TypeError("expected a list of prompts, got one string: put it in a list")
-        return ENGINES[self.engine](self, list(prompts))
+        what = (self.encoder, self.objective, list(prompts), self.precision, self.max_bytes)
+        try:
+            return ENGINES[self.engine](*what)
+        except UnsupportedTowerError as error:
+            _warn_once(f"{self.encoder.name} is scored plainly, which is slow: {error}")
+            return PlainScore(*what)
 
 
-def _prefix_or_plain(scorer: Scorer, prompts: list[str]) -> PlainScore:
-    try:
-        return PrefixScore(scorer, prompts)
-    except UnsupportedTowerError as error:
-        _warn_once(f"{scorer.encoder.name} is scored plainly, which is slow: {error}")
-        return PlainScore(scorer, prompts)
-
-
-# engine name -> what `Scorer.bind` returns
-ENGINES: dict[str, Callable[[Scorer, list[str]], TowerScore]] = {"prefix": _prefix_or_plain, "plain": PlainScore}
+ENGINES: dict[str, type[PlainScore]] = {"prefix": PrefixScore, "plain": PlainScore}
 
 
 @cache

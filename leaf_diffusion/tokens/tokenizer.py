@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
@@ -45,7 +45,7 @@ def clip_tokenizer() -> CLIPTokenizer:
     """The real CLIP BPE (49,408 entries, context 77), built in memory; a new object at every call."""
     vocabulary, merges = _clip_bpe()
     # `vocab_file=` would silently map everything to end-of-text; BPE wants the merges as tuples
-    return CLIPTokenizer(vocab=dict(vocabulary), merges=cast(Any, list(merges)), model_max_length=77)
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=77)
 
 
 class RowTokenizer:

@@ -59,6 +59,14 @@ def refuse_pickled_folder(*folders: Path, variant: str | None = None) -> None:
         )
 
 
+def require_safetensors(folder: Path) -> None:
+    """ValueError where a folder holds pickled weights alone, FileNotFoundError where it holds none."""
+    if any(folder.glob("*.safetensors")):
+        return
+    refuse_pickled_folder(folder)
+    raise FileNotFoundError(f"{folder} has a config.json but no weights: there is no *.safetensors file")
+
+
 def conversion(*pairs: tuple[Path, Path]) -> str:
     """The shell command that writes the tensors of pickles as safetensors, (pickle, new file) each; nothing else in them
     is run."""

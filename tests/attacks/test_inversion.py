@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from leaf_diffusion.attacks.base import generators
 from leaf_diffusion.attacks.inversion import invert
-from leaf_diffusion.encoders.base import Tower
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.scoring.objectives import clean_features
 
@@ -17,17 +17,17 @@ WORDS = list(range(300, 3000))
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Tower:
+def encoder() -> TextEncoder:
     found = load_text_encoder("world:original")
     found.module.requires_grad_(False)
     return found
 
 
-def lengths(encoder: Tower, texts: list[str]) -> list[int]:
+def lengths(encoder: TextEncoder, texts: list[str]) -> list[int]:
     return [len(row) - 2 for row in encoder.tokenize(texts)]
 
 
-def by_hand(encoder: Tower, text: str, length: int, steps: int) -> tuple[list[int], float]:
+def by_hand(encoder: TextEncoder, text: str, length: int, steps: int) -> tuple[list[int], float]:
     """One caption, AdamW written out (decoupled decay, bias-corrected moments), brute-force projection."""
     table, target = encoder.token_embedding().detach(), clean_features(encoder, [text], "projected")[0]
     start = generators([text], 0)[0].integers(len(WORDS), size=length)
@@ -49,7 +49,7 @@ def by_hand(encoder: Tower, text: str, length: int, steps: int) -> tuple[list[in
     return best
 
 
-def test_it_is_projected_gradient_with_adamw(encoder: Tower) -> None:
+def test_it_is_projected_gradient_with_adamw(encoder: TextEncoder) -> None:
     text = TEXTS[0]
     (found,) = invert(encoder, clean_features(encoder, [text], "projected"), lengths(encoder, [text]), [text], steps=6,
                       vocabulary=WORDS)  # fmt: skip
@@ -58,7 +58,7 @@ def test_it_is_projected_gradient_with_adamw(encoder: Tower) -> None:
     assert found.cosine == pytest.approx(cosine, abs=1e-5)
 
 
-def test_the_cosine_is_that_of_the_row_and_grows_with_the_steps(encoder: Tower) -> None:
+def test_the_cosine_is_that_of_the_row_and_grows_with_the_steps(encoder: TextEncoder) -> None:
     targets = clean_features(encoder, TEXTS, "projected")
     short, long = (invert(encoder, targets, lengths(encoder, TEXTS), TEXTS, steps=n, vocabulary=WORDS) for n in (1, 40))
     for before, after, target, length in zip(short, long, targets, lengths(encoder, TEXTS), strict=True):
@@ -70,7 +70,7 @@ def test_the_cosine_is_that_of_the_row_and_grows_with_the_steps(encoder: Tower) 
         assert before.step == 0 <= after.step < 40
 
 
-def test_neither_the_batch_nor_its_order_decides(encoder: Tower) -> None:
+def test_neither_the_batch_nor_its_order_decides(encoder: TextEncoder) -> None:
     def found(texts: list[str]) -> dict[str, list[int]]:
         targets = clean_features(encoder, texts, "projected")
         made = invert(encoder, targets, lengths(encoder, texts), texts, steps=15, vocabulary=WORDS)
@@ -81,7 +81,7 @@ def test_neither_the_batch_nor_its_order_decides(encoder: Tower) -> None:
     assert together == {text: row for text in TEXTS for row in found([text]).values()}
 
 
-def test_the_seed_decides_and_special_tokens_are_never_chosen(encoder: Tower) -> None:
+def test_the_seed_decides_and_special_tokens_are_never_chosen(encoder: TextEncoder) -> None:
     targets = clean_features(encoder, TEXTS[:1], "projected")
     rows = [
         invert(encoder, targets, [3], TEXTS[:1], steps=3, seed=seed, vocabulary=[300, 301, 302, 49406, 49407])[0]
@@ -102,7 +102,7 @@ def test_the_seed_decides_and_special_tokens_are_never_chosen(encoder: Tower) ->
         ({"vocabulary": [5, 60000]}, "vocabulary"),
     ],
 )
-def test_what_does_not_fit_is_refused(encoder: Tower, changes: dict[str, object], said: str) -> None:
+def test_what_does_not_fit_is_refused(encoder: TextEncoder, changes: dict[str, object], said: str) -> None:
     arguments = {"lengths": [3], "names": ["x"], "steps": 1} | changes
     with pytest.raises(ValueError, match=said):
         invert(encoder, torch.randn(1, 128), **arguments)  # type: ignore[arg-type]

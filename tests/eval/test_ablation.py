@@ -10,7 +10,22 @@ from leaf_diffusion.eval import ablation
 from leaf_diffusion.eval.ablation import AblationOptions
 from leaf_diffusion.runs import load_run
 
-WORDS = ["--rho", "1", "2", "--steps", "2", "--batch-size", "2", "--limit", "2", "--k", "1", "2", "--n-positions", "1"]
+WORDS = [
+    "--rho",
+    "1",
+    "2",
+    "--train-steps",
+    "2",
+    "--batch-size",
+    "2",
+    "--limit",
+    "2",
+    "--k",
+    "1",
+    "2",
+    "--n-positions",
+    "1",
+]
 
 
 Refused = Callable[..., str]
@@ -28,14 +43,13 @@ def test_the_recipes_differ_in_one_choice_each() -> None:
     assert list(recipes) == ["rho=1", "rho=10", "rho=50", "rho=50, unconstrained", "random typos"]
     base = vars(recipes["rho=50"])
     for label, changed in (
-        ("rho=1", {"rho"}),
-        ("rho=50, unconstrained", {"constraint"}),
-        ("random typos", {"rho", "attack"}),
+        ("rho=1", {"rho": 1}),
+        ("rho=10", {"rho": 10}),
+        ("rho=50", {}),
+        ("rho=50, unconstrained", {"constraint": "none"}),
+        ("random typos", {"attack": "random-typos"}),
     ):
-        assert {
-            name for name, value in vars(recipes[label]).items() if value != base[name]
-        } == changed or label == "random typos"
-    assert recipes["random typos"].attack == "random-typos"
+        assert {name: value for name, value in vars(recipes[label]).items() if value != base[name]} == changed
 
 
 def test_encoders_are_trained_kept_and_compared(finished: Path) -> None:
@@ -74,7 +88,11 @@ def test_a_second_call_trains_nothing(finished: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--rho", "0"], "--rho"), (["--steps", "0"], "--steps"), (["--encoders", "rho=1=original"], "label 'rho=1'")],
+    [
+        (["--rho", "0"], "--rho"),
+        (["--train-steps", "0"], "--train-steps"),
+        (["--encoders", "rho=1=original"], "label 'rho=1'"),
+    ],
 )
 def test_bad_options_are_refused(words: list[str], said: str, refused: Refused) -> None:
     assert said in refused(ablation.main, words)

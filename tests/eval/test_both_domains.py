@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from leaf_diffusion.encoders.base import Tower
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import both_domains
@@ -19,9 +19,9 @@ from leaf_diffusion.text import NoNewWords, distance
 from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.figures import zero_shot_anchors
 
-OPTIONS = ["--limit", "3", "--text-limit", "3", "--steps", "2", "--n-positions", "2", "--per-class", "1"]
+OPTIONS = ["--limit", "3", "--text-limit", "3", "--attack-steps", "2", "--n-positions", "2", "--per-class", "1"]
 ROWS = ["original + original", "fare + original", "original + leaf", "fare + leaf"]
-Towers = tuple[dict[str, ImageEncoder], dict[str, Tower]]
+Towers = tuple[dict[str, ImageEncoder], dict[str, TextEncoder]]
 
 
 Refused = Callable[..., str]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +11,26 @@ import torch
 
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import inversion
+from leaf_diffusion.evaluation.prompts import Prompt
+from leaf_diffusion.evaluation.tasks import inversion as library
 from leaf_diffusion.metrics import reconstruction
-from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs import RunStore, load_run
+from leaf_diffusion.runs.experiment_records import Inverted
 from leaf_diffusion.world import seen_tokens
 
-SMALL = ["--limit", "3", "--steps", "8", "--batch-size", "2", "--encoders", "original", "leaf", "--vocabulary", "seen"]
+SMALL = [
+    "--limit",
+    "3",
+    "--search-steps",
+    "8",
+    "--batch-size",
+    "2",
+    "--encoders",
+    "original",
+    "leaf",
+    "--vocabulary",
+    "seen",
+]
 
 
 Refused = Callable[..., str]
@@ -64,11 +78,13 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
 ) -> None:
     work, calls = inversion.InversionExperiment.invert, []
 
-    def stop(self: Any, store: Any, units: Any) -> Any:
-        calls.append(units)
+    def stop(
+        self: inversion.InversionExperiment, store: RunStore, label: str, prompts: Sequence[Prompt]
+    ) -> list[Inverted]:
+        calls.append(label)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return work(self, store, units)
+        return work(self, store, label, prompts)
 
     with monkeypatch.context() as patch:
         patch.setattr(inversion.InversionExperiment, "invert", stop)
@@ -86,8 +102,9 @@ def test_bleu_is_measured_or_its_absence_is_said(finished: Path, tmp_path: Path,
     assert ("bleu" in metrics) == reconstruction.has_bleu()
     assert (inversion.NO_BLEU in (finished / "report.html").read_text()) != reconstruction.has_bleu()
     # with the package, or a stand-in for it, every caption has its figure
-    monkeypatch.setattr(inversion, "has_bleu", lambda: True)
-    monkeypatch.setattr(inversion, "bleu", lambda found, text: 0.25)
+    for module in (inversion, library):
+        monkeypatch.setattr(module, "has_bleu", lambda: True)
+    monkeypatch.setattr(library, "bleu", lambda found, text: 0.25)
     words = ["--limit", "1", "--steps", "1", "--encoders", "original", "--output", str(tmp_path / "run")]
     assert inversion.main(words) == 0
     assert inversion.NO_BLEU not in capsys.readouterr().out
@@ -109,7 +126,7 @@ def test_a_file_of_captions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--steps", "0"], "--steps"),
+        (["--steps", "0"], "--search-steps"),
         (["--learning-rate", "0"], "--learning-rate"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
     ],

@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from leaf_diffusion.eval import swap_cost
 from leaf_diffusion.eval.swap_cost import main
 from leaf_diffusion.evaluation.swap_cost.conditions import lengthened, token_prompts
 from leaf_diffusion.evaluation.swap_cost.setup import Files, SwapCostOptions, load, pipeline_with
@@ -20,6 +21,8 @@ from leaf_diffusion.evaluation.swap_cost.training import BATCH, CONCEPT, TOKEN, 
 from leaf_diffusion.evaluation.swap_cost.training import train_style as train_style_lora
 from leaf_diffusion.evaluation.swap_cost.training import train_token as train_token_embedding
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
+from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs.experiment_records import SwapImage
 from leaf_diffusion.world import paths, pipeline_path
 from leaf_diffusion.world.captions import SINGLE
 from leaf_diffusion.world.diffusion import encode
@@ -63,9 +66,11 @@ def test_another_encoder_and_another_noise_move_the_images(finished: Path) -> No
 
 
 def test_conditions_change_the_images(finished: Path) -> None:
-    def shown(key: str, encoder: str = "0") -> dict[str, bytes]:
-        files = (finished / "images").glob(f"{key}-{encoder}-*.png")
-        return {file.name.rpartition("-")[2]: file.read_bytes() for file in files}
+    images = load_run(finished).records("images", SwapImage)
+
+    def shown(key: str, protocol: str = "clean") -> dict[int, bytes]:
+        mine = [one for one in images if (one.condition, one.encoder, one.protocol) == (key, "original", protocol)]
+        return {one.number: (finished / one.image).read_bytes() for one in mine}
 
     plain = shown("plain")
     assert len(plain) == 2
@@ -80,6 +85,23 @@ def test_only_the_longest_prompts_are_cut(finished: Path) -> None:
     cut = {each["key"]: each["truncated"] for each in results(finished)["conditions"]}
     assert cut.pop("long") == {"original": 1, "leaf": 1}
     assert all(not any(counts.values()) for counts in cut.values())
+
+
+def test_a_killed_run_goes_on_and_trains_nothing_again(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*SMALL, "--encoders", "original", "leaf", "--output", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(swap_cost.SwapCost, "score", interrupted)
+        assert main(words) == 130
+    monkeypatch.setattr(swap_cost, "train_file", interrupted)
+    monkeypatch.setattr(swap_cost, "draw_series", interrupted)
+    assert main(words) == 0
+    assert results(tmp_path / "run")["rows"] == results(finished)["rows"]
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_stock_diffusers_loads_what_was_trained(finished: Path) -> None:
@@ -111,7 +133,7 @@ def test_a_users_prompts_and_files_the_same_encoder_costs_nothing_and_nothing_is
     words += ["--prompt-with-token", "a <mine> <script>", "a photo of <mine>"]
     words += ["--lora", str(finished / "style" / "pytorch_lora_weights.safetensors")]
     assert main(words) == 0
-    page = (tmp_path / "run" / "swap-cost.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "{{ 7*7 }}" in page
     assert not any(text in page for text in ("<script", "<b>x", "<img src=x", "http://", "https://", "javascript:"))
@@ -248,11 +270,9 @@ def test_a_few_steps_teach_the_token_and_the_style(shipped_world: Any, tmp_path:
     unstyled = denoising(shipped_world, styled_ones, asked)
 
     file = tmp_path / "token" / "learned_embeds.safetensors"
-    steps: list[int] = []
-    train_token_embedding(shipped_world, file, steps=8, seed=0, advance=lambda: steps.append(1))
-    assert len(steps) == 8
+    train_token_embedding(shipped_world, file, steps=8, seed=0)
     assert TOKEN not in shipped_world.tokenizer.get_vocab()
-    train_style_lora(shipped_world, tmp_path / "style", steps=8, seed=0, advance=lambda: None)
+    train_style_lora(shipped_world, tmp_path / "style", steps=8, seed=0)
     assert denoising(shipped_world, styled_ones, asked) == unstyled  # the pipeline itself stays as it was
 
     shipped_world.load_textual_inversion(str(file), token=TOKEN)

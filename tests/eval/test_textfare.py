@@ -8,7 +8,7 @@ import pytest
 
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import textfare
-from leaf_diffusion.evaluation.experiment import Setting, result_rows
+from leaf_diffusion.evaluation.results import Setting, all_pairs, result_rows
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.text import distance, neighbours
 
@@ -124,7 +124,7 @@ def test_differences_are_taken_over_shared_units_and_within_a_setting() -> None:
         Setting("b", "m", "adaptive", "b", "charmer", None, 1): {"x": 4.0},
         Setting("b", "m", "transfer", "a", "charmer", None, 1): {"x": 7.0},
     }
-    rows = result_rows(values, ["a", "b"])
+    rows = result_rows(values, all_pairs(["a", "b"]))
     differences = [(r["protocol"], r["mean"], r["n"]) for r in rows if r["baseline"]]
     assert differences == [("clean", 2.0, 1), ("adaptive", -1.0, 1)]
     assert len(rows) == 7

@@ -13,7 +13,8 @@ from torch.nn.functional import normalize
 from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import zero_shot_image
-from leaf_diffusion.evaluation.tasks.images import attack_images, cosines, folder_images, world_images
+from leaf_diffusion.evaluation.tasks.image_attacks import Classifier
+from leaf_diffusion.evaluation.tasks.images import folder_images, world_images
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.world.captions import zero_shot_prompts
 
@@ -135,11 +136,11 @@ def test_apgd_adds_what_the_second_loss_finds() -> None:
     encoder = load_image_encoder("world:original")
     task = world_images()
     pixels = encoder.prepare([task.load(i) for i in range(0, len(zero_shot_prompts()), 30)])
-    classify = cosines(encoder, classes_by_hand())
+    classify = Classifier(encoder, classes_by_hand(), "the captions")
     with torch.no_grad():
         labels = classify(pixels).argmax(1)  # so that every image is right untouched
-    apgd = attack_images(classify, "apgd", pixels, labels, eps=2 / 255, steps=5, seed=0)
-    pgd = attack_images(classify, "pgd", pixels, labels, eps=2 / 255, steps=5, seed=0)
+    apgd = classify.attack("apgd", pixels, labels, eps=2 / 255, steps=5, seed=0)
+    pgd = classify.attack("pgd", pixels, labels, eps=2 / 255, steps=5, seed=0)
     logits = classify(apgd.pixels)
     assert torch.equal(apgd.score > 0, logits.argmax(1) != labels)
     assert float((apgd.pixels - pixels).abs().max()) <= 2 / 255 + 1e-6

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from leaf_diffusion.evaluation.prompts import Prompt
-from leaf_diffusion.evaluation.results import result_rows
 from leaf_diffusion.evaluation.t2i.plan import make_plan
+from leaf_diffusion.evaluation.t2i.rows import result_rows
 from leaf_diffusion.evaluation.t2i.summarise import attack_counts
 
 PROMPTS = [Prompt(f"prompt {i}") for i in range(20)]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from leaf_diffusion.attacks.images import APGD, FeatureDrift
+from leaf_diffusion.cli import finetune_image
 from leaf_diffusion.encoders.image_encoder import (
     ImageEncoder,
     default_processor,

@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 from leaf_diffusion.attacks import LeafAttack, RandomTypos
 from leaf_diffusion.encoders import Feature, load_text_encoder
 from leaf_diffusion.encoders.clip import HFTextEncoder
-from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions, split_captions, textfare
-from leaf_diffusion.finetune.loop import batch_indices, rate
-from leaf_diffusion.finetune.textfare import Anchors, attack_captions, bucketed, embed, held_out_figures, textfare_loss
+from leaf_diffusion.finetune import TextFAREConfig, anchors, finetune_text_encoder, read_captions, split_captions
+from leaf_diffusion.finetune.anchors import Anchors, attack_captions, bucketed, embed, textfare_loss
+from leaf_diffusion.finetune.captions import batch_indices
+from leaf_diffusion.finetune.textfare import held_out_figures
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, distance
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
@@ -69,7 +71,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
         return attack_captions(*args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("leaf_diffusion.finetune.loop.attack_captions", broken)
+        patch.setattr("leaf_diffusion.finetune.textfare.attack_captions", broken)
         with pytest.raises(Interrupt):
             run(encoder, tmp_path / "cut", max_steps=7)
     assert (tmp_path / "cut" / "checkpoint" / "state.safetensors").exists()
@@ -138,10 +140,10 @@ def test_anchors_are_computed_ahead_and_the_same_from_any_batch_on(encoder: HFTe
     batches = [[f"{CAPTIONS[(3 * i + j) % len(CAPTIONS)]} {i}" for j in range(3)] for i in range(7)]
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        embedded = textfare.embed
-        patch.setattr(textfare, "embed", lambda encoder, texts: asked.append(len(texts)) or embedded(encoder, texts))
-        anchors = Anchors(encoder, batches.__getitem__, len(batches), at_once=12)
-        one_way = [anchors[i] for i in range(7)]
+        embedded = anchors.embed
+        patch.setattr(anchors, "embed", lambda encoder, texts: asked.append(len(texts)) or embedded(encoder, texts))
+        ahead = Anchors(encoder, batches.__getitem__, len(batches), at_once=12)
+        one_way = [ahead[i] for i in range(7)]
         assert asked == [12, 9]
     for i in reversed(range(7)):
         torch.testing.assert_close(one_way[i], embed(encoder, batches[i]))
@@ -175,11 +177,28 @@ def test_buckets_give_the_same_features_from_less_padding(encoder: HFTextEncoder
     assert n < 40 or padded < 0.8 * n * max(map(len, rows))
 
 
-def test_schedule_and_data_order() -> None:
-    rates = [rate(step, 20, 5) for step in range(20)]
-    assert rates[4] == 1
-    assert rates == [*sorted(rates[:5]), *sorted(rates[5:], reverse=True)]
-    assert rates[-1] < 0.05
+def earlier_rate(step: int, steps: int, warmup_steps: int) -> float:
+    """What the loop used before transformers' schedules: weights of earlier trainings follow from it."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(20, 5), (20, 0), (7, 1), (6, 6), (1, 0), (1000, 137)])
+def test_the_schedule_is_the_one_of_earlier_trainings(steps: int, warmup: int) -> None:
+    config = TextFAREConfig(lr=3e-4, warmup_steps=warmup, max_steps=steps)
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    rate = config.rates(optimiser, steps)
+    earlier = [3e-4 * earlier_rate(step, steps, warmup) for step in range(steps)]
+    assert [rate(step) for step in range(steps)] == pytest.approx(earlier, rel=1e-12, abs=1e-18)
+
+
+def test_other_schedules_and_the_data_order() -> None:
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    line = TextFAREConfig(lr=1.0, warmup_steps=2, lr_schedule="linear").rates(optimiser, 6)
+    assert [line(step) for step in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
+    flat = TextFAREConfig(lr=1.0, warmup_steps=2, lr_schedule="constant_with_warmup").rates(optimiser, 6)
+    assert [flat(step) for step in range(6)] == [0.5, 1, 1, 1, 1, 1]
     stream = batch_indices(7, 0, 21, seed=1)
     assert all(sorted(stream[i : i + 7]) == list(range(7)) for i in (0, 7, 14))
     assert stream[:7] != stream[7:14]

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from leaf_diffusion.encoders import load_text_encoder
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
-from leaf_diffusion.finetune.textfare import Figures, accuracy_clean, attack_captions, embed
+from leaf_diffusion.finetune.anchors import attack_captions, embed
+from leaf_diffusion.finetune.card import Figures
+from leaf_diffusion.finetune.textfare import accuracy_clean
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 CAPTIONS = [f"a photo of a {c} {n}" for c in ("red", "blue", "green") for n in ("cat", "house", "boat", "umbrella")]
-TRAIN = "leaf_diffusion.finetune.loop."
+TRAIN = "leaf_diffusion.finetune.textfare."
 
 
 class Interrupt(Exception):

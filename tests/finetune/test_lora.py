@@ -14,8 +14,8 @@ from leaf_diffusion.encoders import load_text_encoder
 from leaf_diffusion.encoders.causal import UnsupportedTowerError
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
+from leaf_diffusion.finetune.anchors import embed
 from leaf_diffusion.finetune.lora import DIFFUSERS, add_lora, save_lora
-from leaf_diffusion.finetune.textfare import embed
 from leaf_diffusion.finetune.tower import trainable_copy
 from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.scoring.prefix_forest import PrefixForest

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from leaf_diffusion.encoders.clip import HFTextEncoder, token_table
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
+from leaf_diffusion.finetune.anchors import attack_captions, bucketed
 from leaf_diffusion.finetune.replay import Pairs, Replay
-from leaf_diffusion.finetune.textfare import attack_captions, bucketed
 from leaf_diffusion.finetune.tower import SEEN, Features, trainable_copy
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
@@ -27,9 +27,9 @@ SCRIPT = """
 import sys
 from leaf_diffusion.encoders import load_text_encoder
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
-from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, loop
+from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, textfare
 folder, output, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
-attack, calls = loop.attack_captions, 0
+attack, calls = textfare.attack_captions, 0
 
 def broken(*args, **kwargs):
     global calls
@@ -38,7 +38,7 @@ def broken(*args, **kwargs):
         raise SystemExit(3)
     return attack(*args, **kwargs)
 
-loop.attack_captions = broken
+textfare.attack_captions = broken
 config = TextFAREConfig(rho=3, batch_size=4, max_steps=5, warmup_steps=1, lr=2e-3, checkpoint_every=2, replay=0.5)
 captions = open(folder + "/captions.txt").read().splitlines()
 encoder = load_text_encoder(folder, tokenizer=clip_tokenizer(), device="cpu")
@@ -98,7 +98,7 @@ def test_a_share_of_a_batch_is_not_attacked_anew(
         learnt.append(rows)
         return forward(self, rows, states)
 
-    monkeypatch.setattr("leaf_diffusion.finetune.loop.attack_captions", counted)
+    monkeypatch.setattr("leaf_diffusion.finetune.textfare.attack_captions", counted)
     monkeypatch.setattr(Features, "forward", seen)
     run(encoder, tmp_path, replay=0.75)
     assert [len(captions) for captions in attacked] == [2] * 6
@@ -107,7 +107,7 @@ def test_a_share_of_a_batch_is_not_attacked_anew(
     assert sorted(caption for batch in attacked for caption in batch) == sorted(CAPTIONS)
     for i, rows in enumerate(learnt):
         assert all(row in [each for earlier in learnt[:i] for each in earlier[:2]] for row in rows[2:])
-    assert TextFAREConfig(batch_size=8, replay=0.75, epochs=3, warmup_steps=0).steps(captions=12, processes=1) == 18
+    assert TextFAREConfig(batch_size=8, replay=0.75, epochs=3).resolved(examples=12, processes=1)[1] == 18
 
 
 def test_without_replay_nothing_changes_and_with_it_a_training_repeats(encoder: HFTextEncoder, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
         return attack_captions(*args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("leaf_diffusion.finetune.loop.attack_captions", broken)
+        patch.setattr("leaf_diffusion.finetune.textfare.attack_captions", broken)
         with pytest.raises(Interrupt):
             run(encoder, tmp_path / "cut", **BOTH)
     stored = load_file(tmp_path / "cut" / "checkpoint" / "state.safetensors")

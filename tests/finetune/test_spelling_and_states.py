@@ -9,8 +9,8 @@ from transformers import CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, reachable_tokens
+from leaf_diffusion.finetune.anchors import embed, states_loss
 from leaf_diffusion.finetune.spelling import KINDS, N_VECTORS, SpellingEmbedding, spelling_features, spelt
-from leaf_diffusion.finetune.textfare import embed, states_loss
 from leaf_diffusion.finetune.tower import SEEN, merge_table, trainable_copy
 from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.text import neighbours
@@ -177,7 +177,7 @@ def test_an_interrupted_training_with_both_ends_with_the_same_weights(
         return states_loss(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("leaf_diffusion.finetune.loop.states_loss", broken)
+        patch.setattr("leaf_diffusion.finetune.textfare.states_loss", broken)
         with pytest.raises(Interrupt):
             run("cut")
     resumed = run("cut")

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion import load_text_encoder
 from leaf_diffusion.cli.main import main
-from leaf_diffusion.encoders import HFTextEncoder, Hidden, Tower, clip_tokenizer
+from leaf_diffusion.encoders import HFTextEncoder, Hidden, TextEncoder, clip_tokenizer
 from leaf_diffusion.finetune.translate import TEMPLATES, read_tensors, translate_file, translate_token
 from leaf_diffusion.world import pipeline_path
 
@@ -49,7 +49,7 @@ def moved(encoder: HFTextEncoder) -> HFTextEncoder:
     return other
 
 
-def stated(encoder: Tower, vectors: torch.Tensor, before: str, behind: str) -> torch.Tensor:
+def stated(encoder: TextEncoder, vectors: torch.Tensor, before: str, behind: str) -> torch.Tensor:
     """Token states of a text with vectors in it, by giving the table rows for them."""
     left, right = encoder.tokenize([before])[0][:-1], encoder.tokenize([behind])[0][1:]
     table = encoder.token_embedding()
@@ -111,7 +111,9 @@ def test_a_word_of_the_world_is_found_again() -> None:
         (torch.zeros(1, 16), tower(), {"steps": 0}, "steps"),
     ],
 )
-def test_what_does_not_fit_is_named(learnt: torch.Tensor, target: Tower, how: dict[str, object], said: str) -> None:
+def test_what_does_not_fit_is_named(
+    learnt: torch.Tensor, target: TextEncoder, how: dict[str, object], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         translate_token(learnt, tower(), target, **how)  # type: ignore[arg-type]
 

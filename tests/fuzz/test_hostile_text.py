@@ -18,10 +18,11 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import Attack, Charmer, LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
-from leaf_diffusion.evaluation.experiment import _table
 from leaf_diffusion.evaluation.prompts import marked, read_attacks, write_attacks
+from leaf_diffusion.evaluation.terminal import print_matrix
 from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.config import TextFAREConfig
+from leaf_diffusion.finetune.textfare import text_card
 from leaf_diffusion.reports import write_report
 from leaf_diffusion.reports.pages.experiment import matrices
 from leaf_diffusion.reports.results import METRICS, Results
@@ -29,6 +30,7 @@ from leaf_diffusion.reports.text_tables import latex, markdown
 from leaf_diffusion.runs import RunSpec, RunStore, image_name, load_run, results_csv, write_results
 from leaf_diffusion.scoring import Drift, Scorer
 from leaf_diffusion.text import NoNewWords
+from leaf_diffusion.text.visible import visible
 
 HOSTILE = [
     '<b onmouseover=alert(1)>hat</b> & "cup"',
@@ -150,7 +152,7 @@ def test_tables_for_spreadsheets_keep_them_and_run_none(tmp_path: Path) -> None:
     for row, prompt in zip(read, [*HOSTILE, LONG], strict=True):
         for name in ("encoder", "source", "note"):
             assert not row[name].startswith(FORMULA)
-            assert row[name] == (f"'{prompt}" if prompt.startswith(FORMULA) else prompt)
+            assert row[name].removeprefix("'") == visible(prompt).removeprefix("'")
 
 
 FIGURES = {f"{kind}_{key}": 0.5 for kind in ("cosine", "drift", "accuracy") for key in ("clean", "typos", "leaf")}
@@ -159,8 +161,10 @@ COUNTS = {"steps": 1, "per_update": 2, "captions": 3, "held_out": 4, "truncated"
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_model_card_names_its_source_as_text(name: str) -> None:
-    card = model_card(name, TextFAREConfig(), FIGURES, FIGURES, COUNTS)
-    plain = model_card("tiny", TextFAREConfig(), FIGURES, FIGURES, COUNTS)
+    config = TextFAREConfig()
+    card, plain = (
+        model_card(text_card(source, config, COUNTS), config, FIGURES, FIGURES, COUNTS) for source in (name, "tiny")
+    )
     assert card.count("\n") == plain.count("\n")  # it stays in its place
     assert card.encode().decode() == card
     prose = re.sub(r"(`+)[^`].*?\1", "", card, flags=re.DOTALL)  # what Markdown does not show as it is
@@ -202,7 +206,7 @@ def test_the_tables_of_an_experiment_set_their_names_apart(label: str) -> None:
     rows.append(result_row(label, "transfer", label, 1, baseline="original"))
     screen = io.StringIO()
     for matrix in matrices(rows, [METRICS["scene_accuracy"]]):
-        Console(file=screen, width=2000, color_system=None).print(_table(matrix))
+        print_matrix(Console(file=screen, width=2000, color_system=None), matrix)
     shown = screen.getvalue()
     named = len(re.findall("\u2068[^\u2068\u2069]*\u2069", shown))
     rightward = any(0x590 <= ord(character) < 0x700 for character in label)

@@ -13,7 +13,15 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from leaf_diffusion.cli.convert import main as convert
 from leaf_diffusion.encoders import load_text_encoder
-from leaf_diffusion.finetune.checkpoint import Checkpoint, append_log, cut_log, read_state, write_state
+from leaf_diffusion.finetune.checkpoint import (
+    Checkpoint,
+    Numbers,
+    Training,
+    append_log,
+    cut_log,
+    read_state,
+    write_state,
+)
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 
@@ -95,12 +103,12 @@ IDENTITY = {"captions": "ab12", "lr": 1e-3, "steps": 4}
 
 @pytest.mark.parametrize("how", ["bytes", "json"])
 def test_finetune_state(how: str, tmp_path: Path, fuzz: Any) -> None:
-    write_state(tmp_path, IDENTITY, finished=False, before={"cosine_clean": 1.0})
+    write_state(tmp_path, Training(identity=IDENTITY, finished=False, before={"cosine_clean": 1.0}))
 
     def read() -> None:
         state = read_state(tmp_path, IDENTITY)
         assert state is not None
-        assert isinstance(state["finished"], bool) and isinstance(state["before"], dict)
+        assert isinstance(state.finished, bool) and isinstance(state.before, dict)
 
     getattr(fuzz, how)(tmp_path / "finetune.json", read, 60, tmp_path)
 
@@ -119,7 +127,7 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     module(torch.ones(3)).sum().backward()
     optimiser.step()
     found = Checkpoint(tmp_path, module, optimiser)
-    found.save(1, {"scaler": {"scale": 1.0}}, {})
+    found.save(1, Numbers(scaler={"scale": 1.0}), {})
     return found
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from leaf_diffusion.attacks import Charmer
-from leaf_diffusion.diffusion.speed import attention_of, denoiser_of, set_attention, set_layout
+from leaf_diffusion.diffusion.families import denoiser_of
+from leaf_diffusion.diffusion.speed import attention_of, set_attention, set_layout
 from leaf_diffusion.encoders import load_text_encoder
 
 KINDS = ["sd", "xl", "sd3"]

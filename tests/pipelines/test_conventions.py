@@ -253,7 +253,7 @@ def test_textual_inversion(kind, new_tower):
             rows = pipe.encoders[0].tokenize(["<leaf>"])
             assert pipe.encoders[0].features(rows, "pooled").shape == (1, 64)
             with pytest.raises(ValueError, match="largest token id"):
-                pipe._exchange((new_tower(seed=9), None), (None, None), None)
+                pipe._exchange({"text_encoder": new_tower(seed=9)}, (None, None), None)
     assert np.array_equal(*images)
     assert not np.array_equal(images[0], kind.image(kind.stock(**kind.parts()), "a photo of <leaf>"))
 

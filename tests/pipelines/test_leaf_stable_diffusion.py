@@ -163,10 +163,11 @@ def test_attack_on_the_pipelines_own_encoder(stock_folder):
     assert result.score == pytest.approx(float((clean - attacked).square().sum()), rel=1e-4)
     projected = text_model(CLIPTextModelWithProjection, seed=1)
     robust = LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=projected)
-    found = robust.attack([PROMPT], attack=attack, constraint=None)[0]
-    clean, attacked = (
-        projected(torch.tensor(robust.encoder.tokenize([PROMPT]))),
-        robust.encoder.features([found.token_ids]),
-    )
-    assert found.score == pytest.approx(float((clean.text_embeds - attacked).square().sum()), rel=1e-3)
+    bare = LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=projected.text_model)
+    found, same = (pipe.attack([PROMPT], attack=attack, constraint=None)[0] for pipe in (robust, bare))
+    assert found == same  # the same weights get the same attack, whatever projection came along
+    asked = robust.attack([PROMPT], attack=attack, constraint=None, objective=Drift("l2"))[0]
+    clean = projected(torch.tensor(robust.encoder.tokenize([PROMPT]))).text_embeds
+    attacked = robust.encoder.features([asked.token_ids])
+    assert asked.score == pytest.approx(float((clean - attacked).square().sum()), rel=1e-3)
     assert robust.attack([PROMPT], attack=attack, objective=Drift("l2", feature=Hidden()))[0].score > 0

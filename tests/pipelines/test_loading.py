@@ -161,7 +161,7 @@ def test_what_is_not_there_says_what_to_do(kinds, folders, tmp_path, monkeypatch
         load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no text encoder 'no/such': HF_HUB_OFFLINE is set"):
         load("world", text_encoder="no/such")
-    with pytest.raises(ValueError, match='"world" is a Stable Diffusion 1'):
+    with pytest.raises(ValueError, match='"world" is a StableDiffusionPipeline'):
         LeafStableDiffusionXLPipeline.from_pretrained("world")
     with pytest.raises(ValueError, match=r"is a StableDiffusionXLPipeline, .*: use LeafStableDiffusionXLPipeline"):
         load(folders(kinds["xl"]))

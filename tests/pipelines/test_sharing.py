@@ -252,11 +252,14 @@ def test_a_card_holds_the_runs_own_figures(kinds, run, tmp_path):
 def test_the_card_of_a_finetuning_has_a_model_index(tmp_path):
     from leaf_diffusion.finetune.card import model_card
     from leaf_diffusion.finetune.config import TextFAREConfig
+    from leaf_diffusion.finetune.textfare import text_card
 
     names = [f"{figure}_{key}" for figure in ("cosine", "drift") for key in ("clean", "typos", "leaf")]
     after = dict(zip(names, np.linspace(0.1, 0.6, 6).round(3).tolist(), strict=True)) | {"accuracy_clean": 0.9}
     counts = {"steps": 3, "per_update": 8, "captions": 20, "held_out": 5, "truncated": 0}
-    text = model_card("a: 'b'\n---\n", TextFAREConfig(k=2), dict.fromkeys(after, 1.0), after, counts)
+    config = TextFAREConfig(k=2)
+    card = text_card("a: 'b'\n---\n", config, counts)
+    text = model_card(card, config, dict.fromkeys(after, 1.0), after, counts)
     card = ModelCard(text)
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == after
     assert {result.metric_args["k"] for result in card.data.eval_results} == {0, 2}

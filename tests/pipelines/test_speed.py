@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers.models.attention_processor import XFormersAttnProcessor
 
-from leaf_diffusion.diffusion.speed import attention_of, denoiser_of, set_attention, set_layout
+from leaf_diffusion.diffusion.families import denoiser_of
+from leaf_diffusion.diffusion.speed import attention_of, set_attention, set_layout
 from leaf_diffusion.evaluation.t2i.options import parse
 from leaf_diffusion.evaluation.t2i.setup import prepare
 from leaf_diffusion.evaluation.t2i.specification import identity

@@ -8,10 +8,11 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from leaf_diffusion.reports import write_comparison, write_report
+from leaf_diffusion.reports.metrics import TEXT_ACCURACY
 from leaf_diffusion.reports.pages.experiment import write_page
-from leaf_diffusion.reports.pages.zero_shot import ACCURACY
-from leaf_diffusion.reports.pages.zero_shot import page as zero_shot_page
+from leaf_diffusion.reports.pages.zero_shot import zero_shot_page
 from leaf_diffusion.runs import RunSpec
+from leaf_diffusion.runs.experiment_records import ClassifiedText, SearchedText
 
 Make = Callable[..., Path]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -191,7 +192,7 @@ def test_an_experiments_page_keeps_its_order_whatever_the_letters_of_its_encoder
             fixed = {
                 "protocol": protocol,
                 "k": k,
-                "metric": ACCURACY.key,
+                "metric": TEXT_ACCURACY.key,
                 "n": 4,
                 "seeds": 1,
                 "mean": 0.5 + number / 10,
@@ -199,9 +200,11 @@ def test_an_experiments_page_keeps_its_order_whatever_the_letters_of_its_encoder
             around = {"source": label if k else None, "ci_low": 0.2, "ci_high": 0.9}
             for baseline in (None, *labels[:number]):
                 rows.append({"encoder": label, "baseline": baseline, **attacked, **fixed, **around})
-        tried = [{"held": number > 0, "perturbed": "a czt"}]
-        records.append({"number": 0, "encoder": label, "right": True, "text": "a cat", "exact": [], "attacks": tried})
-    made = zero_shot_page(rows, {"texts": records}, {"texts": 1, "classes": 2, "truncated": 0}, labels, "דגים 12")
+        tried = SearchedText(attack="charmer", n_positions=20, k=1, constraint="none", perturbed="a czt", queries=9,
+                             held=number > 0, truncated=False)  # fmt: skip
+        told = {"right": True, "said": "cat", "text": "a cat", "exact": []}
+        records.append(ClassifiedText(number=0, encoder=label, attacks=[tried], **told))
+    made = zero_shot_page(rows, records, {"texts": 1, "classes": 2, "truncated": 0}, labels, "דגים 12")
     visit = Visit(browser, write_page(tmp_path, made, RunSpec({"experiment": "zero-shot-text"}), {}), width)
     page = visit.page
     if width > 1000:  # on a phone these lines break

@@ -122,10 +122,10 @@ def test_damaged_costs_are_refused_with_their_place(make_run: Make) -> None:
     path = run / "results.json"
     found = json.loads(path.read_text())
     for wrong, said in (
-        ({**SWAP, "rows": [{**SWAP["rows"][0], "mean": "0.5"}]}, 'row 0: the field "mean" has to be'),  # type: ignore[index]
-        ({**SWAP, "conditions": [{"key": "plain"}]}, 'condition 0: the field "title" is missing'),
+        ({**SWAP, "rows": [{**SWAP["rows"][0], "mean": "0.5"}]}, 'item 0, the field "mean" has to be'),  # type: ignore[index]
+        ({**SWAP, "conditions": [{"key": "plain"}]}, 'item 0, the field "title" is missing'),
         ({"rows": []}, 'the field "conditions" is missing'),
-        ([], "an object"),
+        ([], "a valid dictionary"),
     ):
         path.write_text(json.dumps(found | {"swap_cost": wrong}))
         with pytest.raises(ValueError, match="is damaged") as error:
@@ -145,7 +145,7 @@ def test_a_folder_is_read_or_refused(tmp_path: Path, make_run: Make) -> None:
     (folder / "results.json").write_text(json.dumps({**SWAP, "environment": {"command": "x"}}))
     found = read_swap_cost(folder)
     assert found.pop("settings") == spec.settings
-    assert found == SWAP
+    assert found == SWAP | {"identity": spec.identity}
     (folder / "results.json").write_text(json.dumps(SWAP)[:-3])
     with pytest.raises(ValueError, match="is damaged"):
         read_swap_cost(folder)

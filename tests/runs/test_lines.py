@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from leaf_diffusion.runs import DamagedRecords, RunSpec, RunStore, load_run
-from leaf_diffusion.runs.fields import RECORDS
 from leaf_diffusion.runs.lines import decode, encode, read_jsonl
+from leaf_diffusion.runs.records import KINDS, Record
 
 SPEC = RunSpec({"attack": "charmer"})
 RIGHT: list[dict[str, Any]] = [
@@ -48,12 +48,14 @@ def test_no_bit_of_a_file_of_records_changes_unseen(tmp_path: Path, monkeypatch:
         path.write_bytes(spoiled)
         line = whole.count(b"\n", 0, bit // 8) + 1
         try:
-            records, size, torn = read_jsonl(path)
+            records, size, torn = read_jsonl(path, Record)
         except DamagedRecords as error:
             refused += f"{path}, line {line} is damaged" in str(error)
         else:  # the last line, or the two that a lost end has joined: as a crash would have it, computed again
             cut += 1
-            assert records == RIGHT[: 1 if whole[bit // 8] == 10 and line == 2 else 2]
+            assert [record.model_dump() for record in records] == RIGHT[
+                : 1 if whole[bit // 8] == 10 and line == 2 else 2
+            ]
             assert (size + torn, torn > 0) == (len(whole), True)
             if bit % 8 == 0:
                 assert write(tmp_path, RIGHT).read_bytes() == whole
@@ -76,14 +78,38 @@ def test_lines_from_before_the_checksums_are_read_and_gone_on_with(tmp_path: Pat
         write(tmp_path, [{"id": "d", "sum": "mine"}])
 
 
-WRONG: list[Any] = [None, True, -1, 0, 1, 0.5, 10**30, "", "x", "../x", [], [[]], [["a"]], [1], {}, {"x": 1}]
+WRONG: list[Any] = [None, True, -1, 0, 1, 0.5, 10**16, 10**400, "", "x", "../x", [], [[]], [["a"]], [1], {}, {"x": 1}]
+IMAGE = f"images/{'0' * 24}.png"
+NUMBERS, TEXTS = [-1, 0, 1, 0.5, 10**16], ["", "x", "../x", f"{IMAGE}\n"]
+FITTING: dict[str, list[Any]] = {
+    **dict.fromkeys(("prompt_id", "prompt", "perturbed", "original", "encoder", "given"), TEXTS),
+    **{key: [0, 1] for key in ("k", "seed_index")},
+    **{key: [None, *TEXTS] for key in ("attack", "constraint")},
+    **{key: [None, *NUMBERS] for key in ("distance", "score", "queries", "unseen_tokens", "clip_score")},
+    **{key: [None, *NUMBERS] for key in ("clip_score_attacked_caption", "drift", "drift_features")},
+    **{key: [None, *NUMBERS] for key in ("swap_drift", "swap_drift_features")},
+    "truncated": [True],
+    "scene_correct": [None, True],
+    "shattered": [[], [[]], [["a"]]],
+    "protocol": [],
+    "image": [],
+    "sha256": [None],
+    "size": [None, 0, 1],
+}
+
+
+def fits(kind: str, name: str, value: object) -> bool:
+    allowed = TEXTS + [None] * (kind == "images") if name == "source" else FITTING[name]
+    return any(type(value) is type(each) and value == each for each in allowed)
+
+
 FULL: dict[str, dict[str, Any]] = {
     "attacks": {"id": "a", "prompt_id": "p", "prompt": "a cat", "perturbed": "a czt", "source": "original", "k": 1,
                 "truncated": False, "attack": "charmer", "constraint": None, "distance": 1, "score": 0.5, "queries": 9,
                 "unseen_tokens": 0.0, "shattered": [["c", "zt"]]},
     "images": {"id": "a", "prompt_id": "p", "prompt": "a cat", "original": "a cat", "encoder": "leaf",
                  "protocol": "clean", "source": None, "k": 0, "seed_index": 0, "image": f"images/{'0' * 24}.png",
-                 "given": "a cat", "truncated": False},
+                 "given": "a cat", "truncated": False, "sha256": "0" * 64, "size": 9},
     "scores": {"id": "a", "scene_correct": True, "clip_score": 20.0, "clip_score_attacked_caption": 20, "drift": None,
                "drift_features": 0.1, "swap_drift": 0.2, "swap_drift_features": None},
 }  # fmt: skip
@@ -94,20 +120,21 @@ def test_each_field_is_checked_where_it_is_read_and_where_it_is_written(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda fd: None)
-    fields, right = RECORDS[kind], FULL[kind]
-    assert {"id", *fields} == set(right)
+    fields, right = dict(KINDS[kind].model_fields), FULL[kind]
+    assert set(fields) == set(right)
+    del fields["id"]
     with RunStore.open(tmp_path, SPEC) as store:
         store.append(kind, right)
     path, before = tmp_path / "records" / f"{kind}.jsonl", encode(right | {"id": "0"}) + b"\n"
     for name, field in fields.items():
-        spoiled = [right | {name: value} for value in WRONG if not field.fits(value)]
-        spoiled += [{key: value for key, value in right.items() if key != name}] if field.needed else []
+        spoiled = [right | {name: value} for value in [*WRONG, f"{IMAGE}\n"] if not fits(kind, name, value)]
+        spoiled += [{key: value for key, value in right.items() if key != name}] if field.is_required() else []
         assert len(spoiled) > 5
         for record in spoiled:
             for line in (encode(record), json.dumps(record).encode()):
                 path.write_bytes(before + line + b"\n")
                 for read in (lambda: load_run(tmp_path).records(kind), lambda: RunStore.open(tmp_path, SPEC).close()):
-                    with pytest.raises(DamagedRecords, match=rf'{kind}\.jsonl, line 2 .*the field "{name}" '):
+                    with pytest.raises(DamagedRecords, match=rf'{kind}\.jsonl, line 2 .*the field "{name}"'):
                         read()
             path.write_bytes(before)
             with RunStore.open(tmp_path, SPEC) as store, pytest.raises(ValueError, match=f'"{name}"'):

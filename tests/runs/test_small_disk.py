@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import nn
-from leaf_diffusion.finetune.checkpoint import Checkpoint, append_log, cut_log, write_state
+from leaf_diffusion.finetune.checkpoint import Checkpoint, Numbers, Training, append_log, cut_log, write_state
 from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, atomic_write, image_name, load_run
 
 disk, spec = Path(sys.argv[1]), RunSpec({"attack": "charmer"})
@@ -62,8 +62,8 @@ with RunStore.open(disk / "run", spec) as store:
     store.save_image(image_name("0"), image)
     store.begin("units", {"units": 9})
     store.write_results({"rows": [row]})
-    checkpoint.save(1, {"best": 0.5}, {})
-    write_state(disk / "tuned", {"lr": 1}, finished=False, before={})
+    checkpoint.save(1, Numbers(), {})
+    write_state(disk / "tuned", Training(identity={"lr": 1}, finished=False, before={}))
     append_log(disk / "tuned", {"step": 1})
     before = {name: (disk / name).read_bytes() for name in left()}
     for room in (0, 5000):  # nothing more, and a part of it
@@ -74,8 +74,8 @@ with RunStore.open(disk / "run", spec) as store:
             lambda: store.save_image(image_name("0"), image),
             lambda: store.begin("units", {f"units{i}": i for i in range(900)}),
             lambda: store.write_results({"rows": [row] * 99}),
-            lambda: checkpoint.save(2, {"best": 0.5}, {}),
-            lambda: write_state(disk / "tuned", {"lr": "x" * 9000}, finished=False, before={}),
+            lambda: checkpoint.save(2, Numbers(), {}),
+            lambda: write_state(disk / "tuned", Training(identity={"lr": "x" * 9000}, finished=False, before={})),
             lambda: append_log(disk / "tuned", {"step": 2, "x": "x" * 9000}),
         ):
             refused(write)
@@ -88,7 +88,7 @@ with RunStore.open(disk / "run", spec) as store:
     assert checkpoint.load()[0] == 1
     assert store.append("units", {"id": "1", "text": "x" * 9000})
     store.save_image(image_name("1"), image)
-    checkpoint.save(2, {"best": 0.5}, {})
+    checkpoint.save(2, Numbers(), {})
     cut_log(disk / "tuned", 1)
     append_log(disk / "tuned", {"step": 2})
     assert [json.loads(line)["step"] for line in open(disk / "tuned" / "training_log.jsonl")] == [1, 2]

@@ -64,13 +64,13 @@ def test_results_are_written_for_people_and_machines(tmp_path: Path) -> None:
     assert (table[0]["encoder"], table[0]["mean"], table[0]["ci_low"], table[1]["note"]) == ("leaf", "0.5", "", "'=1")
     with pytest.raises(ValueError, match='row 0: the field "ci_high" is missing'):
         write_results(tmp_path, {"rows": [{k: v for k, v in row().items() if k != "ci_high"}]})
-    with pytest.raises(ValueError, match='row 1: the field "n" has to be a whole number'):
+    with pytest.raises(ValueError, match='row 1: the field "n" has to be a valid integer'):
         write_results(tmp_path, {"rows": [row(), row(n="3")]})
     with pytest.raises(ValueError, match='hold "rows"'):
         write_results(tmp_path, {})
 
 
-@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(A1)", "＝1"])
 def test_text_is_never_a_formula_and_numbers_stay_numbers(text: str) -> None:
     (cells,) = csv.DictReader(io.StringIO(results_csv([row(encoder=text, mean=-0.25)]), newline=""))
     assert cells["encoder"] == "'" + text

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from leaf_diffusion.encoders.base import Tower
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.swap_cost.setup import NOTHING, Files, SwapCostOptions, has_peft
 from leaf_diffusion.evaluation.swap_cost.training import CONCEPT, TOKEN, said
@@ -125,7 +125,7 @@ def _negative(prompts: Sequence[Prompt], options: SwapCostOptions) -> tuple[str,
     return f"The plain prompts; the negative prompt names {what}.", asked
 
 
-def _long(prompts: Sequence[Prompt], encoder: Tower) -> tuple[str, list[Asked]]:
+def _long(prompts: Sequence[Prompt], encoder: TextEncoder) -> tuple[str, list[Asked]]:
     context = encoder.context_length
     lengths = [int(share * context) for share in LENGTHS]
     asked = [
@@ -137,7 +137,7 @@ def _long(prompts: Sequence[Prompt], encoder: Tower) -> tuple[str, list[Asked]]:
     return about, asked
 
 
-def lengthened(text: str, tokens: int, encoder: Tower) -> str:
+def lengthened(text: str, tokens: int, encoder: TextEncoder) -> str:
     """`text` and neutral words after it, so that it has `tokens` tokens (a word may be more than one), ends included."""
     words, neutral = [text + ","], NEUTRAL.split()
     while len(encoder.rows([" ".join(words)])[0]) < tokens:

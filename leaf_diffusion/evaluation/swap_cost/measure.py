@@ -1,137 +1,119 @@
-"""Images of every condition with every encoder, and what they are worth: values, result rows, counts."""
+"""Images of every condition with every encoder, and what they are worth."""
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from leaf_diffusion.evaluation.swap_cost.conditions import Asked, Condition
+from leaf_diffusion.evaluation.experiment import Setting
+from leaf_diffusion.evaluation.swap_cost.conditions import Condition
 from leaf_diffusion.evaluation.swap_cost.setup import pipeline_with
 from leaf_diffusion.evaluation.swap_cost.training import has_style
 from leaf_diffusion.evaluation.t2i.generate import draw
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
-from leaf_diffusion.metrics import clip_score_from_features, feature_drift, paired_bootstrap, pixel_rmse
-from leaf_diffusion.runs import atomic_write
+from leaf_diffusion.evaluation.tasks.units import Noted
+from leaf_diffusion.metrics import clip_score_from_features, feature_drift, pixel_rmse
+from leaf_diffusion.runs.costs import GivenPrompt, MeasuredCondition
+from leaf_diffusion.runs.experiment_records import SwapImage, SwapScore
 from leaf_diffusion.tokens.tokenizer import RowTokenizer
 from leaf_diffusion.world.figures import noise_seed
 
-FLOOR = "floor"
-Series = tuple[str, str, str]
-"""Condition, encoder, and "clean", or FLOOR for the first encoder's images from another noise."""
-Values = dict[str, list[float]]
+CLEAN, FLOOR = "clean", "floor"
+"""Protocols: FLOOR is the first encoder's images from another noise."""
 
 
-def series(condition: Condition, labels: Sequence[str]) -> list[Series]:
-    """What is drawn for a condition: every encoder's images, the first encoder's first, then the floor's."""
-    return [*((condition.key, label, "clean") for label in labels), (condition.key, labels[0], FLOOR)]
+@dataclass(frozen=True, eq=False)
+class Series:
+    """The images of a condition with one encoder."""
+
+    condition: Condition
+    encoder: str
+    protocol: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.condition.key, self.encoder, self.protocol
 
 
-def draw_condition(
-    setup: Setup, condition: Condition, seed: int, advance: Callable[[int], None]
-) -> tuple[dict[Series, list[Image.Image]], dict[str, int]]:
-    """The images of each series of a condition, and how many of its prompts each encoder cut."""
-    images: dict[Series, list[Image.Image]] = {one: [] for one in series(condition, list(setup.encoders))}
-    cut = {}
-    for label, loaded in setup.encoders.items():
-        given = loaded.encoder.preprocess([asked.given for asked in condition.prompts])
-        with pipeline_with(setup, label, condition.files_of(label)) as pipeline:
-            whole = RowTokenizer(pipeline.tokenizer)(pipeline.maybe_convert_prompt(given, pipeline.tokenizer))
-            cut[label] = sum(len(row) > loaded.base.context_length for row in whole)
-            for one in [one for one in images if one[1] == label]:
-                seeds = [noise_seed(asked.id, seed + (one[2] == FLOOR)) for asked in condition.prompts]
-                for start in range(0, len(given), setup.options.batch_size):
-                    part = slice(start, start + setup.options.batch_size)
-                    negative = [asked.negative for asked in condition.prompts[part]]
-                    drawing = pipeline if None in negative else partial(pipeline, negative_prompt=negative)
-                    images[one] += draw(drawing, given[part], seeds[part], setup)
-                    advance(len(negative))
-    return images, cut
+def all_series(conditions: Sequence[Condition], labels: Sequence[str]) -> list[Series]:
+    """What is drawn: every encoder's images of each condition, the first encoder's first, then the floor's."""
+    places = [*((label, CLEAN) for label in labels), (labels[0], FLOOR)]
+    return [Series(condition, *place) for condition in conditions for place in places]
 
 
-def save_images(folder: Path, prompts: Sequence[Asked], images: Mapping[Series, Sequence[Image.Image]]) -> None:
-    """Write the images of a condition's series, in the order of `series`."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    for number, (one, drawn) in enumerate(images.items()):
-        for asked, image in zip(prompts, drawn, strict=True):
-            buffer = io.BytesIO()
-            image.save(buffer, format="PNG")
-            atomic_write(image_path(folder, one, number, asked), buffer.getvalue(), sync_name=False)
+def draw_series(setup: Setup, series: Series, numbers: Sequence[int], seed: int) -> list[tuple[Image.Image, bool]]:
+    """Images of some prompts of a series, and whether the encoder cut the prompt."""
+    loaded, asked = setup.encoders[series.encoder], [series.condition.prompts[number] for number in numbers]
+    given = loaded.encoder.preprocess([each.given for each in asked])
+    seeds = [noise_seed(each.id, seed + (series.protocol == FLOOR)) for each in asked]
+    negative = [each.negative for each in asked]
+    with pipeline_with(setup, series.encoder, series.condition.files_of(series.encoder)) as pipeline:
+        whole = RowTokenizer(pipeline.tokenizer)(pipeline.maybe_convert_prompt(given, pipeline.tokenizer))
+        drawing = pipeline if None in negative else partial(pipeline, negative_prompt=negative)
+        images = draw(drawing, given, seeds, setup)
+    return [(image, len(row) > loaded.base.context_length) for image, row in zip(images, whole, strict=True)]
 
 
-def image_path(folder: Path, one: Series, number: int, asked: Asked) -> Path:
-    """images/<condition>-<number of the encoder, or floor>-<prompt id>.png: no label in a file name."""
-    return folder / "images" / f"{one[0]}-{number if one[2] == 'clean' else FLOOR}-{asked.id}.png"
-
-
-def measure(
-    condition: Condition, images: Mapping[Series, Sequence[Image.Image]], judges: Judges, style: bool
-) -> dict[Series, Values]:
-    """Values by prompt of the condition's series; drift is against its first series (first encoder, the same prompt).
+def score_series(
+    series: Series,
+    numbers: Sequence[int],
+    images: Sequence[Image.Image],
+    firsts: Sequence[Image.Image] | None,
+    judges: Judges,
+    style: bool,
+) -> list[dict[str, float]]:
+    """Scores by metric of some images of a series; drift is from `firsts`, the first encoder's of the same prompts.
 
     `style`: also whether each image has the style that the world's LoRA was trained on (1 or 0).
     """
-    prompts = condition.prompts
-    first, *_ = images
-    clip = judges.clip
-    features = {one: clip.encode_image(list(drawn)) for one, drawn in images.items()} if clip is not None else {}
-    captions = [asked.caption for asked in prompts if asked.caption is not None]
-    texts = clip.encode_text(captions) if clip is not None and len(captions) == len(prompts) else None
-    found: dict[Series, Values] = {}
-    for one, drawn in images.items():
-        values: Values = {}
-        if one != first:
-            values["drift"] = [pixel_rmse(a, b) for a, b in zip(drawn, images[first], strict=True)]
-            if features:
-                pairs = zip(features[one], features[first], strict=True)
-                values["drift_features"] = [feature_drift(a, b) for a, b in pairs]
-        if one[2] == "clean":
-            if judges.scenes is not None and all(asked.scene is not None for asked in prompts):
-                right = judges.scenes.correct(drawn, [asked.scene for asked in prompts])
-                values["scene_accuracy"] = [float(each) for each in right]
-            if style:
-                values["style"] = [float(has_style(image)) for image in drawn]
-            if texts is not None:
-                pairs = zip(features[one], texts, strict=True)
-                values["clip_score"] = [clip_score_from_features(a, b) for a, b in pairs]
-        found[one] = values
+    asked, clip = [series.condition.prompts[number] for number in numbers], judges.clip
+    features = None if clip is None else clip.encode_image(list(images))
+    columns: dict[str, Sequence[float]] = {}
+    if firsts is not None:
+        columns["drift"] = [pixel_rmse(a, b) for a, b in zip(images, firsts, strict=True)]
+        if clip is not None and features is not None:
+            pairs = zip(features, clip.encode_image(list(firsts)), strict=True)
+            columns["drift_features"] = [feature_drift(a, b) for a, b in pairs]
+    if series.protocol == CLEAN:
+        captions = [each.caption for each in asked if each.caption is not None]
+        if judges.scenes is not None and all(each.scene is not None for each in asked):
+            columns["scene_accuracy"] = judges.scenes.correct(images, [each.scene for each in asked])
+        if style:
+            columns["style"] = [has_style(image) for image in images]
+        if clip is not None and features is not None and len(captions) == len(asked):
+            pairs = zip(features, clip.encode_text(captions), strict=True)
+            columns["clip_score"] = [clip_score_from_features(a, b) for a, b in pairs]
+    return [{name: float(values[i]) for name, values in columns.items()} for i in range(len(asked))]
+
+
+def swap_values(scores: Sequence[SwapScore]) -> Noted:
+    """Each metric of each prompt of a condition with an encoder."""
+    found = Noted()
+    for score in scores:
+        for metric, value in score.scores.items():
+            place = Setting(score.encoder, metric, score.protocol, more=(("condition", score.condition),))
+            found.note(place, score.number, value)
     return found
 
 
-def result_rows(measured: Mapping[Series, Values], first: str) -> list[dict[str, Any]]:
-    """Means, and paired differences of every encoder to `first`, with 95% intervals over prompts.
-
-    Drift has no difference: it is one already.
-    """
-    rows = []
-    for (key, label, protocol), values in measured.items():
-        for metric, each in values.items():
-            rows.append(_row(key, label, protocol, None, metric, each, None))
-            if label != first and not metric.startswith("drift"):
-                against = measured[key, first, "clean"][metric]
-                rows.append(_row(key, label, protocol, first, metric, each, against))
-    return rows
-
-
-def _row(
-    key: str, label: str, protocol: str, baseline: str | None, metric: str, values: Any, against: Any
-) -> dict[str, Any]:
-    interval = paired_bootstrap(values, against)
-    low, high = (None if math.isnan(each) else each for each in (interval.ci_low, interval.ci_high))
-    return {
-        "condition": key,
-        "encoder": label,
-        "baseline": baseline,
-        "protocol": protocol,
-        "metric": metric,
-        "mean": interval.mean,
-        "ci_low": low,
-        "ci_high": high,
-        "n": interval.n,
-    }
+def described(conditions: Sequence[Condition], images: Sequence[SwapImage]) -> list[MeasuredCondition]:
+    """The conditions as results and page tell them."""
+    cut: Mapping[str, dict[str, int]] = {condition.key: {} for condition in conditions}
+    for image in images:
+        if image.protocol == CLEAN:
+            counts = cut[image.condition]
+            counts[image.encoder] = counts.get(image.encoder, 0) + image.truncated
+    return [
+        MeasuredCondition(
+            key=each.key,
+            title=each.title,
+            about=each.about,
+            truncated=cut[each.key],
+            prompts=[GivenPrompt(given=asked.given, negative=asked.negative) for asked in each.prompts],
+        )
+        for each in conditions
+    ]

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from leaf_diffusion.evaluation.encoders import with_encoder
+from leaf_diffusion.evaluation.experiment import Common
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.evaluation.t2i.setup import Setup, prepare
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
@@ -21,7 +22,7 @@ WORLD_ENCODERS = ("original", "leaf", "typo-augmented")
 
 
 @dataclass(frozen=True)
-class SwapCostOptions:
+class SwapCostOptions(Common):
     """What a robust text encoder costs on clean prompts: plain, with a negative prompt, long, with a learnt token, with a LoRA.
 
     Token and LoRA were made for the first encoder, and every encoder gets the same files; the token also
@@ -58,9 +59,6 @@ class SwapCostOptions:
     """Seed of the world's prompts, of the training and of the noise."""
     clip_score_model: str | None = None
     """As in `leaf-diffusion evaluate`."""
-    output: Path | None = None
-    """Default: runs/swap-cost-ID, where ID follows from what is compared."""
-    device: str = "cpu"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:

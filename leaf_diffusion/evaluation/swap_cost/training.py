@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,13 @@ TOKEN_RATE, LORA_RATE, RANK = 0.25, 0.01, 16
 """TOKEN_RATE is a share of the token table's standard deviation, which finetuning can change eightfold."""
 EDGE = 3
 
-Advance = Callable[[], None]
-
 
 def said(template: str, words: str, background: str = "") -> str:
     """A caption template of the world with `words` in place of colour and noun."""
     return with_article(template.replace("{c} {n}", words).replace("{b}", background))
 
 
-def train_token(pipeline: Any, path: Path, *, steps: int, seed: int, advance: Advance) -> None:
+def train_token(pipeline: Any, path: Path, *, steps: int, seed: int) -> None:
     """Learn the embedding of TOKEN from images of CONCEPT, all else frozen; written as diffusers' textual inversion."""
     rng, draw = random.Random(f"concept {seed}"), torch.Generator().manual_seed(seed)
     colour, noun = CONCEPT
@@ -73,12 +71,11 @@ def train_token(pipeline: Any, path: Path, *, steps: int, seed: int, advance: Ad
         optimiser.zero_grad()
         flow_loss(pipeline.unet, latents[chosen], states[told], draw).backward()
         optimiser.step()
-        advance()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({TOKEN: embedding.detach().cpu()[None]}, path)
 
 
-def train_style(pipeline: Any, folder: Path, *, steps: int, seed: int, advance: Advance) -> None:
+def train_style(pipeline: Any, folder: Path, *, steps: int, seed: int) -> None:
     """Train a LoRA of the UNet's attention on scenes in front of WALL; written as diffusers' `load_lora_weights` reads it."""
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
@@ -107,7 +104,6 @@ def train_style(pipeline: Any, folder: Path, *, steps: int, seed: int, advance: 
         flow_loss(unet, latents[chosen.to(latents.device)], condition, draw).backward()
         optimiser.step()
         falling.step()
-        advance()
     unet.eval()
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
     pipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)

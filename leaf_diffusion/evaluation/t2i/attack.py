@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from leaf_diffusion.attacks import Attack, AttackResult, Charmer
-from leaf_diffusion.encoders.base import Tower
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.prompts import Prompt, edits
-from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, work_through
+from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, run_batches
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import AnyScorer
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
@@ -44,7 +44,7 @@ def attack_all(setup: Setup, store: RunStore, advance: Advance) -> Attacked:
         for source in plan.sources
         for prompts in chunks(plan.prompts, setup.options.at_once(PROMPTS_AT_ONCE))
     ]
-    work_through(store, "attacks", batches, advance)
+    run_batches(store, "attacks", batches, advance)
     done = {row["id"]: row["perturbed"] for row in store.records("attacks")}
     return {(source, k, p.id): done[plan.attack_id(source, k, p)] for source, k in plan.sets() for p in plan.prompts}
 
@@ -98,13 +98,13 @@ def attack_row(result: AttackResult, source: str, k: int, attack: str, constrain
     }
 
 
-def shattered(encoder: Tower, original: str, perturbed: str) -> list[list[str]]:
+def shattered(encoder: TextEncoder, original: str, perturbed: str) -> list[list[str]]:
     """The words of the perturbed prompt that the original does not have, as the encoder's tokenizer breaks them."""
     known = encoder.words(original)
     return [word for word in encoder.words(perturbed) if word not in known]
 
 
-def unseen_share(encoder: Tower, row: Sequence[int]) -> float:
+def unseen_share(encoder: TextEncoder, row: Sequence[int]) -> float:
     """Share of a prompt's tokens (without begin and end of text) that the world's CLIP never read in training."""
     content = [token for token in row[1:] if token != encoder.rows.eos_id]
     return sum(token not in seen_tokens() for token in content) / len(content) if content else 0.0

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from leaf_diffusion.evaluation.results import bare_row, cell_of, pairs_of
 from leaf_diffusion.evaluation.t2i.judges import ImageModel, Judges
 from leaf_diffusion.evaluation.t2i.plan import Cell, Plan
+from leaf_diffusion.evaluation.t2i.rows import bare_row, cell_of, pairs_of
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.evaluation.tasks.text import sensitivity
 from leaf_diffusion.metrics import Distance, cmmd, frechet_distance, kid, paired_bootstrap

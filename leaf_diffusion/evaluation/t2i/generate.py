@@ -14,7 +14,7 @@ from leaf_diffusion.evaluation.t2i.attack import Attacked
 from leaf_diffusion.evaluation.t2i.plan import ImageUnit, content_id
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.runs import RunStore, png_ok
-from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, work_through
+from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, run_batches
 from leaf_diffusion.world.figures import noise_seed
 
 
@@ -55,7 +55,7 @@ def draw_all(setup: Setup, store: RunStore, attacked: Attacked, advance: Advance
         for weights, images in by_weights.items()
         for wanted in chunks(list(images.values()), setup.options.at_once(setup.options.batch_size))
     ]
-    work_through(store, "images", batches, advance)
+    run_batches(store, "images", batches, advance)
 
 
 def draw(pipeline: Any, texts: Sequence[str], seeds: Sequence[int], setup: Setup) -> list[Image.Image]:

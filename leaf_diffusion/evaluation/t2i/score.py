@@ -12,7 +12,7 @@ from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.metrics import clip_score_from_features, feature_drift, pixel_rmse
 from leaf_diffusion.runs import RunStore
-from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, work_through
+from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, run_batches
 
 AT_ONCE = 256
 
@@ -47,7 +47,7 @@ def score_all(setup: Setup, judges: Judges, store: RunStore, advance: Advance) -
 
         return Batch([row["id"] for row in rows], work)
 
-    work_through(store, "scores", [batch(rows) for rows in chunks(images, setup.options.at_once(AT_ONCE))], advance)
+    run_batches(store, "scores", [batch(rows) for rows in chunks(images, setup.options.at_once(AT_ONCE))], advance)
 
 
 def _score(

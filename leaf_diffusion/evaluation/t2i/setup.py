@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from leaf_diffusion.diffusion.families import family_of, native_side
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.evaluation import prompts as prompt_sets
 from leaf_diffusion.evaluation.encoders import (
     EncoderName,
     Loaded,
     common_feature,
-    denoiser,
     load_alone,
     load_pipeline,
     load_towers,
-    seen_feature,
 )
+from leaf_diffusion.evaluation.folders import check_writable
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.evaluation.t2i.plan import Plan, make_plan
@@ -72,7 +69,7 @@ def prepare(options: Options) -> Setup:
         given=sorted({(row["source"], row["k"]) for row in given}),
     )
     pooled = common_feature([*encoders.values(), *neutral.values()])
-    feature: Feature = seen_feature(pipeline) if options.feature == "states" else pooled
+    feature: Feature = family_of(pipeline).states if options.feature == "states" else pooled
     return Setup(options, prompts, given, pipeline, encoders, neutral, feature, plan)
 
 
@@ -98,24 +95,8 @@ def load_prompts(options: Options, given: Sequence[dict[str, Any]]) -> list[Prom
     return prompts
 
 
-def check_writable(folder: Path) -> None:
-    """OSError where `folder` cannot be made or written."""
-    nearest = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"--output {folder}: {nearest} is a file, not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"--output {folder}: no permission to write in {nearest}; choose another folder")
-
-
-def check_space(setup: Setup) -> None:
-    """OSError where the disk cannot hold the run's images (at most: uncompressed, none of them drawn yet)."""
-    folder = (setup.options.output or Path("runs")).absolute()
-    nearest = next(path for path in [folder, *folder.parents] if path.exists())
+def image_bytes(setup: Setup) -> int:
+    """What the run's images need at most: uncompressed, none of them drawn yet."""
     pipeline, options = setup.pipeline, setup.options
-    side = denoiser(pipeline).config.sample_size * pipeline.vae_scale_factor
-    needed = sum(1 for _ in setup.plan.images()) * 3 * (options.height or side) * (options.width or side)
-    free = shutil.disk_usage(nearest).free
-    if free < needed:
-        raise OSError(
-            f"{nearest}: {free / 1e6:.0f} MB free, the images may need {needed / 1e6:.0f} MB; choose another --output"
-        )
+    side = native_side(pipeline)
+    return sum(1 for _ in setup.plan.images()) * 3 * (options.height or side) * (options.width or side)

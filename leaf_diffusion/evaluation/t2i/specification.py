@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from leaf_diffusion.diffusion.families import frozen_parts
 from leaf_diffusion.diffusion.speed import attention_of
-from leaf_diffusion.evaluation.encoders import frozen_parts
 from leaf_diffusion.evaluation.options import identity as option_values
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup

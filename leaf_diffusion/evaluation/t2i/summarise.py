@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from leaf_diffusion.evaluation.results import result_rows
 from leaf_diffusion.evaluation.t2i.distribution import distribution_rows, sensitivity_rows
 from leaf_diffusion.evaluation.t2i.judges import Judges
+from leaf_diffusion.evaluation.t2i.rows import result_rows
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.runs import RunStore
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from leaf_diffusion.attacks.images import APGD, PGD, AttackedImages, Misclassify, pick
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder
 from leaf_diffusion.evaluation.encoders import EncoderName
@@ -24,8 +23,6 @@ from leaf_diffusion.world.class_images import class_images
 
 TEMPLATES = ("a photo of a {}",)
 AT_ONCE = 256
-SCALE = 100.0
-"""Of the cosines in the cross-entropy: that of CLIP's own logits."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,10 @@ class ImageTask:
         """Numbers of `limit` images, spread over all of them, and so over the classes."""
         n = len(self.names) if limit is None else min(limit, len(self.names))
         return [i * len(self.names) // n for i in range(n)]
+
+    def named(self, numbers: Sequence[int]) -> list[list[str | int]]:
+        """Names and labels, for the identity of a run."""
+        return [[self.names[i], self.labels[i]] for i in numbers]
 
     @torch.inference_mode()
     def class_features(self, encoder: TextEncoder) -> Tensor:
@@ -121,6 +122,17 @@ def image_anchors(folder: Path, classes: Sequence[str], tower: ImageEncoder, per
     return torch.stack(found)
 
 
+def seen_by_tower(
+    folder: Path, classes: Sequence[str], source: str, per_class: int, device: str, encoders: Mapping[str, TextEncoder]
+) -> Tensor:
+    """`image_anchors` of the image tower `source`; ValueError for a text encoder whose features are of another size."""
+    seen = image_anchors(folder, classes, load_image_encoder(source, device=device), per_class)
+    for label, encoder in encoders.items():
+        if (width := encoder.features(encoder.tokenize(["a"])).shape[1]) != seen.shape[1]:
+            raise ValueError(f"--encoders {label} has features of {width}, --image-encoder of {seen.shape[1]}")
+    return seen
+
+
 def _names(path: Path, folders: Sequence[str]) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"--class-names: no such file: {path}")
@@ -154,60 +166,3 @@ def load_image_encoders(names: Sequence[str], device: str) -> dict[str, ImageEnc
     if defended := [name.label for name in parsed if name.defence]:
         raise ValueError(f"{defended[0]}: a defence corrects texts, an image tower takes none")
     return {name.label: load_image_encoder(name.source, device=device) for name in parsed}
-
-
-def default_eps(images: Path | None) -> float:
-    """Of 255: the world's images of 32 pixels need more than the paper's 2 until nothing of the original holds."""
-    return 4.0 if images is None else 2.0
-
-
-def check_space(encoder: ImageEncoder, features: Tensor, what: str) -> None:
-    """ValueError where images and class features do not live in one space."""
-    pixels = torch.zeros(1, 3, *encoder.preprocessing.size)
-    if (width := encoder.embed(pixels).shape[1]) != features.shape[1]:
-        raise ValueError(
-            f"{encoder.name} has features of {width}, {what} of {features.shape[1]}: name the image and the text tower of "
-            "one CLIP"
-        )
-
-
-def cosines(encoder: ImageEncoder, features: Tensor) -> Callable[[Tensor], Tensor]:
-    """Pixels 0 to 1 to scaled cosines with the class features [classes, d]: a classifier."""
-    among = features.to(encoder.device).T.clone()
-    return lambda pixels: SCALE * normalize(encoder.features(pixels), dim=-1) @ among
-
-
-def attack_images(
-    classify: Callable[[Tensor], Tensor],
-    name: str,
-    pixels: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    steps: int,
-    seed: int,
-) -> AttackedImages:
-    """PGD on the cross-entropy; or APGD on the cross-entropy, then, for images that are still right, on the DLR loss
-    (where there are three classes). `eps` of pixels 0 to 1."""
-    objective = Misclassify(classify, labels)
-    if name == "pgd":
-        return PGD(eps=eps, steps=steps)(pixels, objective, seed=seed)
-    attack = APGD(eps=eps, steps=steps)
-    found = attack(pixels, objective, seed=seed)
-    left = torch.nonzero(found.score <= 0).flatten()
-    with torch.no_grad():
-        classes = classify(pixels[:1]).shape[1]
-    if not len(left) or classes < 3:
-        return found
-    more = attack(pixels[left], Misclassify(classify, labels[left], "dlr"), seed=seed)
-    better = torch.zeros_like(found.score, dtype=torch.bool)
-    better[left] = more.score > found.score[left]
-    there = [found.pixels.clone(), found.score.clone(), found.distance.clone()]
-    for whole, part in zip(there, (more.pixels, more.score, more.distance), strict=True):
-        whole[left] = part
-    return AttackedImages(
-        pick(better, there[0], found.pixels),
-        torch.where(better, there[1], found.score),
-        found.clean_score,
-        torch.where(better, there[2], found.distance),
-    )

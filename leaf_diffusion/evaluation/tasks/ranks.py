@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import base64
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,33 +13,27 @@ from torch.nn.functional import normalize
 
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.experiment import Setting
+from leaf_diffusion.evaluation.tasks.units import Noted
 from leaf_diffusion.metrics.retrieval import ranks
-from leaf_diffusion.reports.results import Metric
+from leaf_diffusion.reports.metrics import CUTS, TARGET_ABOVE, recall, target_recall
+from leaf_diffusion.runs.experiment_records import AttackedCaption, CleanRank, Embedded, Ranked, Ranking, Searched
 
-Goal = Literal["drift", "margin", "toward"]
-CUTS = (1, 5, 10)
 TOP = 5
 """Images kept of each ranking, for the page."""
 
 
-def recall(cut: int) -> Metric:
-    meaning = f"share of captions whose own image is {_among(cut)}"
-    return Metric(f"recall_at_{cut}", f"Recall@{cut}", meaning, scale=100, digits=1, unit="%")
+def packed(numbers: Sequence[int], features: Tensor) -> list[Embedded]:
+    """Features [n, d] of images as they are recorded."""
+    rows = features.cpu().numpy().astype("<f4")
+    texts = [base64.b64encode(row.tobytes()).decode() for row in rows]
+    return [Embedded(number=i, features=each) for i, each in zip(numbers, texts, strict=True)]
 
 
-def target_recall(cut: int) -> Metric:
-    meaning = f"share of captions and targets for which the target's image is {_among(cut)}"
-    return Metric(f"target_at_{cut}", f"Target@{cut}", meaning, higher_is_better=False, scale=100, digits=1, unit="%")
-
-
-def _among(cut: int) -> str:
-    return "found first" if cut == 1 else f"among the first {cut}"
-
-
-TARGET_ABOVE = Metric(
-    "target_above", "Target above the right image", "share of captions and targets for which the target's image is "
-    "found before the caption's own", higher_is_better=False, scale=100, digits=1, unit="%",
-)  # fmt: skip
+def unpacked(records: Iterable[Embedded]) -> Float[Tensor, "n d"]:
+    """Features of length 1, in the order of the images' numbers."""
+    texts = {record.number: record.features for record in records}
+    rows = [np.frombuffer(base64.b64decode(texts[i]), "<f4") for i in range(len(texts))]
+    return normalize(torch.from_numpy(np.stack(rows)), dim=-1)
 
 
 @torch.inference_mode()
@@ -48,9 +43,18 @@ def similarities(encoder: TextEncoder, images: Float[Tensor, "n d"], texts: Sequ
     return normalize(features, dim=-1).cpu() @ images.T
 
 
+def clean_ranks(
+    encoder: TextEncoder, label: str, images: Float[Tensor, "n d"], captions: Sequence[str], numbers: Sequence[int]
+) -> list[CleanRank]:
+    """Where the right image stands for some captions: costs little, and its intervals are narrow."""
+    similar = similarities(encoder, images, [captions[number] for number in numbers])
+    found = ranks(similar, numbers).tolist()
+    return [CleanRank(encoder=label, number=i, rank=rank) for i, rank in zip(numbers, found, strict=True)]
+
+
 def ranked(
     encoder: TextEncoder, images: Float[Tensor, "n d"], query: int, targets: Sequence[int], texts: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[Ranking]:
     """Of each text: the rank of image `query` (from 1) and of the targets, whether each target is more similar, and
     the first images found. `images` as in `similarities`."""
     distinct = list(dict.fromkeys(texts))
@@ -59,46 +63,64 @@ def ranked(
     others = [ranks(similar, [target] * len(distinct)).tolist() for target in targets]
     order = similar.sort(dim=1, descending=True, stable=True).indices[:, :TOP].tolist()
     found = {
-        text: {
-            "rank": own[i],
-            "target_ranks": [each[i] for each in others],
-            "target_above": [bool(similar[i, target] > similar[i, query]) for target in targets],
-            "top": order[i],
-        }
+        text: Ranking(
+            rank=own[i],
+            target_ranks=[each[i] for each in others],
+            target_above=[bool(similar[i, target] > similar[i, query]) for target in targets],
+            top=order[i],
+        )
         for i, text in enumerate(distinct)
     }
     return [found[text] for text in texts]
 
 
-def clean_values(records: Sequence[Mapping[str, Any]]) -> dict[Setting, dict[str, float]]:
-    """Recall of every caption of the gallery, also of those that are not attacked."""
-    found: dict[Setting, dict[str, float]] = {}
-    for record in records:
-        for cut in CUTS:
-            setting = Setting(record["encoder"], recall(cut).key, more=(("captions", "all"),))
-            found.setdefault(setting, {})[f"{record['number']:06d}"] = float(record["rank"] <= cut)
-    return found
+def rank_searches(
+    encoder: TextEncoder,
+    label: str,
+    images: Float[Tensor, "n d"],
+    caption: str,
+    query: int,
+    targets: Sequence[int],
+    own: Sequence[AttackedCaption],
+    transferred: Sequence[AttackedCaption],
+) -> Ranked:
+    """The rankings of a caption: clean, under each attack on the encoder itself, under those found on the first one."""
+    asked = [("clean", caption, dict[str, object]())]
+    for protocol, rows in (("adaptive", own), ("transfer", transferred)):
+        place = {"source", "attack", "constraint", "k", "goal", "target"}
+        asked += [(protocol, row.perturbed, row.model_dump(include=place)) for row in rows]
+    places = ranked(encoder, images, query, targets, [text for _, text, _ in asked])
+    found = [
+        Searched.model_validate({"protocol": protocol, "perturbed": text, **where, **dict(ranking)})
+        for (protocol, text, where), ranking in zip(asked, places, strict=True)
+    ]
+    return Ranked(encoder=label, number=query, caption=caption, searches=found)
 
 
-def values(records: Sequence[Mapping[str, Any]], targets: Sequence[int]) -> dict[Setting, dict[str, float]]:
-    """Each metric of each caption; of a targeted attack the mean over its targets, so that captions are the sample.
+def retrieval_values(clean: Iterable[CleanRank], records: Iterable[Ranked], targets: Sequence[int]) -> Noted:
+    """Recall of every caption of the gallery, and each metric of those that are attacked; of a targeted attack the mean over
+    its targets, so that captions are the sample.
 
     What becomes of the targets is measured for clean captions, too: it is what chance gives.
     """
-    gathered: dict[Setting, dict[str, list[float]]] = {}
-    attacked_ones = (("captions", "attacked"),)
+    noted = Noted()
+    for one in clean:
+        for cut in CUTS:
+            noted.note(Setting(one.encoder, recall(cut).key, more=(("captions", "all"),)), one.number, one.rank <= cut)
+    gathered: dict[tuple[Setting, int], list[bool]] = {}
     for record in records:
-        for row in record["searches"]:
-            attacked = row["protocol"] != "clean"
-            label = f"charmer, {row['goal']}" if attacked else None
-            place = (row["protocol"], row.get("source"), label, row.get("constraint"), row.get("k", 0))
-            found = {recall(cut).key: [float(row["rank"] <= cut)] for cut in CUTS}
-            aimed = [i for i, target in enumerate(targets) if not attacked or target == row["target"]]
+        for row in record.searches:
+            found = {recall(cut).key: [row.rank <= cut] for cut in CUTS}
+            aimed = [i for i, target in enumerate(targets) if row.goal is None or target == row.target]
             if aimed:
-                found[TARGET_ABOVE.key] = [float(row["target_above"][i]) for i in aimed]
+                found[TARGET_ABOVE.key] = [row.target_above[i] for i in aimed]
                 for cut in CUTS:
-                    found[target_recall(cut).key] = [float(row["target_ranks"][i] <= cut) for i in aimed]
+                    found[target_recall(cut).key] = [row.target_ranks[i] <= cut for i in aimed]
+            label = None if row.goal is None else f"charmer, {row.goal}"
+            place = (row.protocol, row.source, label, row.constraint, row.k)
             for metric, each in found.items():
-                units = gathered.setdefault(Setting(record["encoder"], metric, *place, more=attacked_ones), {})
-                units.setdefault(f"{record['number']:06d}", []).extend(each)
-    return {setting: {unit: sum(v) / len(v) for unit, v in units.items()} for setting, units in gathered.items()}
+                setting = Setting(record.encoder, metric, *place, more=(("captions", "attacked"),))
+                gathered.setdefault((setting, record.number), []).extend(each)
+    for (setting, number), each in gathered.items():
+        noted.note(setting, number, sum(each) / len(each))
+    return noted

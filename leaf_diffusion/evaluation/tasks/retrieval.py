@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.encoders.image_encoder import ImageEncoder
+from leaf_diffusion.evaluation.tasks.ranks import TOP
 from leaf_diffusion.finetune.images import ImageFolder, read_image
+from leaf_diffusion.reports.pages.retrieval import SHOWN, shown_search
+from leaf_diffusion.runs import RunStore, image_name
+from leaf_diffusion.runs.experiment_records import Ranked, Shown, typed
 from leaf_diffusion.text.files import TextRow, first_of_each_image, read_texts
 from leaf_diffusion.world.captions import full_prompts
 from leaf_diffusion.world.scenes import render
+
+THUMBNAIL = 208
+"""Pixels of an image on the page, at most."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +106,45 @@ def _finder(folder: Path) -> Callable[[TextRow], Path]:
         return images.folder / found[0]
 
     return find
+
+
+def check_space(images: ImageEncoder, encoders: Mapping[str, TextEncoder], gallery: Gallery, named: str) -> None:
+    """ValueError where the captions' features are of another size than the images'."""
+    width = images.embed(images.prepare([gallery.load(0)])).shape[1]
+    for label, encoder in encoders.items():
+        own = encoder.features(encoder.tokenize(encoder.preprocess([gallery.captions[0]]))).shape[1]
+        if own != width:
+            raise ValueError(
+                f"--encoders {label} has {own} features a caption, {named} {width} an image: they are of different CLIPs"
+            )
+
+
+def shown_units(
+    encoders: Iterable[str], queries: Sequence[int], targets: Sequence[int], goals: Sequence[str]
+) -> dict[str, Shown]:
+    """The images of the page, not yet found: the queries' and the targets' own, then the first ones of each ranking."""
+    labels, named = list(encoders), ("clean", *goals)
+    alone = [("", number, "", 0) for number in (*queries[:SHOWN], *targets)]
+    places = [
+        (label, query, goal, i) for query in queries[:SHOWN] for label in labels for goal in named for i in range(TOP)
+    ]
+    return {
+        json.dumps(place): Shown(encoder=place[0], query=place[1], goal=place[2], place=place[3])
+        for place in (*alone, *places)
+    }
+
+
+def show_images(store: RunStore, gallery: Gallery, wanted: Sequence[Shown], ks: Sequence[int]) -> list[Shown]:
+    """What stands at each place, as a thumbnail of the run."""
+    records = typed(Ranked, store.records("ranks"))
+    searches = {(record.encoder, record.number): record.searches for record in records}
+    shown = []
+    for one in wanted:
+        found = one.query
+        if one.encoder:
+            found = shown_search(searches[one.encoder, one.query], one.goal, ks).top[one.place]
+        image = gallery.load(found)
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        name = image_name(f"{one.encoder} {one.query} {one.goal} {one.place}")
+        shown.append(one.model_copy(update={"found": found, "image": store.save_image(name, image)}))
+    return shown

@@ -34,6 +34,10 @@ class Task:
         n = len(self.texts) if limit is None else min(limit, len(self.texts))
         return [i * len(self.texts) // n for i in range(n)]
 
+    def named(self, numbers: Sequence[int]) -> list[list[str | int]]:
+        """Texts and labels, for the identity of a run."""
+        return [[self.texts[i], self.labels[i]] for i in numbers]
+
 
 def world_task(images: int) -> Task:
     """A caption a class, "a photo of a {colour} {noun}"; class features: the mean image feature of that many

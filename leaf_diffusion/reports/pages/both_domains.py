@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY, IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, line_label, matrices
 from leaf_diffusion.reports.results import Metric, Row
 from leaf_diffusion.reports.sections import Matrix, mean_cell
+from leaf_diffusion.runs.experiment_records import PairText
 from leaf_diffusion.text.visible import isolated
 
-IMAGE = Metric(
-    "image_accuracy",
-    "Images classified right",
-    "share of images nearest to their class's caption",
-    scale=100,
-    digits=1,
-    unit="%",
-)
-TEXT = Metric(
-    "text_accuracy",
-    "Texts classified right",
-    "share of texts nearest to their class",
-    scale=100,
-    digits=1,
-    unit="%",
-)
 SHOWN = 6
 """Texts with examples on the page."""
 
 
 def both_page(
-    rows: Sequence[dict[str, Any]],
-    records: Mapping[str, Sequence[dict[str, Any]]],
-    counts: Mapping[str, Any],
+    rows: Sequence[Row],
+    records: Sequence[PairText],
+    counts: Mapping[str, int],
     labels: Sequence[str],
     eps: float,
     k: int,
@@ -46,7 +31,7 @@ def both_page(
     sections = [
         Section("Both domains", about, [the_table(rows, labels)]),
         Section("Differences", "Paired: every row saw the same images and texts.",
-                [m for m in matrices(rows, [IMAGE, TEXT], label=_line, more=("eps",)) if "−" in "".join(m.columns)]),
+                [m for m in matrices(rows, [IMAGE_ACCURACY, BOTH_TEXT_ACCURACY], label=_line, more=("eps",)) if "−" in "".join(m.columns)]),
         Section("Examples", "Attacked texts, the first on which the rows differ.", examples=_examples(records, labels)),
     ]  # fmt: skip
     facts = {"images": str(counts["images"]), "texts": str(counts["texts"]), "eps": f"{eps:g}/255", "k": str(k)}
@@ -54,10 +39,10 @@ def both_page(
     return Page("robustness in both domains", _headline(rows, labels), facts, labels, sections, [note])
 
 
-def the_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> Matrix:
+def the_table(rows: Sequence[Row], labels: Sequence[str]) -> Matrix:
     """The four columns of the paper's table, a line a pair of towers."""
-    columns = [("image, clean", IMAGE, "clean"), ("image, attacked", IMAGE, "adaptive"),
-               ("text, clean", TEXT, "clean"), ("text, attacked", TEXT, "adaptive")]  # fmt: skip
+    columns = [("image, clean", IMAGE_ACCURACY, "clean"), ("image, attacked", IMAGE_ACCURACY, "adaptive"),
+               ("text, clean", BOTH_TEXT_ACCURACY, "clean"), ("text, attacked", BOTH_TEXT_ACCURACY, "adaptive")]  # fmt: skip
     lines = []
     for label in labels:
         cells = [_mean(rows, label, metric, protocol) for _, metric, protocol in columns]
@@ -68,7 +53,7 @@ def the_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> Matrix:
     return Matrix("Image tower + text tower", meaning, [title for title, _, _ in columns], lines)
 
 
-def _mean(rows: Sequence[dict[str, Any]], label: str, metric: Metric, protocol: str) -> dict[str, Any] | None:
+def _mean(rows: Sequence[Row], label: str, metric: Metric, protocol: str) -> Row | None:
     return next((row for row in rows if row["encoder"] == label and row["metric"] == metric.key
                  and row["protocol"] == protocol and row["baseline"] is None), None)  # fmt: skip
 
@@ -77,25 +62,28 @@ def _line(row: Row) -> str:
     return f"{row['attack']}, eps {row['eps']:g}/255" if row["eps"] else line_label(row)
 
 
-def _headline(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
+def _headline(rows: Sequence[Row], labels: Sequence[str]) -> str:
     said = []
     for label in (labels[0], labels[-1]):
-        image, text = (_mean(rows, label, metric, "adaptive") for metric in (IMAGE, TEXT))
+        image, text = (_mean(rows, label, metric, "adaptive") for metric in (IMAGE_ACCURACY, BOTH_TEXT_ACCURACY))
         if image and text:
-            said.append(f"{isolated(label)} {IMAGE.show(image['mean'])} and {TEXT.show(text['mean'])}")
+            said.append(
+                f"{isolated(label)} {IMAGE_ACCURACY.show(image['mean'])} and {BOTH_TEXT_ACCURACY.show(text['mean'])}"
+            )
     return f"Right under attack, images and texts: {'; '.join(said)}"
 
 
-def _examples(records: Mapping[str, Sequence[dict[str, Any]]], labels: Sequence[str]) -> list[Example]:
-    by_text: dict[int, dict[str, dict[str, Any]]] = {}
-    for record in records["texts"]:
-        by_text.setdefault(record["number"], {})[record["row"]] = record
-    order = sorted(by_text, key=lambda i: len({record["held"] for record in by_text[i].values()}) < 2)
+def _examples(records: Sequence[PairText], labels: Sequence[str]) -> list[Example]:
+    by_text: dict[int, dict[str, PairText]] = {}
+    for record in records:
+        by_text.setdefault(record.number, {})[record.row] = record
+    order = sorted(by_text, key=lambda i: len({record.held for record in by_text[i].values()}) < 2)
     found = []
-    for number in order[:SHOWN]:
-        mine = by_text[number]
-        cells = [ExampleCell(label, mine[label]["perturbed"], mine[label]["prompt"],
-                             verdict="right" if mine[label]["held"] else "wrong",
-                             note="" if mine[label]["right"] else "wrong untouched") for label in labels]  # fmt: skip
-        found.append(Example(mine[labels[0]]["prompt"], cells))
+    for mine in (by_text[number] for number in order[:SHOWN]):
+        cells = []
+        for label in labels:
+            record = mine[label]
+            verdict, note = "right" if record.held else "wrong", "" if record.right else "wrong untouched"
+            cells.append(ExampleCell(label, record.perturbed, record.prompt, verdict=verdict, note=note))
+        found.append(Example(mine[labels[0]].prompt, cells))
     return found

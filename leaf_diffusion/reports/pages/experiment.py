@@ -42,6 +42,7 @@ class Example:
 
     title: str
     cells: Sequence[ExampleCell]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Section:
     plots: Sequence[tuple[str, str]] = ()
     """(title, SVG)"""
     examples: Sequence[Example] = ()
+    side_by_side: bool = False
+    """Whether an example is one line of images, an encoder each, or a line for each encoder."""
     sentences: Sequence[str] = ()
 
 
@@ -74,6 +77,12 @@ def line_label(row: Row) -> str:
     against = "on itself" if row["protocol"] == "adaptive" else f"on {isolated(row['source'])}"
     rule = {None: "", "none": ", unconstrained"}.get(row["constraint"], f", {row['constraint']}")
     return f"{row['attack']} {against}, k={row['k']}{rule}"
+
+
+def means_said(rows: Sequence[Row], metric: Metric) -> str:
+    """ "original 78%, leaf 91%": the means among `rows`, for a headline."""
+    means = [row for row in rows if row["metric"] == metric.key and row["baseline"] is None]
+    return ", ".join(f"{isolated(row['encoder'])} {metric.show(row['mean'])}" for row in means)
 
 
 def matrices(
@@ -152,7 +161,8 @@ def write_page(folder: Path, page: Page, spec: RunSpec, environment: Mapping[str
             "about": section.about,
             "matrices": [(matrix, "−" not in "".join(matrix.columns)) for matrix in section.matrices],
             "plots": [(title, Markup(svg)) for title, svg in section.plots if svg],
-            "examples": [(example.title, [_cell(cell) for cell in example.cells]) for example in section.examples],
+            "examples": [(each.title, [_cell(cell) for cell in each.cells], each.note) for each in section.examples],
+            "side_by_side": section.side_by_side,
             "sentences": section.sentences,
         }
         for section in page.sections

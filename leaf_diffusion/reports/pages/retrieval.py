@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leaf_diffusion.evaluation.tasks.ranks import CUTS, TARGET_ABOVE, recall, target_recall
+from leaf_diffusion.reports.metrics import CUTS, TARGET_ABOVE, recall, target_recall
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, line_label, matrices
 from leaf_diffusion.reports.results import Metric, Row
+from leaf_diffusion.runs.experiment_records import Ranked, Searched, Shown
 from leaf_diffusion.text.visible import isolated
 
 SHOWN = 6
@@ -20,9 +21,10 @@ GOALS = {
 }
 
 
-def page(
+def retrieval_page(
     rows: Sequence[Row],
-    records: Mapping[str, Sequence[dict[str, Any]]],
+    ranked: Sequence[Ranked],
+    shown: Sequence[Shown],
     counts: Mapping[str, Any],
     encoders: Sequence[str],
     goals: Sequence[str],
@@ -53,7 +55,7 @@ def page(
             + "."
         )
         sections.append(Section("Targets", about, matrices(aimed, metrics)))
-    examples = _examples(records, encoders, goals, ks, folder)
+    examples = _examples(ranked, shown, encoders, goals, ks, folder)
     about = f"The first images found, the most similar first; attacks with k={max(ks)}, each encoder's own."
     sections.append(Section("Images before and after", about, examples=examples))
     facts = {"images": str(counts["images"]), "attacked captions": str(counts["queries"])}
@@ -67,13 +69,11 @@ def page(
     return Page("text-to-image retrieval", _headline(rows, recalls[0], ks), facts, encoders, sections, notes)
 
 
-def shown_search(searches: Sequence[dict[str, Any]], goal: str, ks: Sequence[int]) -> dict[str, Any]:
+def shown_search(searches: Sequence[Searched], goal: str, ks: Sequence[int]) -> Searched:
     """The search that the page shows: the clean one, or the encoder's own attack at the largest k, at the first target."""
     if goal == "clean":
-        return next(row for row in searches if row["protocol"] == "clean")
-    return next(
-        row for row in searches if row["protocol"] == "adaptive" and row["goal"] == goal and row["k"] == max(ks)
-    )
+        return next(row for row in searches if row.protocol == "clean")
+    return next(row for row in searches if (row.protocol, row.goal, row.k) == ("adaptive", goal, max(ks)))
 
 
 def _label(row: Row) -> str:
@@ -93,31 +93,29 @@ def _over_k(rows: Sequence[Row], metric: Metric, encoders: Sequence[str]) -> lis
 
 
 def _examples(
-    records: Mapping[str, Sequence[dict[str, Any]]],
+    ranked: Sequence[Ranked],
+    shown: Sequence[Shown],
     encoders: Sequence[str],
     goals: Sequence[str],
     ks: Sequence[int],
     folder: Path,
 ) -> list[Example]:
     images: dict[tuple[str, int, str], list[Path]] = {}
-    for record in records["shown"]:
-        images.setdefault((record["encoder"], record["query"], record["goal"]), []).append(folder / record["image"])
-    searches = {(record["encoder"], record["number"]): record for record in records["ranks"]}
+    for one in shown:
+        images.setdefault((one.encoder, one.query, one.goal), []).append(folder / one.image)
+    by_pair = {(record.encoder, record.number): record for record in ranked}
     examples = []
     for query in dict.fromkeys(query for label, query, _ in images if label):
-        caption = searches[encoders[0], query]["caption"]
+        caption = by_pair[encoders[0], query].caption
         cells = [ExampleCell("the right image", images=images["", query, ""])]
         for label in encoders:
             for goal in ("clean", *goals):
-                row = shown_search(searches[label, query]["searches"], goal, ks)
-                aim = row.get("target")
-                note = f"{goal}: the right image is number {row['rank']}"
-                if aim is not None:
-                    note += f", the target's number {row['target_ranks'][0]}"
-                cells.append(
-                    ExampleCell(label, row["perturbed"], caption, images[label, query, goal],
-                                verdict="right" if row["rank"] == 1 else "wrong", note=note)
-                )  # fmt: skip
+                row = shown_search(by_pair[label, query].searches, goal, ks)
+                note = f"{goal}: the right image is number {row.rank}"
+                if row.target is not None:
+                    note += f", the target's number {row.target_ranks[0]}"
+                verdict = "right" if row.rank == 1 else "wrong"
+                cells.append(ExampleCell(label, row.perturbed, caption, images[label, query, goal], verdict, note))
         examples.append(Example(caption, cells))
     return examples
 

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, matrices
-from leaf_diffusion.reports.results import METRICS, Metric
-from leaf_diffusion.text.visible import isolated
+from leaf_diffusion.reports.metrics import OVER_QUERIES, SENSITIVITY, TEXT_ACCURACY
+from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, matrices, means_said
+from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs.experiment_records import ClassifiedText
 
-ACCURACY = Metric(
-    "accuracy",
-    "Texts classified right",
-    "share of texts whose nearest class is the right one",
-    scale=100,
-    digits=0,
-    unit="%",
-)
-OVER_QUERIES = Metric(
-    "accuracy_over_queries", "Right after so many random edits", "an attacker draws that many distinct allowed single edits at "
-    "random and keeps the best; computed from all edits, not sampled", scale=100, digits=0, unit="%",
-)  # fmt: skip
-SENSITIVITY = METRICS["sensitivity"]
 SHOWN = 8
 """Texts with examples on the page."""
 
 
-def page(
-    rows: Sequence[dict[str, Any]],
-    records: Mapping[str, Sequence[dict[str, Any]]],
-    counts: Mapping[str, Any],
+def zero_shot_page(
+    rows: Sequence[Row],
+    records: Sequence[ClassifiedText],
+    counts: Mapping[str, object],
     encoders: Sequence[str],
     task: str,
 ) -> Page:
     """Accuracy under the exact worst edit, over k, over queries; sensitivity; examples."""
     sections = [Section("Accuracy", "Each encoder is attacked on itself. “exhaustive” scored every allowed single edit: the "
-                        "share under it is exact, no single edit of the alphabet does worse.", matrices(rows, [ACCURACY]),
+                        "share under it is exact, no single edit of the alphabet does worse.", matrices(rows, [TEXT_ACCURACY]),
                         _over_k(rows, encoders))]  # fmt: skip
     if any(row["metric"] == OVER_QUERIES.key for row in rows):
         sections.append(_over_queries(rows, encoders))
@@ -47,19 +34,19 @@ def page(
     )
     facts = {"task": task, "texts": str(counts["texts"]), "classes": str(counts["classes"])}
     note = f"{counts['truncated']} attacked texts are cut at the context length."
-    return Page("zero-shot text classification", _headline(rows, encoders), facts, encoders, sections, [note])
+    return Page("zero-shot text classification", _headline(rows), facts, encoders, sections, [note])
 
 
-def _over_k(rows: Sequence[dict[str, Any]], encoders: Sequence[str]) -> list[tuple[str, str]]:
+def _over_k(rows: Sequence[Row], encoders: Sequence[str]) -> list[tuple[str, str]]:
     plots: list[tuple[str, str]] = []
     for attack, rule in dict.fromkeys((row["attack"], row["constraint"]) for row in rows if row["k"] > 1):
         mine = [row for row in rows if row["attack"] is None or (row["attack"], row["constraint"]) == (attack, rule)]
-        svg = curve(mine, ACCURACY, encoders, x=lambda row: row["k"], xlabel="edits k", name=f"k-{len(plots)}")
+        svg = curve(mine, TEXT_ACCURACY, encoders, x=lambda row: row["k"], xlabel="edits k", name=f"k-{len(plots)}")
         plots.append((f"{attack}, {rule}", svg))
     return plots
 
 
-def _over_queries(rows: Sequence[dict[str, Any]], encoders: Sequence[str]) -> Section:
+def _over_queries(rows: Sequence[Row], encoders: Sequence[str]) -> Section:
     mine = [row for row in rows if row["metric"] == OVER_QUERIES.key]
     rules = list(dict.fromkeys(row["constraint"] for row in mine))
     plots = [
@@ -77,41 +64,35 @@ def _over_queries(rows: Sequence[dict[str, Any]], encoders: Sequence[str]) -> Se
     return Section("Queries", about, tables[:1], plots)
 
 
-def _examples(records: Mapping[str, Sequence[dict[str, Any]]], encoders: Sequence[str]) -> list[Example]:
-    by_number: dict[int, dict[str, dict[str, Any]]] = {}
-    for record in records["texts"]:
-        by_number.setdefault(record["number"], {})[record["encoder"]] = record
-
-    def held(record: Mapping[str, Any]) -> bool:
-        flipped = any(each["flips"] for each in record["exact"]) or any(
-            not each["held"] for each in record["attacks"][:1]
-        )
-        return bool(record["right"]) and not flipped
-
-    order = sorted(by_number, key=lambda n: (len({held(each) for each in by_number[n].values()}) == 1, n))
+def _examples(records: Sequence[ClassifiedText], encoders: Sequence[str]) -> list[Example]:
+    by_number: dict[int, dict[str, ClassifiedText]] = {}
+    for record in records:
+        by_number.setdefault(record.number, {})[record.encoder] = record
+    order = sorted(by_number, key=lambda n: (len({_held(each) for each in by_number[n].values()}) == 1, n))
     examples = []
     for number in order[:SHOWN]:
         cells = []
         for name in encoders:
             record = by_number[number][name]
-            worst = record["exact"][0]["worst"] if record["exact"] else record["attacks"][0]["perturbed"]
-            edits = record["exact"][0] if record["exact"] else None
-            note = f"{edits['flips']:,} of {edits['edits']:,} edits flip it" if edits else ""
+            edits = record.exact[0] if record.exact else None
+            worst = record.attacks[0].perturbed if edits is None else edits.worst
+            note = "" if edits is None else f"{edits.flips:,} of {edits.edits:,} edits flip it"
             cells.append(
-                ExampleCell(name, worst, record["text"], verdict="right" if held(record) else "wrong", note=note)
+                ExampleCell(name, worst, record.text, verdict="right" if _held(record) else "wrong", note=note)
             )
-        examples.append(Example(by_number[number][encoders[0]]["text"], cells))
+        examples.append(Example(by_number[number][encoders[0]].text, cells))
     return examples
 
 
-def _headline(rows: Sequence[dict[str, Any]], encoders: Sequence[str]) -> str:
-    attacked = [row for row in rows if row["metric"] == ACCURACY.key and row["attack"] and row["baseline"] is None]
+def _held(record: ClassifiedText) -> bool:
+    """Under every edit, and under the first search."""
+    flipped = any(each.flips for each in record.exact) or any(not each.held for each in record.attacks[:1])
+    return record.right and not flipped
+
+
+def _headline(rows: Sequence[Row]) -> str:
+    attacked = [row for row in rows if row["metric"] == TEXT_ACCURACY.key and row["attack"] and row["baseline"] is None]
     first = attacked[0]
-    place = [
-        row
-        for row in attacked
-        if (row["attack"], row["k"], row["constraint"]) == (first["attack"], first["k"], first["constraint"])
-    ]
-    said = ", ".join(f"{isolated(row['encoder'])} {ACCURACY.show(row['mean'])}" for row in place)
+    place = [row for row in attacked if all(row[name] == first[name] for name in ("attack", "k", "constraint"))]
     what = "the exact worst single edit" if first["attack"] == "exhaustive" else f"{first['attack']}, k={first['k']}"
-    return f"Right under {what}: {said}"
+    return f"Right under {what}: {means_said(place, TEXT_ACCURACY)}"

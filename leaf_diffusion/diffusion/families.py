@@ -1,0 +1,174 @@
+"""What each pipeline class is made of: its text encoders, what the denoiser is given of them, and its Leaf class.
+
+A table by the name of the stock class, so that nothing here imports a pipeline. Read in diffusers 0.42.1.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from leaf_diffusion.encoders.base import Hidden
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+
+@dataclass(frozen=True)
+class TextEncoderPart:
+    """A text encoder of a pipeline class.
+
+    `part`, `tokenizer`: names of the components. `layer`: the token states that the denoiser is given, as `Hidden` counts
+    them (-1 after the final norm), None where it is given none. `pooled`: what it is given of the pooled state, None for
+    nothing. `attends_padding`: whether the states behind end-of-text are among them, unmasked. `attacked`: the pooled
+    feature that stands for the encoder in an attack: what the class has, whatever projection an exchanged encoder brings.
+    """
+
+    part: str
+    tokenizer: str
+    kind: Literal["clip", "t5"] = "clip"
+    layer: int | None = -1
+    pooled: Literal["pooled", "projected"] | None = None
+    attends_padding: bool = True
+
+    @property
+    def attacked(self) -> Literal["pooled", "projected"]:
+        return self.pooled or "pooled"
+
+    @property
+    def states(self) -> Hidden:
+        """All token states that the denoiser is given; ValueError where it is given none."""
+        if self.layer is None:
+            raise ValueError(f"the denoiser is given no token states of the {self.part}, its pooled state alone")
+        return Hidden(self.layer, "all" if self.attends_padding else "content")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A stock pipeline class: its text encoders in their order, its denoiser, and its Leaf class as "module:class".
+
+    `optional`: the text encoders that it runs without. `has_filter`: whether it has a safety checker.
+    """
+
+    stock: str
+    leaf: str
+    text_encoders: tuple[TextEncoderPart, ...]
+    denoiser: str = "unet"
+    optional: tuple[str, ...] = ()
+    has_filter: bool = False
+
+    @property
+    def clips(self) -> tuple[TextEncoderPart, ...]:
+        """The text encoders that can be exchanged and attacked."""
+        return tuple(each for each in self.text_encoders if each.kind == "clip")
+
+    @property
+    def kept(self) -> tuple[TextEncoderPart, ...]:
+        """The text encoders that stay what they are."""
+        return tuple(each for each in self.text_encoders if each.kind != "clip")
+
+    @property
+    def attacked(self) -> Literal["pooled", "projected"]:
+        """The one pooled feature that all CLIPs of the class have."""
+        return "projected" if all(each.attacked == "projected" for each in self.clips) else "pooled"
+
+    @property
+    def states(self) -> Hidden:
+        """The token states of the CLIPs that the denoiser is given; ValueError where it is given none."""
+        return self.clips[0].states
+
+    def leaf_class(self) -> Any:
+        """The Leaf class itself, imported now."""
+        return _resolved(self.leaf)
+
+    def part(self, name: str) -> TextEncoderPart:
+        return next(each for each in self.text_encoders if each.part == name)
+
+
+_LEAF = "leaf_diffusion.pipelines:Leaf"
+_FIRST, _SECOND = ("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")
+FAMILIES: dict[str, Family] = {
+    family.stock: family
+    for family in (
+        Family(
+            "StableDiffusionPipeline",
+            f"{_LEAF}StableDiffusionPipeline",
+            (TextEncoderPart(*_FIRST),),
+            has_filter=True,
+        ),
+        Family(
+            "StableDiffusionXLPipeline",
+            f"{_LEAF}StableDiffusionXLPipeline",
+            (TextEncoderPart(*_FIRST, layer=-2), TextEncoderPart(*_SECOND, layer=-2, pooled="projected")),
+        ),
+        Family(
+            "StableDiffusion3Pipeline",
+            f"{_LEAF}StableDiffusion3Pipeline",
+            (
+                TextEncoderPart(*_FIRST, layer=-2, pooled="projected"),
+                TextEncoderPart(*_SECOND, layer=-2, pooled="projected"),
+                TextEncoderPart("text_encoder_3", "tokenizer_3", kind="t5"),
+            ),
+            denoiser="transformer",
+            optional=("text_encoder_3",),
+        ),
+        Family(
+            "FluxPipeline",
+            f"{_LEAF}FluxPipeline",
+            (TextEncoderPart(*_FIRST, layer=None, pooled="pooled"), TextEncoderPart(*_SECOND, kind="t5")),
+            denoiser="transformer",
+        ),
+    )
+}
+
+
+_NAMED = {"world": ("StableDiffusionPipeline", "leaf_diffusion.world.paths:pipeline_path")}
+"""Pipelines by name: what they are, and a function that knows their folder."""
+
+
+def named_pipeline(source: str) -> tuple[Family, Path] | None:
+    """Family and folder of a pipeline with a name of its own ("world"); None for folders and Hub ids."""
+    if source not in _NAMED:
+        return None
+    stock, function = _NAMED[source]
+    return FAMILIES[stock], Path(_resolved(function)())
+
+
+def _resolved(name: str) -> Any:
+    """What "module:attribute" names; imported when used, as it belongs to layers above this one."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def family_of(pipeline: object) -> Family:
+    """The family of a pipeline, of a pipeline class or of a class name, stock or Leaf. ValueError names what is known."""
+    kind = pipeline if isinstance(pipeline, type) else type(pipeline)
+    names = [pipeline] if isinstance(pipeline, str) else [each.__name__ for each in kind.__mro__]
+    for name in names:
+        if (family := FAMILIES.get(name.removeprefix("Leaf"))) is not None:
+            return family
+    raise ValueError(f"{names[0] or 'no class'} is no pipeline class that is known here; known: {', '.join(FAMILIES)}")
+
+
+def denoiser_of(pipeline: object) -> ModelMixin:
+    """The UNet or transformer of a pipeline, of whatever class. ValueError where it has neither."""
+    for name in ("unet", "transformer"):
+        if (found := getattr(pipeline, name, None)) is not None:
+            return found
+    raise ValueError(f"{type(pipeline).__name__} has neither a unet nor a transformer")
+
+
+def native_side(pipeline: Any) -> int:
+    """Height and width in pixels of the images that a pipeline draws unless told otherwise."""
+    latents = denoiser_of(pipeline).config.get("sample_size") or pipeline.default_sample_size
+    return int(latents * pipeline.vae_scale_factor)
+
+
+def frozen_parts(pipeline: object) -> list[nn.Module]:
+    """What every exchanged encoder shares, and what decides the images besides it: denoiser, VAE, text encoders that stay."""
+    parts = [getattr(pipeline, name, None) for name in ("vae", *(each.part for each in family_of(pipeline).kept))]
+    return [denoiser_of(pipeline), *(part for part in parts if isinstance(part, nn.Module))]

@@ -1,0 +1,86 @@
+"""How the metrics of the experiments are named and shown; those of the text-to-image evaluation are in `results`."""
+
+from __future__ import annotations
+
+from leaf_diffusion.reports.results import METRICS, Metric
+
+
+def _share(key: str, title: str, meaning: str, *, digits: int = 1, higher_is_better: bool = True) -> Metric:
+    return Metric(key, title, meaning, higher_is_better=higher_is_better, scale=100, digits=digits, unit="%")
+
+
+TEXT_ACCURACY = _share(
+    "accuracy", "Texts classified right", "share of texts whose nearest class is the right one", digits=0
+)
+OVER_QUERIES = _share(
+    "accuracy_over_queries",
+    "Right after so many random edits",
+    "an attacker draws that many distinct allowed single edits at random and keeps the best; computed from all edits, "
+    "not sampled",
+    digits=0,
+)
+SENSITIVITY = METRICS["sensitivity"]
+IMAGE_ACCURACY = _share(
+    "image_accuracy",
+    "Images classified right",
+    "share of images nearest to their class's caption, within eps of an attack",
+)
+BOTH_TEXT_ACCURACY = _share("text_accuracy", "Texts classified right", "share of texts nearest to their class")
+
+TEXTFARE = Metric(
+    "textfare",
+    "TextFARE loss",
+    "squared distance from the original's clean embedding",
+    higher_is_better=False,
+    digits=2,
+)
+RELATIVE_TEXTFARE = Metric(
+    "textfare_relative",
+    "Relative loss",
+    "the loss divided by the squared norm of that clean embedding: comparable across models",
+    higher_is_better=False,
+    digits=3,
+)
+
+COSINE = Metric("cosine", "Cosine reached", "between the embedding found and the caption's", digits=3)
+WORDS_BACK = _share(
+    "word_accuracy",
+    "Words given back",
+    "share of the caption's words that stand in the text found, wherever; a word counts as often as both have it",
+)
+TOKENS_BACK = _share("token_overlap", "Tokens given back", "the same of the caption's tokens")
+TOKENS_IN_PLACE = _share(
+    "token_accuracy", "Tokens in their places", "share of the caption's tokens found at their very position"
+)
+BLEU = Metric("bleu", "BLEU", "sacrebleu's sentence BLEU, in lower case", scale=100, digits=1)
+
+CUTS = (1, 5, 10)
+"""Ranks that recall is given at."""
+TARGET_ABOVE = _share(
+    "target_above",
+    "Target above the right image",
+    "share of captions and targets for which the target's image is found before the caption's own",
+    higher_is_better=False,
+)
+
+
+def recall(cut: int) -> Metric:
+    return _share(f"recall_at_{cut}", f"Recall@{cut}", f"share of captions whose own image is {_among(cut)}")
+
+
+def target_recall(cut: int) -> Metric:
+    meaning = f"share of captions and targets for which the target's image is {_among(cut)}"
+    return _share(f"target_at_{cut}", f"Target@{cut}", meaning, higher_is_better=False)
+
+
+def _among(cut: int) -> str:
+    return "found first" if cut == 1 else f"among the first {cut}"
+
+
+STYLE = _share(
+    "style",
+    "Images in the style",
+    "share of images whose edge is nearer to the LoRA's wall than to any background of the world; the style itself is "
+    "no part of the judge's verdict",
+    digits=0,
+)

@@ -1,0 +1,278 @@
+"""What each experiment writes down of a unit of work: one class a kind of record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from leaf_diffusion.runs.records import ImagePath, Record, Typed, parse
+
+
+class Measured(Record):
+    """A unit of work; the frame sets its `id`."""
+
+    id: str = ""
+
+
+M = TypeVar("M", bound=Measured)
+
+
+def typed(model: type[M], records: Sequence[Mapping[str, object]]) -> list[M]:
+    """Records as they were read, with their types. Raises ValueError where one does not fit."""
+    return [parse(model, record) for record in records]
+
+
+def lines(records: Iterable[Measured]) -> list[dict[str, object]]:
+    """Records as the frame writes them."""
+    return [record.model_dump(exclude={"id"}) for record in records]
+
+
+class AttackedText(Typed):
+    """The outcome of a search: `perturbed` in place of `prompt`, its score and that of the prompt, the edits between them
+    (start, end, replacement), and what was searched: `source` is the label of the encoder."""
+
+    prompt: str
+    perturbed: str
+    score: float
+    clean_score: float
+    distance: int
+    queries: int
+    success: bool | None
+    truncated: bool
+    source: str
+    k: int
+    attack: str
+    constraint: str
+    edits: list[list[int | str]]
+
+
+class Losses(Measured):
+    """textfare: the loss of a prompt, clean and attacked; `norm` is the squared norm of the anchor's clean embedding."""
+
+    encoder: str
+    prompt_id: str
+    prompt: str
+    clean: float
+    norm: float
+    attacked: list[AttackedText]
+
+
+class Inverted(Measured):
+    """invert: the text found for a caption's embedding, and how near it is; bleu is None without sacrebleu."""
+
+    encoder: str
+    prompt: str
+    found: str
+    tokens: list[int]
+    truncated: bool
+    step: int
+    cosine: float
+    word_accuracy: float
+    token_overlap: float
+    token_accuracy: float
+    bleu: float | None = None
+
+
+class Trained(Measured):
+    """ablate: a finetuned encoder, in `folder` of the run."""
+
+    label: str
+    folder: str
+    fingerprint: str
+
+
+class AttackedUnderRecipe(Measured):
+    """ablate: whether a text was classified right, whether it `held` at each k, and the relative TextFARE losses."""
+
+    encoder: str
+    number: int
+    right: bool
+    held: dict[str, bool]
+    clean_loss: float
+    loss: float
+
+
+class AllEdits(Typed):
+    """zero-shot-text: how many single edits the constraint allows, how many of them flip the label, and the worst one."""
+
+    constraint: str
+    edits: int
+    flips: int
+    worst: str
+
+
+class SearchedText(Typed):
+    """zero-shot-text: whether the label held under a search; `n_positions` are Charmer's."""
+
+    attack: str
+    n_positions: int | None
+    k: int
+    constraint: str
+    perturbed: str
+    queries: int
+    held: bool
+    truncated: bool
+
+    @property
+    def label(self) -> str:
+        return self.attack if self.n_positions is None else f"{self.attack}, n={self.n_positions}"
+
+
+class ClassifiedText(Measured):
+    """zero-shot-text: a text, the class that the encoder `said`, and what flips it."""
+
+    encoder: str
+    number: int
+    text: str
+    right: bool
+    said: str
+    exact: list[AllEdits]
+    attacks: list[SearchedText]
+
+
+class MinimalPairs(Measured):
+    """zero-shot-text: 1 or 0 for each minimal pair, colour and direction."""
+
+    encoder: str
+    told: list[float]
+
+
+class AttackedImage(Typed):
+    """zero-shot-image: the class that `encoder` said of an image attacked on `source`; eps of 255."""
+
+    encoder: str
+    source: str
+    attack: str
+    eps: float
+    said: int
+
+
+class ClassifiedImage(Measured):
+    """zero-shot-image: the classes that the encoders `said`, clean and attacked; `images` are shown on the page."""
+
+    number: int
+    name: str
+    label: int
+    said: dict[str, int]
+    attacked: list[AttackedImage]
+    images: list[str]
+
+
+class PairImage(Measured):
+    """both-domains: by pair of towers, whether an image was right, and whether it held under APGD."""
+
+    number: int
+    name: str
+    right: dict[str, bool]
+    held: dict[str, bool]
+
+
+class PairText(AttackedText, Measured):
+    """both-domains: whether a text was right for the pair of towers `row`, and whether it held under Charmer."""
+
+    row: str
+    number: int
+    right: bool
+    held: bool
+
+
+class Embedded(Measured):
+    """retrieve: an image's features, float32 little-endian in base64."""
+
+    number: int
+    features: str
+
+
+class CleanRank(Measured):
+    """retrieve: where the right image stands for a caption, from 1."""
+
+    encoder: str
+    number: int
+    rank: int
+
+
+class AttackedCaption(AttackedText):
+    """retrieve: `goal` is what the attacker wants, `target` the image that it wants to be found."""
+
+    goal: str
+    target: int | None
+
+
+class AttackedCaptions(Measured):
+    """retrieve: every attack on a caption."""
+
+    encoder: str
+    number: int
+    attacked: list[AttackedCaption]
+
+
+class Ranking(Typed):
+    """Where images stand for a text: the right one and each target, from 1; the first ones found."""
+
+    rank: int
+    target_ranks: list[int]
+    target_above: list[bool]
+    top: list[int]
+
+
+class Searched(Ranking):
+    """retrieve: the ranking that a text gives under a protocol."""
+
+    protocol: str
+    perturbed: str
+    source: str | None = None
+    attack: str | None = None
+    constraint: str | None = None
+    k: int = 0
+    goal: str | None = None
+    target: int | None = None
+
+
+class Ranked(Measured):
+    """retrieve: the rankings of a caption, clean and attacked."""
+
+    encoder: str
+    number: int
+    caption: str
+    searches: list[Searched]
+
+
+class Shown(Measured):
+    """retrieve: the image `found` at a `place` of a ranking, for the page; `encoder` is empty for the queries' and the
+    targets' own."""
+
+    encoder: str
+    query: int
+    goal: str
+    place: int
+    found: int = -1
+    image: str = ""
+
+
+class TrainedFile(Measured):
+    """swap-cost: what was trained or translated, in `file` of the run; `encoder` is the one that it is for."""
+
+    what: str
+    encoder: str
+    file: str
+
+
+class SwapImage(Measured):
+    """swap-cost: the image of the prompt `number` of a condition; protocol "floor": from another noise."""
+
+    condition: str
+    encoder: str
+    protocol: str
+    number: int
+    image: ImagePath
+    truncated: bool
+
+
+class SwapScore(Measured):
+    """swap-cost: what the image of the same place is worth, by metric."""
+
+    condition: str
+    encoder: str
+    protocol: str
+    number: int
+    scores: dict[str, float]
