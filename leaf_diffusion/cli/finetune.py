@@ -4,15 +4,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import tyro
-from accelerate import PartialState
 from rich.console import Console
 
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.finetune.captions import read_caption_file, read_captions
 from leaf_diffusion.finetune.config import TextFAREConfig
+from leaf_diffusion.finetune.processes import process_on
 from leaf_diffusion.finetune.textfare import finetune_text_encoder
 
 
@@ -40,14 +39,15 @@ class FinetuneOptions:
     subfolder: str | None = None
     tokenizer: str | None = None
     """A folder or Hub id, where the source has no tokenizer of its own."""
-    device: Literal["auto", "cpu"] = "auto"
+    device: str = "auto"
+    """auto, cpu or cuda; a launcher (torchrun, accelerate) gives each of its processes a GPU of its own."""
     config: tyro.conf.OmitArgPrefixes[TextFAREConfig] = field(default_factory=TextFAREConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = tyro.cli(FinetuneOptions, args=argv, prog="leaf-diffusion finetune")
-    process = PartialState(cpu=options.device == "cpu")
+    process = process_on(options.device)
     console = Console(quiet=not process.is_main_process)
     captions = read_caption_file(options.captions, options.column, options.split)
     console.print(f"{len(captions.texts):,} captions, {captions.blank} blank lines left out", highlight=False)

@@ -12,6 +12,7 @@ from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.finetune.images import read_pairs, split_pairs
 from leaf_diffusion.finetune.joint import JointConfig, finetune_both
+from leaf_diffusion.finetune.processes import process_on
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,19 @@ class FinetuneBothOptions:
     """A folder; the towers come into text/ and image/ below it."""
     images: Path | None = None
     """The folder of the images that a file names."""
-    device: str = "cpu"
+    device: str = "auto"
+    """auto, cpu or cuda; a launcher (torchrun, accelerate) gives each of its processes a GPU of its own."""
     config: tyro.conf.OmitArgPrefixes[JointConfig] = field(default_factory=JointConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = tyro.cli(FinetuneBothOptions, args=argv, prog="leaf-diffusion finetune-both")
+    process = process_on(options.device)
+    console = Console(quiet=not process.is_main_process)
     pairs, held_out = split_pairs(read_pairs(options.pairs, options.images))
-    text = load_text_encoder(options.source, device=options.device)
-    image = load_image_encoder(options.source, device=options.device)
-    console = Console()
+    text = load_text_encoder(options.source, device=process.device)
+    image = load_image_encoder(options.source, device=process.device)
     console.print(f"{len(pairs.names):,} pairs, {len(held_out.names)} held out", highlight=False)
     folder = finetune_both(text, image, pairs, options.output, options.config, held_out=held_out)
     console.print(

@@ -4,15 +4,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import tyro
-from accelerate import PartialState
 from rich.console import Console
 
 from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.finetune.fare import FAREConfig, finetune_image_encoder
 from leaf_diffusion.finetune.images import read_images
+from leaf_diffusion.finetune.processes import process_on
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,15 @@ class FinetuneImageOptions:
     """Images to measure on, given in the same way. Default: a part of --images."""
     revision: str | None = None
     subfolder: str | None = None
-    device: Literal["auto", "cpu"] = "auto"
+    device: str = "auto"
+    """auto, cpu or cuda; a launcher (torchrun, accelerate) gives each of its processes a GPU of its own."""
     config: tyro.conf.OmitArgPrefixes[FAREConfig] = field(default_factory=FAREConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = tyro.cli(FinetuneImageOptions, args=argv, prog="leaf-diffusion finetune-image")
-    process = PartialState(cpu=options.device == "cpu")
+    process = process_on(options.device)
     console = Console(quiet=not process.is_main_process)
     images = read_images(options.images)
     held_out = None if options.held_out is None else read_images(options.held_out)

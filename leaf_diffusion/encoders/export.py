@@ -12,7 +12,6 @@ from glob import escape
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,19 +20,10 @@ from leaf_diffusion.encoders.causal import causal_parts
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.convert import State, to_open_clip, to_transformers
 from leaf_diffusion.encoders.lora import plain_encoder
-from leaf_diffusion.encoders.single_file import (
-    HEAD,
-    HEADS,
-    Entry,
-    Header,
-    Place,
-    blocks,
-    choose,
-    loader_act,
-    read_header,
-)
+from leaf_diffusion.encoders.single_file import HEAD, HEADS, Place, blocks, choose, loader_act, places_in, under
 from leaf_diffusion.encoders.swap import is_identity
 from leaf_diffusion.tokens.tokenizer import is_clip_vocabulary
+from leaf_diffusion.weights.files import Entry, Header, load_weights, read_header
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 LOADERS_EPSILON, LOADERS_CONTEXT = 1e-5, 77  # CLIP's own, which no file of weights says
@@ -79,9 +69,9 @@ def export_checkpoint(encoder: TextEncoder, checkpoint: Path, output: Path, *, p
             for key, value in values.items():
                 opened.seek(header.entries[key].begin)
                 opened.write(value.view(torch.uint8).numpy().tobytes())
-        with safe_open(file, framework="pt") as written:
-            if any(not torch.equal(written.get_tensor(key), value) for key, value in values.items()):
-                raise OSError(f"{output}: what was written does not read back the same")
+        written = load_weights(file, values)
+        if any(not torch.equal(written[key], value) for key, value in values.items()):
+            raise OSError(f"{output}: what was written does not read back the same")
     return f"the {place.what}, {len(values)} tensors; {projection}"
 
 
@@ -98,20 +88,23 @@ def _fitting(
     encoder: TextEncoder, checkpoint: Path, header: Header, part: str | None
 ) -> tuple[Place, dict[str, Tensor], str]:
     """The place that the encoder fits, the tensors to write by their keys, and what becomes of the projection."""
-    places = header.places
+    places = places_in(header)
     if part is not None or len(places) <= 1:
         places = [choose(checkpoint, places, part)]
     state = tower_state(encoder)
     converted = {True: to_open_clip(state), False: state}
-    misfits = {place: _misfit(converted[place.open_clip], header.under(place), place) for place in places}
+    misfits = {place: _misfit(converted[place.open_clip], under(header, place), place) for place in places}
     fitting = [place for place in places if misfits[place] is None]
     if not fitting:
         told = "; ".join(f"{place.what}: {misfit}" for place, misfit in misfits.items())
         raise ValueError(f"the text encoder {encoder.name} does not fit {checkpoint}: {told}")
     place = choose(checkpoint, fitting, None)
-    stored, own = header.under(place), converted[place.open_clip]
+    stored, own = under(header, place), converted[place.open_clip]
     projected = next((key for key in _PROJECTION if key in stored), None)
-    keep = projected is not None and (projected not in own or _is_identity(checkpoint, place.prefix + projected))
+    keep = projected is not None and (
+        projected not in own
+        or is_identity(load_weights(checkpoint, [place.prefix + projected])[place.prefix + projected])
+    )
     if projected is None:
         said = "the file has no text projection, the encoder's is left out"
     else:
@@ -137,11 +130,6 @@ def _misfit(state: State, stored: Mapping[str, Entry], place: Place) -> str | No
     key = next((key for key in wrong if "token_embedding" in key), wrong[0])
     there, here = (list(shapes[key]) if key in shapes else "none" for shapes in (wanted, given))
     return f"{len(wrong)} tensors differ, such as {key}: {there} in the file, {here} in the encoder"
-
-
-def _is_identity(file: Path, key: str) -> bool:
-    with safe_open(file, framework="pt") as opened:
-        return is_identity(opened.get_tensor(key))
 
 
 def _check_reading(encoder: TextEncoder, act: str, heads: int | None = None) -> None:

@@ -1,10 +1,11 @@
 """The original's features, which the trained tower's of attacked captions are drawn back to: losses and attack."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from leaf_diffusion.attacks import Attack
 from leaf_diffusion.attacks.base import bind_constraint, generators
@@ -21,6 +22,20 @@ def textfare_loss(encoder_features: Float[Tensor, "n d"], anchor_features: Float
         shapes = f"{tuple(encoder_features.shape)} do not fit the anchor's {tuple(anchor_features.shape)}"
         raise ValueError(f"features {shapes}")
     return (encoder_features.float() - anchor_features.float()).square().sum(-1).mean()
+
+
+def relative(features: Float[Tensor, "n d"], anchors: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """`textfare_loss` over the anchors' mean squared norm."""
+    return textfare_loss(features, anchors) / anchors.square().sum(-1).mean()
+
+
+def distances(given: Mapping[str, Tensor], targets: Float[Tensor, "n d"]) -> dict[str, float]:
+    """`drift_*` (`relative`) and `cosine_*` of features [n, d] by name, means over examples."""
+    found, unit = dict[str, float](), float(targets.square().sum(-1).mean())
+    for name, features in given.items():
+        found[f"drift_{name}"] = float(textfare_loss(features, targets)) / unit
+        found[f"cosine_{name}"] = float(cosine_similarity(features, targets).mean())
+    return found
 
 
 def states_loss(

@@ -18,6 +18,7 @@ class TrainingConfig:
     """The recipe of any finetuning. An update sees `batch_size * accumulation * processes` examples."""
 
     PAPER_WARMUP: ClassVar[int] = 1400
+    help_group: ClassVar[str] = "training"
 
     batch_size: int = 128
     """Examples (captions, images, pairs) that a process attacks and learns from at once."""
@@ -130,6 +131,8 @@ class TrainingConfig:
 class TextAttackConfig(TrainingConfig):
     """The attack on captions."""
 
+    help_group: ClassVar[str] = "attack on captions"
+
     rho: int = 50
     """Candidates of each of the LEAF attack's two stages."""
     slots: int | None = None
@@ -146,6 +149,8 @@ class TextAttackConfig(TrainingConfig):
 @dataclass(frozen=True)
 class TextFAREConfig(TextAttackConfig):
     """The recipe of `finetune_text_encoder`."""
+
+    help_group: ClassVar[str] = "what is learnt"
 
     attack: Literal["leaf", "random-typos"] = "leaf"
     """What the captions are trained on: the LEAF attack, or (the control) random typos, which nothing has scored."""
@@ -210,6 +215,7 @@ class FAREConfig(TrainingConfig):
     """The recipe of `finetune_image_encoder`."""
 
     PAPER_WARMUP: ClassVar[int] = 700
+    help_group: ClassVar[str] = "attack on images"
 
     eps: float = 2.0
     """How far a pixel may move, in steps of 1/255."""
@@ -228,6 +234,8 @@ class FAREConfig(TrainingConfig):
 @dataclass(frozen=True)
 class JointConfig(FAREConfig, TextAttackConfig):
     """The recipe of `finetune_both`."""
+
+    help_group: ClassVar[str] = "pairs"
 
     pair_weight: float = 1.0
     """Weight of the pairs' similarities beside the two relative losses; 0 trains the towers side by side."""

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import normalize
 from transformers import CLIPVisionModelWithProjection
 
 from leaf_diffusion.attacks.images import APGD, PGD, FeatureDrift, project
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
-from leaf_diffusion.finetune.anchors import textfare_loss
+from leaf_diffusion.finetune.anchors import distances, textfare_loss
 from leaf_diffusion.finetune.card import Card, Figures, made_by, quoted
 from leaf_diffusion.finetune.checkpoint import Row
 from leaf_diffusion.finetune.config import FAREConfig as FAREConfig
@@ -183,13 +183,7 @@ def image_figures(encoder: ImageEncoder, pixels: Tensor, targets: Tensor, config
         clean = pixels[part].to(encoder.device)
         attacked.append(attack(clean, FeatureDrift(encoder.features, targets[part])).pixels.cpu())
     given = {"clean": pixels, "noise": project(pixels + eps * signs, pixels, eps), "apgd": torch.cat(attacked)}
-    unit = float(targets.square().sum(-1).mean())
-    figures: Figures = {}
-    for name, shown in given.items():
-        features = encoder.embed(shown, config.batch_size)
-        figures[f"drift_{name}"] = float(textfare_loss(features, targets)) / unit
-        figures[f"cosine_{name}"] = float(cosine_similarity(features, targets).mean())
-        if name == "clean":
-            nearest = (normalize(features, dim=-1) @ normalize(targets, dim=-1).T).argmax(1).cpu()
-            figures["accuracy_clean"] = float((nearest == torch.arange(len(nearest))).float().mean())
-    return figures
+    features = {name: encoder.embed(shown, config.batch_size) for name, shown in given.items()}
+    nearest = (normalize(features["clean"], dim=-1) @ normalize(targets, dim=-1).T).argmax(1).cpu()
+    accuracy = float((nearest == torch.arange(len(nearest))).float().mean())
+    return distances(features, targets) | {"accuracy_clean": accuracy}

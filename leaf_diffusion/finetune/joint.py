@@ -23,7 +23,7 @@ from leaf_diffusion.attacks.images import PGD, FeatureDrift
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
-from leaf_diffusion.finetune.anchors import attack_captions, bucketed, embed, textfare_loss
+from leaf_diffusion.finetune.anchors import attack_captions, bucketed, embed, relative
 from leaf_diffusion.finetune.card import Card, Figures, made_by, quoted
 from leaf_diffusion.finetune.config import JointConfig as JointConfig
 from leaf_diffusion.finetune.fare import check_image_encoder, image_copy
@@ -153,8 +153,8 @@ class Joint(Task[AttackedPairs]):
     def loss(self, model: nn.Module, batch: AttackedPairs) -> Tensor:
         said, seen = model(batch.rows, batch.pixels)
         text, image = batch.text_anchors, batch.image_anchors
-        pairs = pair_loss(said, seen, text, image, self.config.temperature)
-        return relative(said, text) + relative(seen, image) + self.config.pair_weight * pairs
+        apart = relative(said, text) + relative(seen, image)
+        return apart + self.config.pair_weight * pair_loss(said, seen, text, image, self.config.temperature)
 
     @cached_property
     def shown(self) -> tuple[list[str], list[Image.Image]]:
@@ -191,11 +191,6 @@ class Joint(Task[AttackedPairs]):
         ):
             (output / part).mkdir(exist_ok=True)
             save_encoder(tower, processor, card, output / part, dtype)
-
-
-def relative(features: Float[Tensor, "n d"], anchors: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """The squared L2 distance over the anchors' mean squared norm."""
-    return textfare_loss(features, anchors) / anchors.square().sum(-1).mean()
 
 
 def pair_figures(

@@ -55,6 +55,8 @@ class Task(ABC, Generic[Batch]):
     examples: ClassVar[str]
     clean: ClassVar[str] = "accuracy_clean"
     """The figure that `clean_floor` is about."""
+    remark: str = ""
+    """What a user should know before the training starts."""
     accelerator: Accelerator
     tower: nn.Module
     """All that is trained, from `build` on."""
@@ -178,6 +180,10 @@ def _loop(
         bar = progress.add_task("", total=steps, completed=step, loss="-")
         before: Figures = {}
         if main:
+            scaled = task.config.warmup_steps is None and config.warmup_steps != config.PAPER_WARMUP
+            warmup = f"{config.warmup_steps} of {steps} updates warm up (the paper's recipe: {config.PAPER_WARMUP})"
+            for remark in filter(None, (task.remark, warmup if scaled else "")):
+                progress.console.print(remark, highlight=False, soft_wrap=True)
             before = state.before if state is not None else task.measure(trained=False)
             write_state(output, Training(identity=identity, before=before, finished=False))
             cut_log(output, step)

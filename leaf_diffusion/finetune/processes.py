@@ -11,7 +11,18 @@ from accelerate.utils import ProjectConfiguration, is_tensorboard_available, is_
 
 from leaf_diffusion.finetune.config import TrainingConfig
 
-_AVAILABLE = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+AVAILABLE = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+
+
+def process_on(device: str) -> PartialState:
+    """This process among those of its launcher, on "cpu", or on the GPU that is its own ("auto": where there is one)."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"unknown device {device!r}: auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses among several GPUs"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch sees no GPU here: --device cpu")
+    return PartialState(cpu=device == "cpu")
 
 
 @contextmanager
@@ -23,7 +34,7 @@ def accelerator_for(config: TrainingConfig, device: torch.device, output: Path) 
     raise ValueError, as do precisions that the device lacks; ModuleNotFoundError where the tracker is not installed,
     which accelerate passes over in silence.
     """
-    if config.log_with is not None and not _AVAILABLE[config.log_with]():
+    if config.log_with is not None and not AVAILABLE[config.log_with]():
         raise ModuleNotFoundError(
             f'log_with={config.log_with} needs the package {config.log_with}: pip install "leaf-diffusion[track]"'
         )

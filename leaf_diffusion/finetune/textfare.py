@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from pydantic import JsonValue
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import normalize
 
 from leaf_diffusion.attacks import Attack, LeafAttack, RandomTypos
 from leaf_diffusion.attacks.base import check_prompts
@@ -19,6 +19,7 @@ from leaf_diffusion.finetune.anchors import (
     AnchorDrift,
     Anchors,
     attack_captions,
+    distances,
     embed,
     learnt,
     states_loss,
@@ -122,10 +123,16 @@ class TextFARE(Task[Pairs]):
             )
         if self.tokens is not None:
             check_tokens(original, self.tokens, config)
+        if not original.has_projection:
+            self.remark = (
+                f"{original.name} has no text projection: its pooled states are learnt, not projected embeddings"
+            )
 
     def identity(self) -> dict[str, JsonValue]:
         found: dict[str, JsonValue] = {"captions": hashed(self.captions), "held_out": hashed(self.held)}
         found["encoder"] = self.original.fingerprint
+        if not self.original.has_projection:
+            found["feature"] = "pooled"
         if self.begin is not self.original:
             found["start"] = self.begin.fingerprint
         if self.tokens is not None:
@@ -275,12 +282,6 @@ def held_out_figures(
             captions, Scorer(encoder, AnchorDrift(targets, learnt(encoder))), k=k, constraint=constraint, seed=seed
         )
         given[name] = [result.perturbed for result in results]
-    unit = float(targets.square().sum(-1).mean())
-    figures: Figures = {}
-    for name, texts in given.items():
-        features = embed(encoder, texts)
-        figures[f"drift_{name}"] = float(textfare_loss(features, targets)) / unit
-        figures[f"cosine_{name}"] = float(cosine_similarity(features, targets).mean())
-        if name == "clean":
-            figures["accuracy_clean"] = accuracy_clean(encoder, texts, features, targets)
-    return figures
+    features = {name: embed(encoder, texts) for name, texts in given.items()}
+    accuracy = accuracy_clean(encoder, captions, features["clean"], targets)
+    return distances(features, targets) | {"accuracy_clean": accuracy}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
+
+from leaf_diffusion.weights.fingerprints import fingerprint
 
 CLIP_VOCABULARY = 49408
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -127,7 +128,7 @@ class RowTokenizer:
         else:
             clean = getattr(self.tokenizer.clean_fn, "__name__", "")
             identity = f"open_clip {clean} {sorted(self.tokenizer.encoder.items())}"
-        return hashlib.sha256(identity.encode()).hexdigest()
+        return fingerprint(identity)
 
     def spelling(self, token: int) -> str:
         """A token as the vocabulary spells it; "</w>" ends the last piece of a word."""

@@ -81,6 +81,17 @@ def test_a_training_that_was_broken_off_ends_where_the_other_did(
         train(towers, pairs, tmp_path / "cut", 6)
 
 
+def test_it_has_what_the_shared_loop_gives(
+    towers: tuple[Any, ImageEncoder], pairs: tuple[Pairs, Pairs], tmp_path: Path
+) -> None:
+    rows: list[dict[str, float]] = []
+    settings = {"mixed_precision": "bf16", "accumulation": 2, "batch_size": 6, "save_dtype": "float16"}
+    folder = train(towers, pairs, tmp_path, 4, on_log=rows.append, clean_floor=1.0, eval_every=2, **settings)
+    assert {value.dtype for value in load_file(folder / "text" / "model.safetensors").values()} == {torch.float16}
+    assert [row["step"] for row in rows] == [0, 2]  # some pair is lost at once, so the floor stops it
+    assert "Training stopped at step 2" in (folder / "image" / "README.md").read_text()
+
+
 def test_the_folders_load_and_the_card_has_the_figures(
     towers: tuple[Any, ImageEncoder], pairs: tuple[Pairs, Pairs], tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shlex
 import sys
@@ -11,14 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leaf_diffusion.diffusion.families import frozen_parts
 from leaf_diffusion.diffusion.speed import attention_of
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.reports.costs import read_swap_cost
 from leaf_diffusion.runs import RunSpec, RunStore
+from leaf_diffusion.weights.fingerprints import fingerprint
 
 NOT_IDENTITY = (
     "config",
@@ -46,16 +44,6 @@ NOT_IDENTITY = (
 """Options that change no result, or that the identity holds in another form (texts and fingerprints)."""
 
 
-def weights_fingerprint(*modules: torch.nn.Module) -> str:
-    """sha256 over the tensors of modules, names included."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
     """Everything that decides the results, as JSON values."""
     options, pipeline = setup.options, setup.pipeline
@@ -70,13 +58,13 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
     if (attention := attention_of(pipeline)) != "sdpa":
         more["attention"] = attention
     if (space := judges.distances) is not None:
-        more["distance_features"] = {"space": space.name, "weights": weights_fingerprint(space.module)}
+        more["distance_features"] = {"space": space.name, "weights": fingerprint(space.module)}
     return {
         "experiment": "t2i-robustness",
         **{name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
         "encoders": {label: one.fingerprint for label, one in setup.encoders.items()},
         "neutral": {label: one.fingerprint for label, one in setup.neutral.items()},
-        "pipeline_weights": weights_fingerprint(*frozen_parts(pipeline)),
+        "pipeline_weights": fingerprint(*frozen_parts(pipeline)),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
         "feature": str(setup.feature),
         "feature_space": judges.space,
@@ -93,7 +81,7 @@ def swap_costs(folder: Path, setup: Setup) -> dict[str, Any]:
     """
     found = read_swap_cost(folder)
     settings = found.pop("settings")
-    if settings.get("pipeline_weights") != weights_fingerprint(*frozen_parts(setup.pipeline)):
+    if settings.get("pipeline_weights") != fingerprint(*frozen_parts(setup.pipeline)):
         raise ValueError(f"--swap-cost {folder}: it was measured with another pipeline than {setup.options.pipeline}")
     theirs, mine = settings["encoders"], {label: one.fingerprint for label, one in setup.encoders.items()}
     if other := [label for label in mine if label in theirs and theirs[label] != mine[label]]:
