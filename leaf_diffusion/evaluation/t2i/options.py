@@ -154,15 +154,6 @@ class Options:
         require(self.guidance is None or self.guidance >= 0, f"--guidance cannot be negative, got {self.guidance}")
 
     @property
-    def shared(self) -> bool:
-        """Whether other processes may work on the folder, too."""
-        return self.share or int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-    def at_once(self, size: int) -> int:
-        """How many of what would be computed `size` at a time."""
-        return 1 if self.strict else size
-
-    @property
     def world(self) -> bool:
         return self.pipeline == "world"
 
