@@ -12,13 +12,13 @@ from rich.markup import escape
 from torch import nn
 
 from leaf_diffusion.attacks import attack_from_name
-from leaf_diffusion.diffusion.families import family_of, native_side
+from leaf_diffusion.diffusion.families import native_side
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.evaluation import prompts as prompt_sets
 from leaf_diffusion.evaluation.encoders import (
     EncoderName,
     Loaded,
-    common_feature,
+    attacked_feature,
     load_alone,
     load_pipeline,
     load_towers,
@@ -110,8 +110,7 @@ def prepare(options: Options) -> Setup:
         seeds=options.seeds,
         given=sorted({(row["source"], row["k"]) for row in given}),
     )
-    pooled = common_feature([*encoders.values(), *neutral.values()])
-    feature: Feature = family_of(pipeline).states if options.feature == "states" else pooled
+    feature = attacked_feature(options.feature, pipeline, encoders | neutral, world=options.world)
     return Setup(options, prompts, given, pipeline, encoders, neutral, feature, plan)
 
 
