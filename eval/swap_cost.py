@@ -26,13 +26,13 @@ from leaf_diffusion.evaluation.swap_cost.measure import (
 )
 from leaf_diffusion.evaluation.swap_cost.setup import SwapCostOptions, load
 from leaf_diffusion.evaluation.t2i.judges import load_judges
-from leaf_diffusion.evaluation.t2i.specification import weights_fingerprint
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.swap_cost import swap_cost_page
 from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore, image_name
 from leaf_diffusion.runs.experiment_records import SwapImage, SwapScore, TrainedFile, typed
+from leaf_diffusion.weights.fingerprints import fingerprint
 
 
 class SwapCost(Experiment[SwapCostOptions]):
@@ -59,7 +59,7 @@ class SwapCost(Experiment[SwapCostOptions]):
         return {
             **{name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
             "encoders": units.fingerprints(self.loaded),
-            "pipeline_weights": weights_fingerprint(*frozen_parts(self.setup.pipeline)),
+            "pipeline_weights": fingerprint(*frozen_parts(self.setup.pipeline)),
             "steps": self.setup.options.steps,
             "guidance": self.setup.options.guidance,
             "feature_space": self.judges.space,

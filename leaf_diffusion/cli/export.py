@@ -12,7 +12,7 @@ import tyro
 
 from leaf_diffusion.encoders.export import export_checkpoint, export_text_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.encoders.single_file import read_header
+from leaf_diffusion.weights.files import read_header
 
 
 @dataclass(frozen=True)

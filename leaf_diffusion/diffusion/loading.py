@@ -13,8 +13,9 @@ from huggingface_hub.errors import HFValidationError
 
 from leaf_diffusion.diffusion.families import FAMILIES, family_of, named_pipeline
 from leaf_diffusion.encoders.load import dtype_from_name
-from leaf_diffusion.encoders.single_file import read_header
+from leaf_diffusion.encoders.single_file import places_in
 from leaf_diffusion.weights.errors import looks_like_path
+from leaf_diffusion.weights.files import read_header
 from leaf_diffusion.weights.pickles import SUFFIXES, conversion, refuse_pickle, refuse_pickled_folder
 
 INDEX = "model_index.json"
@@ -54,7 +55,7 @@ def checked_file(source: str | Path, options: dict[str, object]) -> tuple[str, s
         )
     if "://" in str(source):
         return str(source), everything
-    places = read_header(file).places
+    places = places_in(read_header(file))
     return str(file), {place.part for place in places}
 
 

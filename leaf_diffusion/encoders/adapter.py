@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from leaf_diffusion.weights.files import load_weights, read_header
+
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -20,14 +22,13 @@ def merge_adapter(module: nn.Module, adapter: str) -> nn.Module:
         from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("adapter= needs the package peft: pip install peft") from error
-    from safetensors.torch import load_file
-
     folder = Path(adapter).expanduser()
+    _refuse_others(folder)
     if not folder.is_dir():
         folder = _download(adapter)
     if missing := [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder} is no PEFT adapter in safetensors: {' and '.join(missing)} not found")
-    stored = load_file(folder / WEIGHTS)
+    stored = load_weights(folder / WEIGHTS)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         if getattr(config, "megatron_config", None):  # PEFT would import whatever module the file names
@@ -35,9 +36,11 @@ def merge_adapter(module: nn.Module, adapter: str) -> nn.Module:
         wrapped = peft.get_peft_model(copy.deepcopy(module), config)
         places = set(get_peft_model_state_dict(wrapped))
         named = {_place(key, places): value for key, value in stored.items()}
-        # PEFT itself would go on and merge nothing
+        # PEFT itself would go on and merge what is there, or nothing
         if unused := sorted(set(named) - places):
             raise ValueError(f"{len(unused)} of {len(stored)} tensors have no place, such as {unused[0]!r}")
+        if absent := sorted(places - set(named)):
+            raise ValueError(f"{WEIGHTS} lacks {len(absent)} of {len(places)} tensors, such as {absent[0]!r}")
         set_peft_model_state_dict(wrapped, named)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"adapter {adapter!r} does not fit {type(module).__name__}: {error}") from error
@@ -53,6 +56,19 @@ def _place(key: str, places: set[str]) -> str:
         if key not in places and other in places:
             return other
     return key
+
+
+def _refuse_others(place: Path) -> None:
+    """ValueError for the LoRA files of other programs, by their name."""
+    files = [place] if place.is_file() else [] if (place / CONFIG).exists() else sorted(place.glob("*.safetensors"))
+    for file in files:
+        keys = list(read_header(file).entries)
+        whose = "kohya's" if any(key.startswith("lora_") for key in keys) else "diffusers'"
+        if whose == "kohya's" or any(key.startswith(("text_encoder", "unet.", "transformer.")) for key in keys):
+            raise ValueError(
+                f"{file} is a LoRA in {whose} format; a folder of PEFT ({WEIGHTS}, {CONFIG}) is read here. A pipeline reads "
+                "it: load_lora_weights"
+            )
 
 
 def _download(adapter: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from leaf_diffusion.text import Candidates
 from leaf_diffusion.tokens.chunks import ChunkTokenizer
 from leaf_diffusion.tokens.token_rows import TokenRows
 from leaf_diffusion.tokens.tokenizer import RowTokenizer
+from leaf_diffusion.weights.fingerprints import fingerprint
 
 
 @dataclass(frozen=True)
@@ -236,13 +236,8 @@ class TextEncoder(ABC):
     def fingerprint(self) -> str:
         """sha256 hex over text weights as stored, architecture, tokenizer and defence; follows in-place training."""
         # never remembered: a fused optimiser changes weights without a trace
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.weights(), key=lambda pair: pair[0]):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        digest.update(f"{self.architecture()}\n{self.context_length}\n{self.rows.fingerprint}\n".encode())
-        digest.update(self.defence.fingerprint.encode() if self.defence else b"")
-        return digest.hexdigest()
+        tower = f"{self.architecture()}\n{self.context_length}\n{self.rows.fingerprint}\n"
+        return fingerprint(self.weights(), tower, self.defence.fingerprint if self.defence else "")
 
     @abstractmethod
     def weights(self) -> Iterable[tuple[str, Tensor]]:

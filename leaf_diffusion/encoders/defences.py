@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from leaf_diffusion.encoders.base import Defence
 from leaf_diffusion.text.words import load_words
+from leaf_diffusion.weights.fingerprints import fingerprint
 
 # a word and the marks inside it: "don't" is one word, digits or symbols inside a word make it a misspelling
 _CHUNK = re.compile(r"\S+")
@@ -39,7 +39,7 @@ class Speller:
         letters = {letter for word in self._frequency for letter in word}
         self._letters = "".join(sorted(letters))
         listing = "\n".join(f"{word} {count}" for word, count in sorted(self._frequency.items()))
-        self.fingerprint = hashlib.sha256(f"speller {max_distance}\n{listing}".encode()).hexdigest()
+        self.fingerprint = fingerprint(f"speller {max_distance}\n{listing}")
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
         """The corrected texts."""

@@ -5,7 +5,6 @@ A tower normalises inside `features`, so that an attack moves pixels as a person
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,15 +15,18 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
 from transformers.utils.hub import cached_file
 
 from leaf_diffusion.encoders import sources
 from leaf_diffusion.weights.errors import loading, looks_like_path
-from leaf_diffusion.weights.pickles import require_safetensors
+from leaf_diffusion.weights.files import check_finite
+from leaf_diffusion.weights.fingerprints import fingerprint
+from leaf_diffusion.weights.models import Where, load_config, load_model
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSOR = "preprocessor_config.json"
+_SPARE = ("text_model.", "text_projection.", "logit_scale")  # the other half of a whole CLIP
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,7 @@ class ImageEncoder:
     @property
     def fingerprint(self) -> str:
         """sha256 hex over the image half's weights as stored, architecture and preprocessing."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._weights(), key=lambda pair: pair[0]):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        digest.update(f"{_architecture(self.module)}\n{self.preprocessing.description}\n".encode())
-        return digest.hexdigest()
+        return fingerprint(self._weights(), f"{_architecture(self.module)}\n{self.preprocessing.description}\n")
 
     def _weights(self) -> Iterable[tuple[str, Tensor]]:
         halves = ("vision_model.", "visual_projection.", "visual.")
@@ -120,6 +117,7 @@ def load_image_encoder(
     else:
         module, processor = _from_transformers(str(source), revision, subfolder or "", dtype)
     module = module.eval().requires_grad_(False).to(device=device, dtype=dtype)
+    check_finite(str(source), module.state_dict().items())
     return wrap_image_encoder(module, processor, name=str(source))
 
 
@@ -216,27 +214,20 @@ def _from_transformers(
     folder = Path(source).expanduser()
     if folder.is_dir():
         source = str(folder)
-        if (folder / subfolder / "config.json").is_file():
-            require_safetensors(folder / subfolder)
     elif looks_like_path(source):
         raise FileNotFoundError(f"no image encoder {source!r}: the folder {folder.absolute()} does not exist")
-    where: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
+    where: Where = {"revision": revision, "subfolder": subfolder}
     try:
         if cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False, **where) is None:
             raise FileNotFoundError(f"no image encoder {source!r}: there is no config.json in it")
-        with loading(source, "config.json cannot be used"):
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
-            if config.model_type not in ("clip", "clip_vision_model"):
-                raise ValueError(f'{source}: model_type "{config.model_type}" is no CLIP with an image tower')
-            vision = getattr(config, "vision_config", config)
-            if isinstance(config, CLIPConfig):
-                vision.projection_dim = config.projection_dim  # the half's own is often a stale default
-        with loading(source, "the weights cannot be loaded, or config.json does not fit them"):
-            module, info = CLIPVisionModelWithProjection.from_pretrained(
-                source, config=vision, use_safetensors=True, dtype=dtype, output_loading_info=True, **where
-            )
-        if missing := [key for key in info["missing_keys"] if not key.endswith("position_ids")]:
-            raise ValueError(f"{source}: the weights lack {len(missing)} tensors, such as {sorted(missing)[0]!r}")
+        config = load_config(source, where)
+        if config.model_type not in ("clip", "clip_vision_model"):
+            raise ValueError(f'{source}: model_type "{config.model_type}" is no CLIP with an image tower')
+        vision = getattr(config, "vision_config", config)
+        if isinstance(config, CLIPConfig):
+            vision.projection_dim = config.projection_dim  # the half's own is often a stale default
+        kind: Any = CLIPVisionModelWithProjection
+        module, _ = load_model(kind, source, where, config=vision, dtype=dtype, spare=_SPARE)
         if cached_file(source, PROCESSOR, _raise_exceptions_for_missing_entries=False, **where) is None:
             return module, default_processor(vision.image_size)
         with loading(source, f"{PROCESSOR} cannot be used"):

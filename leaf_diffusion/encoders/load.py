@@ -9,20 +9,25 @@ from typing import Any
 import torch
 from huggingface_hub import is_offline_mode
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import AutoTokenizer, CLIPConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils.hub import cached_file
 
 from leaf_diffusion.encoders import sources
 from leaf_diffusion.encoders.base import Defence, TextEncoder
-from leaf_diffusion.encoders.clip import HFTextEncoder, text_config_of
+from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.defences import DEFENCES
 from leaf_diffusion.encoders.single_file import load_single_file
 from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 from leaf_diffusion.weights.errors import loading, looks_like_path
+from leaf_diffusion.weights.files import check_finite
+from leaf_diffusion.weights.models import Where, load_config, load_model
 from leaf_diffusion.weights.pickles import require_safetensors
 
 MOST_TOKENS = 10_000_000
 SLACK = 50_000_000  # weights that any machine can hold
+ABSENT = {"_raise_exceptions_for_missing_entries": False}
+_IMAGES = ("vision_model.", "visual_projection.", "logit_scale")
+_SPARE = {CLIPTextModelWithProjection: _IMAGES, CLIPTextModel: (*_IMAGES, "text_projection.")}
 
 
 def load_text_encoder(
@@ -80,6 +85,7 @@ def load_text_encoder(
         module = copy.deepcopy(module)  # the caller's module stays where and what it is
     module = module.to(device=device, dtype=dtype)
     defence = load_defence(defence)
+    check_finite(name, module.state_dict().items())
     if isinstance(source, nn.Module):
         return wrap(module, tokenizer, name=name, defence=defence)
     with loading(name, "its configuration and tokenizer do not fit together"):
@@ -108,52 +114,41 @@ def _from_transformers(
         source = str(folder)
     elif looks_like_path(source):
         raise FileNotFoundError(_not_found(source, f"the folder {folder.absolute()} does not exist"))
-    where: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    where: Where = {"revision": revision, "subfolder": subfolder or ""}
     tokenizer_folder = subfolder
     try:
-        if subfolder is None and cached_file(source, "model_index.json", **where):
-            subfolder, tokenizer_folder = "text_encoder", "tokenizer"
-        if cached_file(source, "config.json", subfolder=subfolder or "", **where) is None:
+        if subfolder is None and cached_file(source, "model_index.json", revision=revision, **ABSENT):
+            where["subfolder"], tokenizer_folder = "text_encoder", "tokenizer"
+        if cached_file(source, "config.json", **where, **ABSENT) is None:
             offline = "HF_HUB_OFFLINE is set, and it was not downloaded before"
-            absent = f"there is no {_at(subfolder)}config.json"
+            absent = f"there is no {_at(where['subfolder'])}config.json"
             raise FileNotFoundError(_not_found(source, absent if folder.is_dir() or not is_offline_mode() else offline))
-        options: dict[str, Any] = {"revision": revision, "subfolder": subfolder or ""}
         if folder.is_dir():
-            require_safetensors(folder / (subfolder or ""))
-        with loading(source, f"{_at(subfolder)}config.json cannot be used"):
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-            if getattr(config, "model_type", "") not in ("clip", "clip_text_model"):
-                raise ValueError(f'{source}: model_type "{config.model_type}" is no CLIP text tower')
-            plain = (getattr(config, "architectures", None) or [""])[0] == "CLIPTextModel"
-            text = text_config_of(_Holder(config))
+            require_safetensors(folder / where["subfolder"])
+        config = load_config(source, where)
+        if getattr(config, "model_type", "") not in ("clip", "clip_text_model"):
+            raise ValueError(f'{source}: model_type "{config.model_type}" is no CLIP text tower')
+        with loading(source, f"{_at(where['subfolder'])}config.json cannot be used"):
+            text = config.text_config if isinstance(config, CLIPConfig) else config
             if isinstance(config, CLIPConfig):
                 text.projection_dim = config.projection_dim  # the text half often carries a stale default
             if folder.is_dir():
-                _check_size(source, text, folder / (subfolder or ""))
-        loader: Any = CLIPTextModel if plain else CLIPTextModelWithProjection
-        with loading(source, "the weights cannot be loaded, or config.json does not fit them"):
-            module, info = loader.from_pretrained(
-                source, config=text, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
-            )
+                _check_size(source, text, folder / where["subfolder"])
+        kinds = [CLIPTextModelWithProjection]
+        if (getattr(config, "architectures", None) or [""])[0] == "CLIPTextModel":
+            kinds.insert(0, CLIPTextModel)
+        for kind in kinds:
+            module, left = load_model(kind, source, where, config=text, dtype=dtype, spare=_SPARE[kind])
+            if not any(key.startswith("text_projection.") for key in left):
+                break  # else the weights have a projection, whatever the configuration calls the tower
     except FileNotFoundError:
         raise
     except OSError as error:
         raise FileNotFoundError(_not_found(source, str(error).strip().splitlines()[0])) from error
-    if missing := [key for key in info["missing_keys"] if not key.endswith("position_ids")]:
-        raise ValueError(
-            f"{source}: the weights lack {len(missing)} tensors of {loader.__name__}, such as {sorted(missing)[0]!r}"
-        )
     tokenizer = None
     if need_tokenizer:
         tokenizer = _tokenizer_from(source, tokenizer_folder, revision, vocabulary=text.vocab_size)
     return module, tokenizer
-
-
-class _Holder:
-    """Gives a bare config the one attribute that `text_config_of` reads."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
 
 
 def _tokenizer_from(source: str, subfolder: str | None, revision: str | None, vocabulary: int | None = None) -> Any:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, RowTokenizer
+from leaf_diffusion.weights.errors import loading
+from leaf_diffusion.weights.files import check_finite, read_header
 
 PAD = 0  # what open_clip fills its token tensors with
 
@@ -117,8 +119,16 @@ def load_openclip(name: str) -> tuple[nn.Module, Any]:
         raise ValueError(
             f"openclip:{name} comes as a pickle ({path.name}), which is not opened here: use safetensors weights"
         )
+    stored = read_header(path).entries
     quick = {"force_quick_gelu": True} if config.get("quick_gelu") else {}
-    model = open_clip.create_model(architecture, pretrained=str(path), precision="fp32", **quick)
+    with loading(str(path), f"it does not fit {architecture}"):
+        model = open_clip.create_model(architecture, pretrained=str(path), precision="fp32", **quick)
+        for key, value in model.state_dict().items():  # open_clip would stretch position embeddings of another size
+            if key in stored and stored[key].shape != tuple(value.shape):
+                raise ValueError(
+                    f"the tensor {key!r} is {list(stored[key].shape)}, {architecture} has {list(value.shape)}"
+                )
+    check_finite(path, model.state_dict().items())
     return model, open_clip.get_tokenizer(architecture)
 
 

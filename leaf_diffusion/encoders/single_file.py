@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.convert import full_name, to_transformers
-from leaf_diffusion.weights.pickles import refuse_pickle
+from leaf_diffusion.weights.files import FLOATS, Entry, Header, load_weights, read_header
 
 HEAD = 64  # width of an attention head in every CLIP text tower; a single file need not say it
 HEADS = "num_attention_heads"  # where it does: in the metadata of ours
@@ -48,55 +46,18 @@ PLACES = (
 )
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A tensor in a file: its type as safetensors spells it, its shape, and the bytes of the file that it fills."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Header:
-    entries: dict[str, Entry]
-    metadata: dict[str, str]
-    text: bytes
-
-    def under(self, place: Place) -> dict[str, Entry]:
-        """The tower's own tensors, without the prefix."""
-        return {
-            key.removeprefix(place.prefix): entry
-            for key, entry in self.entries.items()
-            if key.startswith(place.prefix) and not key.startswith(_IMAGES) and not key.endswith(_NOT_THE_TOWERS)
-        }
-
-    @property
-    def places(self) -> list[Place]:
-        return [place for place in PLACES if self.under(place)]
-
-
-def read_header(file: Path) -> Header:
-    """What a safetensors file holds. FileNotFoundError; ValueError for pickles and damaged files."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no such file: {file}")
-    refuse_pickle(file)
-    try:
-        with safe_open(file, framework="pt"):
-            pass  # checks that the tensors fill the file without gap or overlap
-    except Exception as error:  # safetensors' own has no base class but Exception
-        raise ValueError(f"{file} is damaged, or no safetensors file ({error})") from error
-    with open(file, "rb") as opened:
-        text = opened.read(int.from_bytes(opened.read(8), "little"))
-    content = json.loads(text)
-    metadata = content.pop("__metadata__", {})
-    start = 8 + len(text)
-    entries = {
-        key: Entry(value["dtype"], tuple(value["shape"]), *(start + offset for offset in value["data_offsets"]))
-        for key, value in content.items()
+def under(header: Header, place: Place) -> dict[str, Entry]:
+    """The tower's own tensors, without the prefix."""
+    return {
+        key.removeprefix(place.prefix): entry
+        for key, entry in header.entries.items()
+        if key.startswith(place.prefix) and not key.startswith(_IMAGES) and not key.endswith(_NOT_THE_TOWERS)
     }
-    return Header(entries, metadata, text)
+
+
+def places_in(header: Header) -> list[Place]:
+    """The known places of text towers that a file has."""
+    return [place for place in PLACES if under(header, place)]
 
 
 def choose(file: Path, places: list[Place], part: str | None) -> Place:
@@ -120,9 +81,12 @@ def load_single_file(file: Path, part: str | None, dtype: torch.dtype) -> nn.Mod
     up to 22 blocks and GELU in larger ones. Raises ValueError for files without such a tower.
     """
     header = read_header(file)
-    place = choose(file, header.places or _bare(header), part)
-    with safe_open(file, framework="pt") as opened:
-        state = {key: opened.get_tensor(place.prefix + key) for key in header.under(place)}
+    place = choose(file, places_in(header) or _bare(header), part)
+    entries = under(header, place)
+    if odd := next((key for key, entry in entries.items() if entry.dtype not in FLOATS), None):
+        raise ValueError(f"{file}: the tensor {place.prefix + odd!r} is of type {entries[odd].dtype}, no weights")
+    stored = load_weights(file, [place.prefix + key for key in entries])
+    state = {key.removeprefix(place.prefix): value for key, value in stored.items()}
     state = to_transformers(state) if place.open_clip else {full_name(key): value for key, value in state.items()}
     projected = "text_projection.weight" in state
     kind = CLIPTextModelWithProjection if projected else CLIPTextModel

@@ -97,9 +97,11 @@ class AttackOptions:
     """no-new-words: no edit makes an English word that was not there; published: the rule of the paper's code."""
     objective: Literal["l2", "cosine"] = "l2"
     """What the attacker maximises: the drift of the prompt's embedding, squared L2 or 1 - cosine."""
-    feature: Literal["pooled", "states"] = "pooled"
-    """What of the embedding drifts: the pooled (projected) vector, which TextFARE and the paper's attacks look at, or all
-    77 token states, padding included, which a Stable Diffusion's denoiser is given."""
+    feature: Literal["auto", "pooled", "projected", "states"] = "auto"
+    """What of the embedding drifts: pooled, the final state at end-of-text; projected, that in the joint space with images,
+    which TextFARE and the paper's attacks look at; states, all 77 token states, padding included, which a Stable
+    Diffusion's denoiser is given. auto: projected in the world and where every text encoder of the pipeline's class (or the
+    one encoder) has a projection, else pooled, so that it does not depend on which encoders are compared."""
     precision: Literal["fp32", "screen"] = "fp32"
     """screen: candidates are scored in bfloat16 first, the best again in full; faster, and nearly always the same."""
     seed: int = 0

@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import Hidden, TextEncoder
 from leaf_diffusion.runs import atomic_write
-from leaf_diffusion.weights.pickles import refuse_pickle
+from leaf_diffusion.weights.files import load_weights, read_header
 
 TEMPLATES = (
     "{}", "a {}", "the {}", "a photo of {}", "a photo of a {}", "a photo of the {}", "a photo of my {}", "a picture of a {}",
@@ -170,14 +169,7 @@ def translate_file(
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     """The tensors of a .safetensors file and its metadata. Raises ValueError, OSError."""
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
-    refuse_pickle(file)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no .safetensors file of a learnt token: {error}") from error
+    return load_weights(file), read_header(file).metadata or None
 
 
 def _chosen(tensors: dict[str, Tensor], key: str | None, width: int, file: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -21,6 +21,7 @@ from leaf_diffusion.finetune.config import TextFAREConfig
 from leaf_diffusion.finetune.fare import FAREConfig, finetune_image_encoder
 from leaf_diffusion.finetune.save import SPELLING
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+from leaf_diffusion.weights.files import load_weights
 from leaf_diffusion.world.class_images import WorldImages
 from leaf_diffusion.world.clip import (
     Features,
@@ -65,7 +66,7 @@ def save_stock(model: Any, folder: Path) -> None:
     state = halves(model.state_dict())
     model.save_pretrained(folder)
     (file,) = folder.glob("*.safetensors")
-    stored = load_file(file)
+    stored = load_weights(file)
     save_file(
         {key: state[key] if key in state else value.half() for key, value in stored.items()},
         file,
@@ -188,7 +189,7 @@ def assemble(folder: Path) -> StableDiffusionPipeline:
 def build_robust(recipe: TextFAREConfig, work: Path, device: torch.device, *, name: str) -> Figures:
     folder = finetune_world(recipe, work / name, device=device)
     original = load_world_encoder("original")[0].state_dict()
-    parts = overlay(original, load_file(folder / "model.safetensors"), load_file(folder / SPELLING)["spelling"])
+    parts = overlay(original, load_weights(folder / "model.safetensors"), load_weights(folder / SPELLING)["spelling"])
     save_file(parts, target(f"encoders/{name}") / "overlay.safetensors")
     return text_figures(f"world:{name}")
 
@@ -197,7 +198,7 @@ def build_fare(recipe: FAREConfig, work: Path, device: torch.device) -> Figures:
     original = load_image_encoder("world:original", device=device)
     images, held_out = WorldImages(40_000), WorldImages(128, seed=1)
     folder = finetune_image_encoder(original, images, work / "fare", recipe, held_out=held_out)
-    save_file(halves(load_file(folder / "model.safetensors")), target("fare") / "model.safetensors")
+    save_file(halves(load_weights(folder / "model.safetensors")), target("fare") / "model.safetensors")
     return image_figures("world:fare", recipe.eps)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from leaf_diffusion.weights.files import load_weights
 from leaf_diffusion.world.corpus import Corpus, floats
 from leaf_diffusion.world.fit import fit
 from leaf_diffusion.world.paths import weights
@@ -126,7 +126,7 @@ class SceneJudge:
     def load(cls) -> "SceneJudge":
         """The judge that ships with the package."""
         model = SceneClassifier()
-        state = load_file(weights("scene-judge") / "model.safetensors")
+        state = load_weights(weights("scene-judge") / "model.safetensors")
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
         return cls(model)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import open_clip
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     CLIPImageProcessor,
@@ -18,6 +17,7 @@ from transformers import (
 
 from leaf_diffusion.finetune.spelling import spelling_features, spelt
 from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
+from leaf_diffusion.weights.files import load_weights
 from leaf_diffusion.world.clip import new_clip, new_judge
 from leaf_diffusion.world.paths import pipeline_path, weights
 from leaf_diffusion.world.scenes import SIZE
@@ -35,8 +35,8 @@ def _float(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_clip() -> CLIPModel:
     """The world's CLIP, the original: its text tower is the one in the pipeline's folder, stored once."""
     clip = new_clip()
-    state = _float(load_file(weights("clip") / "model.safetensors"))
-    text = _float(load_file(pipeline_path() / "text_encoder" / "model.safetensors"))
+    state = _float(load_weights(weights("clip") / "model.safetensors"))
+    text = _float(load_weights(pipeline_path() / "text_encoder" / "model.safetensors"))
     state |= {f"text_model.{key.removeprefix('text_model.')}": value for key, value in text.items()}
     clip.load_state_dict(state)
     return clip.eval()
@@ -69,7 +69,7 @@ def load_world_image_encoder(name: str, **_: Any) -> tuple[CLIPVisionModelWithPr
         raise ValueError(f"the embedded world has no image encoder {name!r}; it has {known}")
     tower = image_tower(load_clip())
     if name != "original":
-        tower.load_state_dict(_float(load_file(weights(name) / "model.safetensors")))
+        tower.load_state_dict(_float(load_weights(weights(name) / "model.safetensors")))
     side = {"height": SIZE, "width": SIZE}
     # pixels() of scenes.py: -1 to 1
     half = [0.5, 0.5, 0.5]
@@ -112,7 +112,7 @@ def load_world_encoder(name: str, **_: Any) -> tuple[torch.nn.Module, PreTrained
         raise ValueError(f"the embedded world has no encoder {name!r}; it has {known}")
     tower = text_tower(load_clip())
     if name in FINETUNED:
-        parts = _float(load_file(weights(f"encoders/{name}") / "overlay.safetensors"))
+        parts = _float(load_weights(weights(f"encoders/{name}") / "overlay.safetensors"))
         tower.load_state_dict(apply_overlay(tower.state_dict(), parts))
     return tower, clip_tokenizer()
 
@@ -120,7 +120,7 @@ def load_world_encoder(name: str, **_: Any) -> tuple[torch.nn.Module, PreTrained
 def load_judge_module() -> open_clip.CLIP:
     """The open_clip model that judges."""
     judge = new_judge()
-    judge.load_state_dict(_float(load_file(weights("judge-clip") / "model.safetensors")), strict=False)
+    judge.load_state_dict(_float(load_weights(weights("judge-clip") / "model.safetensors")), strict=False)
     return judge.eval()
 
 

@@ -129,7 +129,7 @@ def test_pickles_are_refused(tmp_path):
 def test_incomplete_weights_are_refused(tmp_path):
     tower().save_pretrained(tmp_path)
     save_file({"text_projection.weight": torch.zeros(8, 16)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"the weights lack .* tensors"):
+    with pytest.raises(ValueError, match=r"tensors of .* are missing"):
         load_text_encoder(tmp_path)
 
 
@@ -200,7 +200,7 @@ def test_damaged_weights_are_named(tmp_path):
     whole = path.read_bytes()
     for content in (b"", whole[:7], whole[:100], whole[:-1], b"\xff" * 8 + whole[8:]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{tmp_path}: the weights cannot be loaded"):
+        with pytest.raises(ValueError, match=rf"{path} is damaged"):
             load_text_encoder(tmp_path)
 
 
@@ -247,3 +247,81 @@ def test_a_damaged_adapter_is_named(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\0" * 9)
     with pytest.raises(ValueError, match=rf"{tmp_path}: the adapter cannot be merged"):
         load_text_encoder(tower(), tokenizer=clip_tokenizer(), adapter=tmp_path)
+
+
+def changed(folder, edit, **config):
+    """The model in the folder with edited weights and configuration."""
+    from safetensors.torch import load_file
+
+    state = load_file(folder / "model.safetensors")
+    edit(state)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    content = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def lose(part):
+    return lambda state: [state.pop(key) for key in list(state) if part in key]
+
+
+def spoil(state):
+    state[max(state)].view(-1)[0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("edit", "config", "said"),
+    [
+        (lose("layers.1.mlp"), {}, r"4 tensors .* missing, .*layers\.1\.mlp"),
+        (lose("text_projection"), {}, r"1 tensors .* missing, such as text_projection"),
+        (lose("nothing"), {"num_hidden_layers": 1}, r"16 tensors .* too many, .*layers\.1\."),
+        (lose("nothing"), {"num_hidden_layers": 3}, r"16 tensors .* missing, .*layers\.2\."),
+        (lose("nothing"), {"max_position_embeddings": 60}, r"position_embedding.weight: \[77, 16\] there, \[60, 16\]"),
+        (spoil, {}, "'text_projection.weight' holds NaN or infinity"),
+        (lambda state: state.update(extra=torch.ones(1)), {}, r"1 tensors .* too many, such as extra"),
+        (lose("nothing"), {"attn_implementation": "somebody/kernels"}, "the kernel 'somebody/kernels'"),
+    ],
+)
+def test_weights_are_whole_and_the_configurations(tmp_path, edit, config, said):
+    tower().save_pretrained(tmp_path)
+    changed(tmp_path, edit, **config)
+    with pytest.raises(ValueError, match=said):
+        load_text_encoder(tmp_path)
+
+
+def test_position_ids_of_old_versions_are_no_weights(tmp_path):
+    tower().save_pretrained(tmp_path)
+    wanted = features(load_text_encoder(tmp_path))
+    changed(tmp_path, lambda state: state.update({"text_model.embeddings.position_ids": torch.arange(77)[None]}))
+    assert torch.equal(features(load_text_encoder(tmp_path)), wanted)
+
+
+def test_a_stored_projection_is_used_whatever_the_configuration_calls_the_tower(tmp_path):
+    tower().save_pretrained(tmp_path)
+    wanted = features(load_text_encoder(tmp_path))
+    changed(tmp_path, lambda state: None, architectures=["CLIPTextModel"])
+    assert torch.equal(features(load_text_encoder(tmp_path)), wanted)
+
+
+def test_half_precision_alone_is_read(tmp_path):
+    tower().half().save_pretrained(tmp_path, variant="fp16")
+    assert not (tmp_path / "model.safetensors").exists()
+    assert load_text_encoder(tmp_path).dtype == torch.float32
+    with_name = features(load_text_encoder(tmp_path))
+    torch.testing.assert_close(
+        with_name, features(load_text_encoder(tower(), tokenizer=clip_tokenizer())), atol=2e-2, rtol=0
+    )
+
+
+def test_a_module_of_nan_is_refused():
+    model = tower()
+    spoil(model.state_dict())
+    with pytest.raises(ValueError, match=r"CLIPTextModelWithProjection: the tensor .* holds NaN"):
+        load_text_encoder(model, tokenizer=clip_tokenizer())
+
+
+def test_an_index_and_its_files_are_read(tmp_path):
+    tower().save_pretrained(tmp_path, max_shard_size="2MB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert torch.equal(
+        features(load_text_encoder(tmp_path)), features(load_text_encoder(tower(), tokenizer=clip_tokenizer()))
+    )

@@ -155,9 +155,9 @@ def test_the_command_writes_what_stock_diffusers_loads(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("none.safetensors", None, "there is no file"),
+        ("none.safetensors", None, "no such file"),
         ("token.bin", b"PK\x03\x04", "is a pickle"),
-        ("broken.safetensors", b"nothing", "no .safetensors file of a learnt token"),
+        ("broken.safetensors", b"nothing", "is damaged, or no safetensors file"),
     ],
 )
 def test_wrong_files_are_told_first(

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from leaf_diffusion.metrics.feature_spaces import Dinov2Space, FeatureSpace, InceptionSpace
-from leaf_diffusion.weights.pickles import conversion, refuse_pickle, refuse_pickled_folder
+from leaf_diffusion.weights.files import load_weights
+from leaf_diffusion.weights.models import load_config, load_model
+from leaf_diffusion.weights.pickles import conversion
 
 VARIABLE = "LEAF_DIFFUSION_METRICS"
 INCEPTION_PICKLE = "weights-inception-2015-12-05-6726825d.pth"
@@ -72,22 +72,21 @@ def _inception(file: Path, device: str) -> FeatureSpace:
             f"--distance-features inception: no weights in {file}. Download {INCEPTION_ADDRESS} and convert it: "
             f"{conversion((pickle, file))}"
         )
-    refuse_pickle(file)
     try:
-        return InceptionSpace(load_file(file), device)
-    except (SafetensorError, ValueError) as error:
+        return InceptionSpace(load_weights(file), device)
+    except ValueError as error:
         raise ValueError(f"--distance-features inception: {file} cannot be used: {error}") from error
 
 
 def _dinov2(place: str, device: str) -> FeatureSpace:
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    refuse_pickled_folder(*filter(Path.is_dir, [Path(place)]))
     try:
-        kind = AutoConfig.from_pretrained(place).model_type
-        if kind not in ("dinov2", "dinov2_with_registers"):
-            raise ValueError(f"it is a {kind}, no DINOv2")
-        return Dinov2Space(AutoModel.from_pretrained(place, use_safetensors=True), f"DINOv2 {place}", device)
+        config = load_config(place, {})
+        if config.model_type not in ("dinov2", "dinov2_with_registers"):
+            raise ValueError(f"it is a {config.model_type}, no DINOv2")
+        module, _ = load_model(AutoModel, place, {}, config=config)
+        return Dinov2Space(module, f"DINOv2 {place}", device)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--distance-features dinov2: {place} cannot be loaded: {reason}") from error

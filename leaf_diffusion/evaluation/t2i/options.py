@@ -41,7 +41,7 @@ class ImageOptions:
     help_group: ClassVar[str] = "images"
 
     pipeline: str = "world"
-    """A diffusers Stable Diffusion, SDXL or SD3: "world", a folder or a Hub id."""
+    """A diffusers Stable Diffusion, SDXL, SD3 or FLUX: "world", a folder or a Hub id."""
     t5: bool = True
     """Whether a Stable Diffusion 3 keeps its T5, which may hide what is done to its CLIPs (--no-t5)."""
     seeds: int = 1

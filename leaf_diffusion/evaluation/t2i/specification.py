@@ -2,62 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leaf_diffusion.diffusion.families import frozen_parts
 from leaf_diffusion.diffusion.speed import attention_of
-from leaf_diffusion.evaluation.options import identity as option_values
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.reports.costs import read_swap_cost
-from leaf_diffusion.runs import RunSpec, RunStore
+from leaf_diffusion.weights.fingerprints import fingerprint
 
 NOT_IDENTITY = (
-    "config",
-    "output",
     "save_attacked_prompts",
     "batch_size",
-    "device",
     "attention",
     "channels_last",
     "compile",
-    "share",
     "distance_features",
     "swap_cost",
-    "encoders",
     "feature",
     "t5",
     "prompts",
-    "column",
-    "split",
+    "prompt_column",
+    "prompt_split",
     "every_caption",
-    "dry_run",
     "attacked_prompts",
     "limit",
 )
 """Options that change no result, or that the identity holds in another form (texts and fingerprints)."""
 
 
-def weights_fingerprint(*modules: torch.nn.Module) -> str:
-    """sha256 over the tensors of modules, names included."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
-    """Everything that decides the results, as JSON values."""
+def identity(setup: Setup, judges: Judges) -> dict[str, object]:
+    """What decides the results besides the options, as JSON values."""
     options, pipeline = setup.options, setup.pipeline
     scheduler = {
         name: value if not isinstance(value, float) or math.isfinite(value) else str(value)  # JSON has no infinity
@@ -65,17 +42,15 @@ def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
         if not name.startswith("_")
     }
     # only what differs from the defaults, so that runs from before these options stay the runs they are
-    more: dict[str, Any] = {name: True for name in ("channels_last", "compile") if getattr(options, name)}
+    more: dict[str, object] = {name: True for name in ("channels_last", "compile") if getattr(options, name)}
     if (attention := attention_of(pipeline)) != "sdpa":
         more["attention"] = attention
     if (space := judges.distances) is not None:
-        more["distance_features"] = {"space": space.name, "weights": weights_fingerprint(space.module)}
+        more["distance_features"] = {"space": space.name, "weights": fingerprint(space.module)}
     return {
-        "experiment": "t2i-robustness",
-        **option_values(options, NOT_IDENTITY),
         "encoders": {label: one.fingerprint for label, one in setup.encoders.items()},
         "neutral": {label: one.fingerprint for label, one in setup.neutral.items()},
-        "pipeline_weights": weights_fingerprint(*frozen_parts(pipeline)),
+        "pipeline_weights": fingerprint(*frozen_parts(pipeline)),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
         "feature": str(setup.feature),
         "feature_space": judges.space,
@@ -92,7 +67,7 @@ def swap_costs(folder: Path, setup: Setup) -> dict[str, Any]:
     """
     found = read_swap_cost(folder)
     settings = found.pop("settings")
-    if settings.get("pipeline_weights") != weights_fingerprint(*frozen_parts(setup.pipeline)):
+    if settings.get("pipeline_weights") != fingerprint(*frozen_parts(setup.pipeline)):
         raise ValueError(f"--swap-cost {folder}: it was measured with another pipeline than {setup.options.pipeline}")
     theirs, mine = settings["encoders"], {label: one.fingerprint for label, one in setup.encoders.items()}
     if other := [label for label in mine if label in theirs and theirs[label] != mine[label]]:
@@ -106,12 +81,3 @@ def swap_costs(folder: Path, setup: Setup) -> dict[str, Any]:
             f"more of {', '.join(mine)}"
         )
     return {**found, "rows": [row for row in found["rows"] if row["encoder"] in shared]}
-
-
-def open_store(setup: Setup, judges: Judges, argv: Sequence[str] | None) -> RunStore:
-    """The run's folder, new or to be continued; ValueError where it holds another run."""
-    spec = RunSpec(identity(setup, judges))
-    folder = setup.options.output or Path("runs") / f"t2i-{Path(setup.options.pipeline).name}-{spec.identity[:8]}"
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    command = shlex.join(["leaf-diffusion", "evaluate", *arguments])
-    return RunStore.open(folder, spec, command=command, shared=setup.options.shared)
