@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from attacks import Case, counting, run
 from baselines import SENTENCES, clock, needed_operations, product_limit, tower
+from cases import Case, counting, run
 from rich.console import Console
 from rich.table import Table
 

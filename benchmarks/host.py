@@ -24,7 +24,7 @@ import torch
 from baselines import SENTENCES, tower  # before what imports transformers
 
 # isort: split
-from attacks import Case
+from cases import Case
 from rich.console import Console
 from rich.table import Table
 

@@ -15,8 +15,8 @@ from unittest.mock import patch
 
 import pytest
 
-from leaf_diffusion import cli
 from leaf_diffusion.attacks import ATTACKS
+from leaf_diffusion.cli import main as cli
 from leaf_diffusion.encoders import sources
 from leaf_diffusion.evaluation.t2i import options
 

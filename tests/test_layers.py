@@ -1,4 +1,5 @@
-"""A module imports only from layers below its own; packages of one layer do not know each other."""
+"""A module imports only from layers below its own, packages of one layer do not know each other, and no package holds a
+circle of files."""
 
 import ast
 from pathlib import Path
@@ -7,53 +8,116 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"_compat"},
-    {"text"},
-    {"encoders", "metrics", "runs"},
+    {"_compat", "command_line"},
+    {"text", "images", "weights"},
+    {"tokens", "metrics", "runs"},
+    {"encoders"},
     {"scoring"},
     {"attacks"},
-    {"finetune", "reports"},
+    {"finetune", "diffusion", "reports"},
     {"world"},
-    {"pipelines"},
+    {"evaluation", "pipelines"},
     {"eval", "cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+TOP = {"eval", "cli"}
+"""Scripts and commands know each other: a command calls a script, a script has its options read."""
+ENTRY = {"__init__", "__main__"}
 
 
-def modules() -> list[tuple[str, Path]]:
-    """(package of the layer table, file) of every module."""
-    found = []
-    for file in sorted((ROOT / "leaf_diffusion").rglob("*.py")):
-        first = file.relative_to(ROOT / "leaf_diffusion").parts[0].removesuffix(".py")
-        if first != "__init__":
-            found.append((first, file))
-    return found + [(name, file) for name in ("pipelines", "eval") for file in sorted((ROOT / name).rglob("*.py"))]
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module and package."""
+    found = {}
+    for base, name in (
+        ("leaf_diffusion", ""),
+        ("pipelines", "pipelines"),
+        ("eval", "eval"),
+        ("benchmarks", "benchmarks"),
+    ):
+        for file in sorted((ROOT / base).rglob("*.py")):
+            parts = [*name.split("."), *file.relative_to(ROOT / base).with_suffix("").parts]
+            found[".".join(part for part in parts if part and part != "__init__") or "__init__"] = file
+    return found
 
 
-def imported(file: Path) -> set[str]:
+MODULES = modules()
+
+
+def imported(file: Path, *, at_run_time: bool = False) -> set[str]:
+    """Dotted names that a file imports from the library, without "leaf_diffusion."; `at_run_time` leaves out those that
+    stand inside of functions or are for the type checker alone."""
+    tree = ast.parse(file.read_text())
+    nodes = list(ast.walk(tree)) if not at_run_time else [n for n in tree.body if not isinstance(n, ast.If)]
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute here"
-            names.add(node.module or "")
-            if node.module == "leaf_diffusion":
-                names.update(f"leaf_diffusion.{alias.name}" for alias in node.names)
-    return names
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                known = whole.removeprefix("leaf_diffusion.") in MODULES
+                names.add(whole if known else node.module or "")
+    wrong = names & {"pipelines", "eval"}
+    assert not wrong, f"{file}: import leaf_diffusion.{', '.join(wrong)}, or each class exists twice"
+    if file.parent.name == "benchmarks":
+        names |= {f"leaf_diffusion.benchmarks.{name}" for name in names if f"benchmarks.{name}" in MODULES}
+    return {name.removeprefix("leaf_diffusion.") for name in names if name.startswith("leaf_diffusion.")}
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other in a circle (Tarjan's strongly connected components of two and more)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in sorted(edges.get(name, ())):
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            at = stack.index(name)
+            if len(stack) - at > 1:
+                found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for name in sorted(edges):
+        if name not in index:
+            visit(name)
+    return found
+
+
+def package_of(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def test_every_package_has_its_layer() -> None:
-    assert {package for package, _ in modules()} <= set(RANK)
+    assert {package_of(name) for name in MODULES} - ENTRY <= {*RANK, "benchmarks"}
 
 
-@pytest.mark.parametrize(("package", "file"), modules(), ids=lambda value: getattr(value, "stem", value))
-def test_imports_point_down(package: str, file: Path) -> None:
-    for name in imported(file):
-        parts = name.split(".")
-        assert parts[0] not in ("pipelines", "eval"), (
-            f"{file}: import leaf_diffusion.{name}, or each class exists twice"
-        )
-        if parts[0] == "leaf_diffusion" and len(parts) > 1 and parts[1] in RANK and parts[1] != package:
-            same_commands = {parts[1], package} == {"cli", "eval"}
-            assert RANK[parts[1]] < RANK[package] or same_commands, f"{file} ({package}) imports {name}"
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if package_of(name) in RANK))
+def test_imports_point_down(name: str) -> None:
+    mine = package_of(name)
+    for other in imported(MODULES[name]):
+        theirs = package_of(other)
+        if theirs in RANK and theirs != mine:
+            assert RANK[theirs] < RANK[mine] or {theirs, mine} == TOP, f"{MODULES[name]} imports {other}"
+
+
+def test_no_circle_of_files_inside_a_package() -> None:
+    edges = {name: {o for o in imported(file) if o in MODULES and package_of(o) == package_of(name)} - {name}
+             for name, file in MODULES.items()}  # fmt: skip
+    # a package's __init__ gathers its files: what they import of each other stands in the files
+    edges = {name: {o for o in others if MODULES[o].name != "__init__.py"} for name, others in edges.items()}
+    assert not circles(edges)
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})

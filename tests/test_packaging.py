@@ -16,10 +16,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_the_package_list_is_what_is_on_disk() -> None:
     on_disk = {"leaf_diffusion", "leaf_diffusion.pipelines", "leaf_diffusion.eval"}
-    on_disk |= {f"leaf_diffusion.{init.parent.name}" for init in (ROOT / "leaf_diffusion").glob("*/__init__.py")}
+    inits = (ROOT / "leaf_diffusion").rglob("__init__.py")
+    on_disk |= {".".join(init.parent.relative_to(ROOT).parts) for init in inits}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk
-    folders = {p.name for p in (ROOT / "leaf_diffusion").iterdir() if p.is_dir() and list(p.glob("*.py"))}
-    assert folders <= {name.removeprefix("leaf_diffusion.") for name in on_disk}
+    folders = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "leaf_diffusion").rglob("*.py")}
+    assert folders <= on_disk
 
 
 def test_constraints_satisfy_the_ranges() -> None:

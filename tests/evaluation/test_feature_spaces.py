@@ -21,6 +21,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from transformers import Dinov2Config, Dinov2Model
 
 from leaf_diffusion.eval.t2i_robustness import main
+from leaf_diffusion.evaluation.t2i import feature_spaces
 from leaf_diffusion.evaluation.t2i.feature_spaces import inception_file, load_space
 from leaf_diffusion.evaluation.t2i.judges import load_judges
 from leaf_diffusion.evaluation.t2i.options import Options, parse

@@ -12,11 +12,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.evaluation.encoders import with_encoder
 from leaf_diffusion.evaluation.experiment import Common
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.evaluation.t2i.setup import Setup, prepare
-from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 
 WORLD_ENCODERS = ("original", "leaf", "typo-augmented")
 
@@ -135,7 +135,7 @@ def has_peft() -> bool:
 def load(options: SwapCostOptions) -> Setup:
     """Load pipeline and encoders and try the user's files; ValueError or OSError says what is wrong and what to do."""
     setup = prepare(options.evaluation())
-    if not isinstance(setup.pipeline, LeafStableDiffusionPipeline):
+    if family_of(setup.pipeline).stock != "StableDiffusionPipeline":
         raise ValueError(
             f"--pipeline {options.pipeline}: the cost of a swap is measured on a Stable Diffusion 1.x or 2.x"
         )

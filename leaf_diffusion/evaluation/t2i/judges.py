@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from rich.markup import escape
 from torch import Tensor
 
 from leaf_diffusion.encoders import TextEncoder, load_text_encoder
@@ -59,6 +60,30 @@ class Judges:
         other = clip if self.distances is None else (self.distances.name, self.distances)
         found = {"kid": other, "cmmd": clip, "frechet": other}
         return {metric: space for metric, space in found.items() if space is not None}
+
+    def described(self) -> dict[str, object]:
+        """What the results say of the judges."""
+        return {
+            "feature_space": self.space,
+            "feature_spaces": {metric: name for metric, (name, _) in self.spaces().items()},
+            "real_images": len(self.real),
+        }
+
+    def said(self, options: Options) -> list[str]:
+        """What is measured, and what is left out and why."""
+        said = list[str]()
+        if self.clip is None:
+            said.append("[yellow]no --clip-score-model: CLIPScore and CMMD are left out[/]")
+        spaces, missing = self.spaces(), escape("; ".join(self.missing))
+        if "frechet" in spaces:
+            told = f"KID and Frechet distance to {len(self.real)} images, features: {escape(spaces['frechet'][0])}"
+            said.append(f"{told}[yellow]{' - ' if missing else ''}{missing}[/]")
+        elif options.real_images is None:
+            said.append("[yellow]no --real-images: KID, CMMD and Frechet distance are left out[/]")
+        else:
+            missing = escape("; ".join(["no --clip-score-model", *self.missing]))
+            said.append(f"[yellow]{missing}: KID and Frechet distance are left out[/]")
+        return said
 
 
 def load_judges(options: Options) -> Judges:
