@@ -14,9 +14,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from leaf_diffusion.attacks.images import APGD, FeatureDrift
 from leaf_diffusion.cli import finetune_image
+from leaf_diffusion.encoders.convert_config import image_processor
 from leaf_diffusion.encoders.image_encoder import (
     ImageEncoder,
-    default_processor,
     load_image_encoder,
     wrap_image_encoder,
 )
@@ -50,7 +50,7 @@ def encoder() -> ImageEncoder:
     tower = CLIPVisionModelWithProjection(config).eval().requires_grad_(False)
     with torch.no_grad():  # a tower that single pixels move: as fresh it would be smooth
         tower.vision_model.embeddings.patch_embedding.weight.mul_(8)
-    return wrap_image_encoder(tower, default_processor(16), name="tiny")
+    return wrap_image_encoder(tower, image_processor(16), name="tiny")
 
 
 @pytest.fixture(scope="module")
