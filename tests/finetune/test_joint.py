@@ -121,8 +121,8 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
     assert len(some.names) == len(rest.names) == 1
     assert found.caption(list(found.names).index(rest.names[0])) == rest.caption(0)
     for line, said in (
-        ({"image": "../x.png", "caption": "x"}, "lies outside"),
-        ({"image": "none.png", "caption": "x"}, "no image"),
+        ({"image": "../x.png", "caption": "x"}, "is not in"),
+        ({"image": "none.png", "caption": "x"}, "is not in"),
         ({"caption": "x"}, "which image"),
     ):
         (tmp_path / "bad.jsonl").write_text(json.dumps(line))

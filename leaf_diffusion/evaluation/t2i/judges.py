@@ -13,11 +13,11 @@ from torch import Tensor
 
 from leaf_diffusion.evaluation.t2i.feature_spaces import load_space
 from leaf_diffusion.evaluation.t2i.options import Options
+from leaf_diffusion.images import ImageFolder, to_rgb
 from leaf_diffusion.metrics.feature_spaces import FeatureSpace
 from leaf_diffusion.world import SceneJudge, load_judge_clip, real_images
 
 REAL_IMAGES = 500
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class ImageModel(Protocol):
@@ -108,7 +108,7 @@ class OpenCLIPJudge:
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
         parts = []
         for i in range(0, len(images), 32):
-            batch = [image.convert("RGB") for image in images[i : i + 32]]
+            batch = [to_rgb(image) for image in images[i : i + 32]]
             if self.processor is None:
                 parts.append(self.model.encode_image(torch.stack([self.preprocess(p) for p in batch]).to(self.device)))
             else:
@@ -136,10 +136,8 @@ def _open_clip_knows(name: str) -> bool:
 
 
 def read_images(folder: Path) -> list[Image.Image]:
-    """Every image of a folder, by name, as RGB."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--real-images: no folder {folder}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if len(paths) < 2:
-        raise ValueError(f"--real-images: {folder} holds {len(paths)} images; distances need many")
-    return [Image.open(path).convert("RGB") for path in paths]
+    """Every image of a folder and its sub-folders in RGB; ValueError for fewer than two."""
+    images = ImageFolder(folder)
+    if len(images.names) < 2:
+        raise ValueError(f"--real-images: {folder} holds {len(images.names)} images; distances need many")
+    return [images.load(i) for i in range(len(images.names))]
