@@ -85,7 +85,7 @@ class Retrieval(Experiment[RetrievalOptions]):
     def embedded(self, store: RunStore) -> Tensor:
         """Image features [images, d] of length 1, in the gallery's order."""
         if self._embedded is None:
-            self._embedded = unpacked(typed(Embedded, store.records("gallery")))
+            self._embedded = unpacked(store.records("gallery", Embedded))
         return self._embedded
 
     def rank_clean(self, store: RunStore, label: str, numbers: Sequence[int]) -> list[CleanRank]:
@@ -99,9 +99,7 @@ class Retrieval(Experiment[RetrievalOptions]):
 
     def rank(self, store: RunStore, label: str, queries: Sequence[int]) -> list[Ranked]:
         """Clean, under the attacks on the encoder itself, and under those found on the first encoder."""
-        found = {
-            (each.encoder, each.number): each.attacked for each in typed(AttackedCaptions, store.records("attacks"))
-        }
+        found = {(each.encoder, each.number): each.attacked for each in store.records("attacks", AttackedCaptions)}
         first, images, captions = next(iter(self.encoders)), self.embedded(store), self.gallery.captions
         return [
             rank_searches(self.encoders[label], label, images, captions[query], query, self.targets,

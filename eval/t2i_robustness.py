@@ -6,83 +6,104 @@ Runs as `leaf-diffusion evaluate` and as `python eval/t2i_robustness.py`; --help
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any, Self
 
-from rich.console import Console
-from rich.markup import escape
+from torch import nn
 
-from leaf_diffusion.evaluation.folders import check_space
-from leaf_diffusion.evaluation.prompts import write_attacks
-from leaf_diffusion.evaluation.strict import strict
-from leaf_diffusion.evaluation.t2i.attack import attack_all
-from leaf_diffusion.evaluation.t2i.dry_run import dry_run
-from leaf_diffusion.evaluation.t2i.generate import draw_all
+from leaf_diffusion.evaluation.experiment import Experiment, Records, Report, Setting, Stage, Values, run
+from leaf_diffusion.evaluation.t2i import setup, specification, summarise
+from leaf_diffusion.evaluation.t2i.attack import PROMPTS_AT_ONCE, attack_units, save_attacks
+from leaf_diffusion.evaluation.t2i.distribution import distribution_rows, sensitivity_rows
+from leaf_diffusion.evaluation.t2i.generate import Drawing
 from leaf_diffusion.evaluation.t2i.judges import load_judges
 from leaf_diffusion.evaluation.t2i.options import Options, parse
-from leaf_diffusion.evaluation.t2i.score import score_all
-from leaf_diffusion.evaluation.t2i.screen import print_plan, print_summary, totals
-from leaf_diffusion.evaluation.t2i.setup import image_bytes, prepare
-from leaf_diffusion.evaluation.t2i.specification import open_store, swap_costs
-from leaf_diffusion.evaluation.t2i.summarise import in_order, summarise
-from leaf_diffusion.evaluation.terminal import Bars, quiet
+from leaf_diffusion.evaluation.t2i.plan import by_id
+from leaf_diffusion.evaluation.t2i.score import AT_ONCE, Scoring
 from leaf_diffusion.reports import write_report
+from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs import RunStore
+from leaf_diffusion.runs.experiment_records import typed
+from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
+
+
+class TextToImage(Experiment[Options]):
+    name, command = "t2i-robustness", "evaluate"
+    not_identity = specification.NOT_IDENTITY
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.setup = setup.prepare(options)
+        self.judges = load_judges(options)
+        self.costs = specification.swap_costs(options.swap_cost, self.setup) if options.swap_cost else None
+
+    def settings(self) -> Mapping[str, object]:
+        return specification.identity(self.setup, self.judges)
+
+    def stages(self) -> Sequence[Stage[Any]]:
+        plan, drawing = self.setup.plan, Drawing(self.setup)
+        images = by_id(plan.images())
+        return [
+            Stage("attacks", by_id(plan.attacks()), lambda _, units: attack_units(self.setup, units), PROMPTS_AT_ONCE,
+                  AttackRecord, together=lambda _, unit: (unit.source, unit.prompt.id), apart=lambda _, unit: unit.source,
+                  after=lambda store: save_attacks(self.setup, store)),
+            Stage("images", images, drawing, self.options.batch_size, ImageRecord, together=drawing.image,
+                  apart=drawing.weights),
+            Stage("scores", images, Scoring(self.setup, self.judges), AT_ONCE, ScoreRecord),
+        ]  # fmt: skip
+
+    def pairs(self) -> Sequence[tuple[str, str]]:
+        return summarise.pairs_of(self.labels())
+
+    def searched(self, records: Records) -> tuple[str, str]:
+        """Attack and constraint of the rows."""
+        attacks, options = typed(AttackRecord, records["attacks"]), self.options
+        return summarise.named_attack(attacks, options.attack, options.constraint, given=bool(self.setup.given_attacks))
+
+    def values(self, records: Records) -> Mapping[Setting, Values]:
+        images, scores = typed(ImageRecord, records["images"]), typed(ScoreRecord, records["scores"])
+        return summarise.setting_values(self.setup.plan, images, scores, *self.searched(records))
+
+    def further_rows(self, store: RunStore, records: Records) -> Sequence[Row]:
+        images, plan = typed(ImageRecord, records["images"]), self.setup.plan
+        distances = distribution_rows(plan, store, images, self.judges, *self.searched(records))
+        return [*distances, *(sensitivity_rows(self.setup) if self.options.world else [])]
+
+    def extra(self, records: Records) -> Mapping[str, object]:
+        counts = {
+            "attacks": summarise.attack_counts(typed(AttackRecord, records["attacks"])),
+            "counts": summarise.image_counts(typed(ImageRecord, records["images"])),
+        }
+        return {**counts, **self.judges.described(), **({} if self.costs is None else {"swap_cost": self.costs})}
+
+    def report(self, store: RunStore, rows: Sequence[Row], records: Records) -> Report:
+        counts = summarise.attack_counts(typed(AttackRecord, records["attacks"]))
+        return Report(write_report(store.folder), [summarise.main_figures(rows)], summarise.said(counts))
+
+    def folder_name(self) -> str:
+        return self.setup.name
+
+    def plan(self) -> Sequence[str]:
+        return [*self.setup.said(), *self.judges.said(self.options)]
+
+    def image_bytes(self) -> int:
+        return self.setup.image_bytes()
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return self.setup.modules()
+
+    def sample(self) -> Self:
+        few = copy(self)
+        few.setup = replace(self.setup, plan=replace(self.setup.plan, prompts=self.setup.prompts[:1]))
+        return few
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, or continue, one evaluation; returns the exit status (2: the input is wrong, nothing was started)."""
-    console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)  # of a launcher's processes the first one speaks
-    quiet()
-    try:
-        options = parse(argv)
-    except (ValueError, OSError) as error:
-        return _refused(error)
-    with strict(options.strict):
-        return _run(console, options, argv)
-
-
-def _run(console: Console, options: Options, argv: Sequence[str] | None) -> int:
-    try:
-        with console.status("loading and checking"):
-            setup = prepare(options)
-            check_space((options.output or Path("runs")).absolute(), image_bytes(setup))
-            judges = load_judges(options)
-            costs = None if options.swap_cost is None else swap_costs(options.swap_cost, setup)
-            store = None if options.dry_run else open_store(setup, judges, argv)
-    except (ValueError, OSError) as error:
-        return _refused(error)
-    print_plan(console, setup, judges, store)
-    if store is None:
-        dry_run(console, setup, judges)
-        return 0
-    try:
-        with Bars(console, totals(setup), store) as bars:
-            attacked = attack_all(setup, store, bars.start("attacks"))
-            if options.save_attacked_prompts is not None and store.slot == 0:
-                rows = in_order(store.records("attacks"), setup.plan.attack_ids())
-                write_attacks(options.save_attacked_prompts, rows)
-            draw_all(setup, store, attacked, bars.start("images"))
-            score_all(setup, judges, store, bars.start("scores"))
-        if not store.claim("results"):
-            console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
-            return 0
-        with console.status("intervals, and distances to real images" if judges.real else "intervals"):
-            results = summarise(setup, judges, store, costs)
-        report = write_report(store.folder)
-    except (KeyboardInterrupt, OSError) as error:
-        Console().print(
-            f"[red]stopped[/] {escape(str(error))}: what is done is kept, the same command continues", soft_wrap=True
-        )
-        return 130 if isinstance(error, KeyboardInterrupt) else 1
-    print_summary(console, results, report)
-    return 0
-
-
-def _refused(error: Exception) -> int:
-    Console().print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-    return 2
+    return run(TextToImage, Options, argv, parse=parse)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class AttackResult:
     ``token_ids``: what the encoder reads (begin ... end of text, behind its defence). ``distance``: Levenshtein, in
     code points (in tokens for an attack on tokens). ``queries``: candidates scored. ``success``: whether the
     objective is reached, None where it has no such notion. ``truncated``: the perturbed prompt is longer than the
-    encoder's context.
+    encoder's context. ``objective``: what the score is of ("drift(l2, pooled)").
     """
 
     original: str
@@ -51,6 +51,7 @@ class AttackResult:
     queries: int
     success: bool | None
     truncated: bool
+    objective: str = ""
 
 
 class Attack(ABC):
@@ -194,7 +195,16 @@ def verify(
         success = bool(score.solved(i, value)) if score.solved(i, math.inf) else None
         results.append(
             AttackResult(
-                prompt, text, list(tokens), value, float(cleans[i]), far, int(queries[i]), success, bool(truncated)
+                prompt,
+                text,
+                list(tokens),
+                value,
+                float(cleans[i]),
+                far,
+                int(queries[i]),
+                success,
+                bool(truncated),
+                scorer.objective_name,
             )
         )
     return results

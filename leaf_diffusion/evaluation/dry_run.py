@@ -64,8 +64,9 @@ def dry_run(
     measured: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory(prefix="leaf-dry-run-") as folder, console.status("measuring a sample"):
         sample.folder = Path(folder) / "run"
-        with RunStore.open(sample.folder, spec) as store:
-            for stage in sample.stages():
+        planned = sample.stages()
+        with RunStore.open(sample.folder, spec, kinds={stage.kind: stage.record for stage in planned}) as store:
+            for stage in planned:
                 batches, started = stage.batches(store, strict=bool(spec.settings.get("strict"))), monotonic()
                 run_batches(store, stage.kind, batches if whole else batches[:1], lambda _: None)
                 measured[stage.kind] = Measured(store.count(stage.kind), monotonic() - started)

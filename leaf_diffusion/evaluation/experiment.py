@@ -10,8 +10,8 @@ import os
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
@@ -30,14 +30,16 @@ from leaf_diffusion.evaluation.stages import Stage, recorded
 from leaf_diffusion.evaluation.strict import strict
 from leaf_diffusion.evaluation.terminal import Bars, print_found, print_matrix, quiet
 from leaf_diffusion.reports.pages.experiment import Page, write_page
+from leaf_diffusion.reports.results import Row
 from leaf_diffusion.reports.sections import Matrix
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
+from leaf_diffusion.runs.records import Record
 from leaf_diffusion.runs.scheduler import run_batches
 
 NOT_IDENTITY = ("encoders", "output", "device", "share", "strict", "dry_run", "config")
 """Options that change no result, or that the identity holds in another form (fingerprints)."""
 
-Records = Mapping[str, Sequence[dict[str, Any]]]
+Records = Mapping[str, Sequence[Record]]
 """Kind -> its records, in the order of the stage's units."""
 
 
@@ -78,7 +80,22 @@ class Report:
     sentences: Sequence[str] = ()
 
 
-O = TypeVar("O", bound=Common)  # noqa: E741
+class HasRunOptions(Protocol):
+    """What the frame asks of options."""
+
+    @property
+    def encoders(self) -> tuple[str, ...]: ...
+    @property
+    def output(self) -> Path | None: ...
+    @property
+    def share(self) -> bool: ...
+    @property
+    def strict(self) -> bool: ...
+    @property
+    def dry_run(self) -> bool: ...
+
+
+O = TypeVar("O", bound=HasRunOptions)  # noqa: E741
 
 
 class Experiment(ABC, Generic[O]):
@@ -98,7 +115,7 @@ class Experiment(ABC, Generic[O]):
         self.options = options
 
     @abstractmethod
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         """What decides the results besides the options: fingerprints, texts."""
 
     @abstractmethod
@@ -108,21 +125,21 @@ class Experiment(ABC, Generic[O]):
     def values(self, records: Records) -> Mapping[Setting, Values]:
         """A number a unit (prompt, image) for each setting, from the records by kind."""
 
-    def page(self, rows: Sequence[dict[str, Any]], records: Records) -> Page:
+    def page(self, rows: Sequence[Row], records: Records) -> Page:
         """The report; images of the run are looked up with `self.folder`."""
         raise NotImplementedError(f"{type(self).__name__} has neither a page nor a report of its own")
 
-    def report(self, store: RunStore, rows: Sequence[dict[str, Any]], records: Records) -> Report:
+    def report(self, store: RunStore, rows: Sequence[Row], records: Records) -> Report:
         """Write report.html."""
         page = self.page(rows, records)
         path = write_page(store.folder, page, store.spec, load_run(store.folder).environment)
         return Report(path, [each for section in page.sections for each in section.matrices])
 
-    def extra(self, records: Records) -> dict[str, Any]:
+    def extra(self, records: Records) -> Mapping[str, object]:
         """More for results.json: counts of what was left out, truncated or unchanged."""
         return {}
 
-    def further_rows(self, store: RunStore, records: Records) -> list[dict[str, Any]]:
+    def further_rows(self, store: RunStore, records: Records) -> Sequence[Row]:
         """Result rows that are no means over units: distances between sets of images."""
         return []
 
@@ -148,7 +165,7 @@ class Experiment(ABC, Generic[O]):
 
     def modules(self) -> Mapping[str, nn.Module]:
         """What is loaded, by name, for --dry-run. Default: the experiment's encoders."""
-        found = {}
+        found: dict[str, nn.Module] = {}
         for name, value in vars(self).items():
             for label, each in value.items() if isinstance(value, Mapping) else [("", value)]:
                 if isinstance(each, HasModule):
@@ -171,11 +188,18 @@ def load_encoders(names: Sequence[str], device: str) -> dict[str, TextEncoder]:
     return {name.label: load_text_encoder(name.source, defence=name.defence, device=device) for name in parsed}
 
 
-def run(kind: type[Experiment[O]], options_type: type[O], argv: Sequence[str] | None = None) -> int:
+def run(
+    kind: type[Experiment[O]],
+    options_type: type[O],
+    argv: Sequence[str] | None = None,
+    *,
+    parse: Callable[[Sequence[str] | None], O] | None = None,
+) -> int:
     """Run an experiment, or continue it; returns the exit status (2: the input is wrong, nothing was started)."""
     quiet()
     try:
-        options = tyro.cli(options_type, args=argv, prog=f"leaf-diffusion {kind.command or kind.name}")
+        prog = f"leaf-diffusion {kind.command or kind.name}"
+        options = tyro.cli(options_type, args=argv, prog=prog) if parse is None else parse(argv)
         with strict(options.strict):
             return _run(kind, options, sys.argv[1:] if argv is None else argv)
     except (ValueError, OSError) as error:
@@ -196,7 +220,8 @@ def _run(kind: type[Experiment[O]], options: O, arguments: Sequence[str]) -> int
         if not options.dry_run:
             shared = options.share or int(os.environ.get("WORLD_SIZE", "1")) > 1
             command = shlex.join(["leaf-diffusion", kind.command or kind.name, *arguments])
-            store = RunStore.open(experiment.folder, spec, command=command, shared=shared)
+            kinds = {stage.kind: stage.record for stage in experiment.stages()}
+            store = RunStore.open(experiment.folder, spec, kinds=kinds, command=command, shared=shared)
     for sentence in experiment.plan():
         console.print(sentence, soft_wrap=True, highlight=False)
     if options.dry_run:
@@ -224,7 +249,7 @@ def _run(kind: type[Experiment[O]], options: O, arguments: Sequence[str]) -> int
 
 def _specification(experiment: Experiment[O]) -> RunSpec:
     left_out = (*NOT_IDENTITY, *experiment.not_identity)
-    chosen = {name: value for name, value in asdict(experiment.options).items() if name not in left_out}
+    chosen = {name: value for name, value in vars(experiment.options).items() if name not in left_out}
     texts = {name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()}
     alone = {"strict": True} if experiment.options.strict else {}
     return RunSpec({"experiment": experiment.name, **texts, **alone, **experiment.settings()})
@@ -246,6 +271,9 @@ def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Repor
         return None
     with console.status("results"):
         records = recorded(store, stages)
-        rows = result_rows(experiment.values(records), experiment.pairs()) + experiment.further_rows(store, records)
+        rows = [
+            *result_rows(experiment.values(records), experiment.pairs()),
+            *experiment.further_rows(store, records),
+        ]
         store.write_results({"rows": rows, **experiment.extra(records)})
         return experiment.report(store, load_run(store.folder).results["rows"], records)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from leaf_diffusion.metrics import paired_bootstrap
+from leaf_diffusion.reports.results import Row
 
 Values = Mapping[str, float]
 """A number a unit (prompt, image); units are the sample of the intervals."""
@@ -28,7 +28,7 @@ class Setting:
     attack: str | None = None
     constraint: str | None = None
     k: int = 0
-    more: tuple[tuple[str, Any], ...] = ()
+    more: tuple[tuple[str, object], ...] = ()
     seeds: int = 1
     compared: bool = True
 
@@ -40,7 +40,7 @@ class Setting:
 
     def row(
         self, n: int, mean: float, low: float | None = None, high: float | None = None, baseline: str | None = None
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """The result row, its columns in their order."""
         return {
             "encoder": self.encoder,
@@ -65,7 +65,7 @@ def all_pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
     return [(second, first) for first, second in combinations(dict.fromkeys(labels), 2)]
 
 
-def result_rows(values: Mapping[Setting, Values], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+def result_rows(values: Mapping[Setting, Values], pairs: Sequence[tuple[str, str]]) -> list[Row]:
     """Means with 95% intervals over units, then the paired difference of each (encoder, baseline) in the same setting.
 
     A difference is taken over the units that both have; a setting without values gives no row.
@@ -73,7 +73,7 @@ def result_rows(values: Mapping[Setting, Values], pairs: Sequence[tuple[str, str
     places: dict[Hashable, dict[str, Setting]] = {}
     for setting in values:
         places.setdefault(setting.place, {})[setting.encoder] = setting
-    rows = []
+    rows: list[Row] = []
     for found in places.values():
         rows += [_row(each, None, values[each]) for each in found.values() if values[each]]
         for encoder, baseline in pairs:
@@ -86,6 +86,6 @@ def result_rows(values: Mapping[Setting, Values], pairs: Sequence[tuple[str, str
     return rows
 
 
-def _row(setting: Setting, baseline: str | None, values: Values, against: Values | None = None) -> dict[str, Any]:
+def _row(setting: Setting, baseline: str | None, values: Values, against: Values | None = None) -> Row:
     found = paired_bootstrap(values, against)
     return setting.row(found.n, found.mean, found.ci_low, found.ci_high, baseline)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from leaf_diffusion.runs import RunStore
+from leaf_diffusion.runs.records import Record
 from leaf_diffusion.runs.scheduler import Batch, chunks
 
 U = TypeVar("U")
@@ -16,8 +17,9 @@ U = TypeVar("U")
 class Stage(Generic[U]):
     """One kind of record: `units` by id, and what computes the records of some of them, in their order.
 
-    `work` is given the store, for images and for the records of earlier stages. The frame adds "id" and writes the records
-    down; one that names an "image", or several "images", is computed again where these are missing or damaged.
+    `work` is given the store, for images and for the records of earlier stages. The frame sets their ids and writes the
+    records down; one that names an "image", or several "images", is computed again where these are missing or damaged.
+    record: the model of the records, checked when they are written and read.
 
     size: groups computed at a time (one with `--strict`). A group is a single unit, or all units for which `together`
     gives the same: one search that serves several k, one drawing that several units show. Units for which `apart`
@@ -27,15 +29,16 @@ class Stage(Generic[U]):
 
     kind: str
     units: Mapping[str, U]
-    work: Callable[[RunStore, Sequence[U]], Iterable[Mapping[str, Any]]]
+    work: Callable[[RunStore, Sequence[U]], Iterable[Record]]
     size: int = 8
+    record: type[Record] = Record
     together: Callable[[RunStore, U], Hashable] | None = None
     apart: Callable[[RunStore, U], Hashable] | None = None
     after: Callable[[RunStore], None] | None = None
 
     def batches(self, store: RunStore, *, strict: bool = False) -> list[Batch]:
         """The work of the stage, in batches that follow from the units alone, whatever is recorded already."""
-        recorded = {record["id"]: _images(record) for record in store.records(self.kind)}
+        recorded = {record.id: _images(record) for record in store.records(self.kind, self.record)}
         return [
             Batch(ids, self._work(store, ids), redo=[path for unit in ids for path in recorded.get(unit, ())])
             for ids in self._batched(store, 1 if strict else self.size)
@@ -55,24 +58,25 @@ class Stage(Generic[U]):
     def _work(self, store: RunStore, ids: Sequence[str]) -> Callable[[], None]:
         def work() -> None:
             for unit, record in zip(ids, self.work(store, [self.units[unit] for unit in ids]), strict=True):
-                store.append(self.kind, {"id": unit, **record})
+                store.append(self.kind, record.model_copy(update={"id": unit}))
 
         return work
 
 
-def _images(record: Mapping[str, Any]) -> list[str]:
+def _images(record: Record) -> list[str]:
     """The files that belong to a record."""
-    return [path for path in [record.get("image"), *record.get("images", [])] if path]
+    named = [getattr(record, "image", None), *(getattr(record, "images", None) or ())]
+    return [path for path in named if isinstance(path, str)]
 
 
-def recorded(store: RunStore, stages: Sequence[Stage[Any]]) -> dict[str, list[dict[str, Any]]]:
+def recorded(store: RunStore, stages: Sequence[Stage[Any]]) -> dict[str, list[Record]]:
     """Kind -> the records of every unit, in the order of the units, whoever wrote them when.
 
     Raises ValueError where one is missing.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Record]] = {}
     for stage in stages:
-        by_id = {record["id"]: record for record in store.records(stage.kind)}
+        by_id = {record.id: record for record in store.records(stage.kind, stage.record)}
         if missing := [unit for unit in stage.units if unit not in by_id]:
             raise ValueError(f"{len(missing)} of {len(stage.units)} {stage.kind} are not recorded, first {missing[0]}")
         found[stage.kind] = [by_id[unit] for unit in stage.units]

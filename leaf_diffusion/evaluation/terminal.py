@@ -84,7 +84,7 @@ def print_matrix(console: Console, matrix: Matrix) -> None:
     for column in ("", *matrix.columns, "n"):
         table.add_column(escape(readable(column)))
     for label, cells, n in matrix.lines:
-        shown = [f"{cell.text} [dim]{escape(cell.sub)}[/]" if cell.sub else cell.text for cell in cells]
+        shown = [f"{escape(cell.text)} [dim]{escape(cell.sub)}[/]" if cell.sub else escape(cell.text) for cell in cells]
         table.add_row(escape(readable(label)), *shown, n)
     console.print(table)
 

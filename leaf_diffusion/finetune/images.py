@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -105,31 +106,44 @@ def _world(source: str | Path) -> Pairs:
     return pairs
 
 
-def load_some(images: Images, numbers: Sequence[int], threads: ThreadPoolExecutor) -> list[Image.Image]:
-    """The readable ones of these images, decoded side by side. ValueError where none is."""
-    return [image for _, image in _readable(images, numbers, threads)]
+class Loading:
+    """Decodes images side by side, and passes over files that cannot be read: `unreadable` are the names of those met so
+    far, by this process. The first one is told in a warning."""
 
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self.threads, self.unreadable = threads, set[str]()
 
-def load_pairs(
-    pairs: Pairs, numbers: Sequence[int], threads: ThreadPoolExecutor
-) -> tuple[list[str], list[Image.Image]]:
-    """Captions and images of those whose image can be read. ValueError where none can."""
-    found = _readable(pairs, numbers, threads)
-    return [pairs.caption(i) for i, _ in found], [image for _, image in found]
+    def images(self, images: Images, numbers: Sequence[int]) -> list[Image.Image]:
+        """The readable ones of these images. ValueError where none is."""
+        return [image for _, image in self._readable(images, numbers)]
 
+    def pairs(self, pairs: Pairs, numbers: Sequence[int]) -> tuple[list[str], list[Image.Image]]:
+        """Captions and images of those whose image can be read. ValueError where none can."""
+        found = self._readable(pairs, numbers)
+        return [pairs.caption(i) for i, _ in found], [image for _, image in found]
 
-def _readable(images: Images, numbers: Sequence[int], threads: ThreadPoolExecutor) -> list[tuple[int, Image.Image]]:
-    def load(i: int) -> Image.Image | OSError:
-        try:
-            return images.load(i)
-        except OSError as error:
-            return error
+    def notes(self) -> dict[str, float]:
+        """How many files are unreadable, for the log of a training; nothing where all are whole."""
+        return {"unreadable": len(self.unreadable)} if self.unreadable else {}
 
-    loaded = list(zip(numbers, threads.map(load, numbers), strict=True))
-    found = [(i, image) for i, image in loaded if not isinstance(image, OSError)]
-    if not found:
-        raise ValueError(f"none of {len(numbers)} images can be read; the first: {loaded[0][1]}")
-    return found
+    def _readable(self, images: Images, numbers: Sequence[int]) -> list[tuple[int, Image.Image]]:
+        def load(i: int) -> Image.Image | OSError:
+            try:
+                return images.load(i)
+            except OSError as error:
+                return error
+
+        found = []
+        for i, image in zip(numbers, self.threads.map(load, numbers), strict=True):
+            if not isinstance(image, OSError):
+                found.append((i, image))
+                continue
+            if not self.unreadable:
+                warnings.warn(f"{image}; such files are left out, training_log.jsonl counts them", stacklevel=4)
+            self.unreadable.add(images.names[i])
+        if not found:
+            raise ValueError(f"none of {len(numbers)} images can be read, such as {images.names[numbers[0]]}")
+        return found
 
 
 def split_images(images: Images) -> tuple[Images, Images]:

@@ -53,7 +53,7 @@ def decode_image(path: str | Path, *, formats: Sequence[str] = FORMATS, data: by
     if data is None and not Path(path).is_file():
         raise FileNotFoundError(f"no such image file: {path}")
     try:
-        with Image.open(path if data is None else io.BytesIO(data), formats=formats) as image:
+        with Image.open(path if data is None else io.BytesIO(data), formats=tuple(formats)) as image:
             if (pixels := image.width * image.height) > MAX_PIXELS:
                 raise UnreadableImageError(f"{path}: {pixels:,} pixels, more than {MAX_PIXELS:,}; make it smaller")
             return image.copy()

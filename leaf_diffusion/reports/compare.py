@@ -12,6 +12,7 @@ from leaf_diffusion.reports.gallery import GalleryRow, gallery_rows
 from leaf_diffusion.reports.html import templates
 from leaf_diffusion.reports.results import METRICS, PAIRED, Metric, Results, Setting, setting_of
 from leaf_diffusion.runs import Run, Values, atomic_write, load_run, prompt_values
+from leaf_diffusion.runs.records import ImageRecord, ScoreRecord
 
 SHOWN = 24
 """Changed images on the page."""
@@ -62,7 +63,7 @@ def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _by_place(run: Run) -> dict[Place, Values]:
-    values = prompt_values(run.records("images"), run.records("scores"))
+    values = prompt_values(run.records("images", ImageRecord), run.records("scores", ScoreRecord))
     return {
         (encoder, setting_of({"protocol": protocol, "source": source, "k": k}), metric): each
         for ((encoder, protocol, source, k), metric), each in values.items()

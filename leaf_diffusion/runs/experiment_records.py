@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
 from leaf_diffusion.runs.records import ImagePath, Record, Typed, parse
@@ -14,17 +14,12 @@ class Measured(Record):
     id: str = ""
 
 
-M = TypeVar("M", bound=Measured)
+M = TypeVar("M", bound=Record)
 
 
-def typed(model: type[M], records: Sequence[Mapping[str, object]]) -> list[M]:
+def typed(model: type[M], records: Iterable[Record]) -> list[M]:
     """Records as they were read, with their types. Raises ValueError where one does not fit."""
-    return [parse(model, record) for record in records]
-
-
-def lines(records: Iterable[Measured]) -> list[dict[str, object]]:
-    """Records as the frame writes them."""
-    return [record.model_dump(exclude={"id"}) for record in records]
+    return [parse(model, record.model_dump(exclude_unset=True)) for record in records]
 
 
 class AttackedText(Typed):

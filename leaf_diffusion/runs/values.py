@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
+
+from leaf_diffusion.runs.records import ImageRecord, ScoreRecord
 
 FIELDS = {
     "clip_score": "clip_score",
@@ -27,17 +28,17 @@ Key = tuple[str, str, str | None, int]
 
 
 def prompt_values(
-    images: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]], fields: Mapping[str, str] = FIELDS
+    images: Iterable[ImageRecord], scores: Iterable[ScoreRecord], fields: Mapping[str, str] = FIELDS
 ) -> dict[tuple[Key, str], Values]:
     """The values of every (key, metric) that some image has a score for."""
-    by_id = {row["id"]: row for row in scores}
+    by_id = {score.id: score for score in scores}
     noises: dict[tuple[Key, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for image in images:
-        key: Key = (image["encoder"], image["protocol"], image["source"], image["k"])
+        key: Key = (image.encoder, image.protocol, image.source, image.k)
         for metric, name in fields.items():
-            if image["protocol"] == "floor" and not metric.startswith("drift"):
+            if image.protocol == "floor" and not metric.startswith("drift"):
                 continue
-            value = by_id.get(image["id"], {}).get(name)
+            value = getattr(by_id.get(image.id), name, None)
             if value is not None:
-                noises[key, metric][image["prompt_id"]].append(float(value))
+                noises[key, metric][image.prompt_id].append(float(value))
     return {key: {prompt: float(np.mean(each)) for prompt, each in found.items()} for key, found in noises.items()}

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import pytest
 
 from leaf_diffusion.evaluation.prompts import Prompt
+from leaf_diffusion.evaluation.results import result_rows
 from leaf_diffusion.evaluation.t2i.plan import make_plan
-from leaf_diffusion.evaluation.t2i.rows import result_rows
-from leaf_diffusion.evaluation.t2i.summarise import attack_counts
+from leaf_diffusion.evaluation.t2i.summarise import attack_counts, pairs_of, setting_values
+from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
 
 PROMPTS = [Prompt(f"prompt {i}") for i in range(20)]
 PLAN = make_plan(PROMPTS, ["a", "b", "c"], protocols=["adaptive", "transfer"], transfer_sources=["a"], ks=[1], seeds=2)
 
 
-def found(hit: dict[str, float]) -> list[dict[str, Any]]:
+def found(hit: dict[str, float]) -> list[Row]:
     """Rows where each encoder is right in the first `hit` share of the prompts when attacked, with every noise."""
     images, scores = [], []
     for unit in PLAN.images():
         rank = PROMPTS.index(unit.prompt) / len(PROMPTS)
         right = unit.cell.source is None or rank < hit[unit.cell.encoder]
-        images.append({"id": unit.id, "prompt_id": unit.prompt.id, "seed_index": unit.seed_index, **asdict(unit.cell)})
-        scores.append(
-            {"id": unit.id, "scene_correct": right, "drift": 0.25 * (unit.seed_index + 1), "clip_score": None}
+        texts = dict.fromkeys(("prompt", "original", "given"), unit.prompt.text)
+        images.append(
+            ImageRecord(
+                id=unit.id,
+                prompt_id=unit.prompt.id,
+                seed_index=unit.seed_index,
+                image="images/01234567.png",
+                truncated=False,
+                **texts,
+                **asdict(unit.cell),
+            )
         )
-    return result_rows(PLAN, images, scores, "charmer", "none")
+        scores.append(ScoreRecord(id=unit.id, scene_correct=right, drift=0.25 * (unit.seed_index + 1)))
+    return result_rows(setting_values(PLAN, images, scores, "charmer", "none"), pairs_of(["a", "b", "c"]))
 
 
-def pick(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+def pick(rows: list[Row], **wanted: object) -> Row:
     (row,) = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     return row
 
@@ -59,11 +69,14 @@ def test_seeds_are_averaged_inside_a_prompt_and_absent_metrics_have_no_rows() ->
 
 
 def test_attack_sets_are_counted() -> None:
-    base = {"source": "a", "k": 1, "truncated": False, "distance": 1, "score": 2.0, "queries": 10}
+    def record(**more: object) -> AttackRecord:
+        base = {"id": "i", "prompt_id": "p", "prompt": "x", "source": "a", "k": 1, "truncated": False, "distance": 1}
+        return AttackRecord.model_validate({**base, "score": 2.0, "queries": 10, **more})
+
     rows = [
-        {**base, "prompt": "x", "perturbed": "y", "unseen_tokens": 0.5},
-        {**base, "prompt": "x", "perturbed": "x", "truncated": True, "distance": 0, "unseen_tokens": 0.0},
-        {**base, "k": 2, "prompt": "x", "perturbed": "yy", "unseen_tokens": None},
+        record(perturbed="y", unseen_tokens=0.5),
+        record(perturbed="x", truncated=True, distance=0, unseen_tokens=0.0),
+        record(perturbed="yy", k=2, unseen_tokens=None),
     ]
     one, two = attack_counts(rows)
     assert (one["n"], one["unchanged"], one["truncated"], one["distance"], one["unseen_tokens"]) == (2, 1, 1, 0.5, 0.25)

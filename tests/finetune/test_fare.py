@@ -14,9 +14,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from leaf_diffusion.attacks.images import APGD, FeatureDrift
 from leaf_diffusion.cli import finetune_image
+from leaf_diffusion.encoders.convert_config import image_processor
 from leaf_diffusion.encoders.image_encoder import (
     ImageEncoder,
-    default_processor,
     load_image_encoder,
     wrap_image_encoder,
 )
@@ -51,7 +51,7 @@ def encoder() -> ImageEncoder:
     tower = CLIPVisionModelWithProjection(config).eval().requires_grad_(False)
     with torch.no_grad():  # a tower that single pixels move: as fresh it would be smooth
         tower.vision_model.embeddings.patch_embedding.weight.mul_(8)
-    return wrap_image_encoder(tower, default_processor(16), name="tiny")
+    return wrap_image_encoder(tower, image_processor(16), name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,8 @@ def test_images_of_a_folder(tmp_path: Path, encoder: ImageEncoder) -> None:
     with pytest.raises(OSError, match=r"broken\.jpg"):
         found.load(4)
     config = FAREConfig(eps=2, attack_steps=1, batch_size=5, max_steps=1, warmup_steps=1)
-    folder = finetune_image_encoder(encoder, found, tmp_path / "out", config, held_out=Drawn(2, 5))
+    with pytest.warns(UserWarning, match=r"broken\.jpg holds no whole image .*training_log\.jsonl counts them"):
+        folder = finetune_image_encoder(encoder, found, tmp_path / "out", config, held_out=Drawn(2, 5))
     assert json.loads((folder / "training_log.jsonl").read_text().splitlines()[-1])["unreadable"] == 1
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no images"):

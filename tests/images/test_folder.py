@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def test_numbers_in_number_order_and_hidden_ones_ignored(tmp_path: Path) -> None
 
 def test_the_order_is_one_of_parts_and_total() -> None:
     names = ["a/1.png", "a/b/1.png", "a-1/2.png", "a1.png", "a01.png", "a.png", "²/1.png", "B/1.png", "1.png", "1a.png"]
-    assert sorted(names, key=number_order) == sorted(reversed(names), key=number_order)
+    backwards = list(reversed(names))
+    assert sorted(names, key=number_order) == sorted(backwards, key=number_order)
     assert sorted(["n02.png", "n010.png", "n1.png"], key=number_order) == ["n1.png", "n02.png", "n010.png"]
 
 
@@ -48,4 +50,18 @@ def test_folders_that_cannot_serve(tmp_path: Path) -> None:
         ImageFolder(tmp_path)
     put(tmp_path, "a.png", "b.TIFF")
     with pytest.raises(ValueError, match=r"b\.TIFF: images of this format are not read \(1 such files\)"):
+        ImageFolder(tmp_path)
+
+
+def test_a_sub_folder_that_may_not_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a.png", "b/1.png")
+    scan = os.scandir
+
+    def refusing(place: str) -> object:
+        if Path(place).name == "b":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    with pytest.raises(PermissionError, match="b"):
         ImageFolder(tmp_path)

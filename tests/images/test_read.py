@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from leaf_diffusion.images import UnreadableImageError, decode_image, png_ok, read, read_image, to_rgb
+from leaf_diffusion.images import UnreadableImageError, decode_image, png_ok, read, read_image, to_rgb, whole_png
 
 LEFT, RIGHT = (200, 100, 50), (0, 0, 0)
 
@@ -34,6 +37,33 @@ def test_orientation_of_a_camera(name: str, image: Image.Image, tmp_path: Path) 
     assert np.abs(np.asarray(found)[55, 20].astype(int) - RIGHT).max() < 6
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_as_pillow_turns_it(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3)).save(tmp_path / "a.png", exif=exif)
+    found = read_image(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as stored:
+        assert np.array_equal(found, ImageOps.exif_transpose(stored))
+    assert np.array_equal(to_rgb(found), found) and not found.info  # and not turned again
+
+
+def test_damaged_exif_data_spoil_no_image(image: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", 72.0
+    image.save(tmp_path / "a.jpg", exif=exif)
+    whole, rng = (tmp_path / "a.jpg").read_bytes(), np.random.default_rng(0)
+    start, end = whole.index(b"Exif") + 6, whole.index(b"Exif") + len(exif.tobytes())
+    sizes = set()
+    for _ in range(2000):
+        spoiled = bytearray(whole)
+        for at in rng.integers(start, end, 2):
+            spoiled[at] = rng.integers(256)
+        (tmp_path / "b.jpg").write_bytes(spoiled)
+        sizes.add(read_image(tmp_path / "b.jpg").size)
+    assert sizes == {(60, 40), (40, 60)}
+
+
 def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
     Image.fromarray(ramp).save(tmp_path / "a.png")
@@ -45,6 +75,27 @@ def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     image = Image.fromarray(ramp)
     image.info["transparency"] = 0  # as of a file with this grey marked
     assert to_rgb(image).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("channels", "values", "seen"),
+    [
+        (2, (65535, 0, 0x8080), (255, 0, 128)),  # RGB
+        (6, (65535, 0, 0, 0x3333), (255, 204, 204)),  # RGBA, a fifth there
+        (4, (0, 0x3333), (204, 204, 204)),  # LA
+        (0, (0x8080,), (128, 128, 128)),
+    ],
+)
+def test_sixteen_bits_a_channel(
+    channels: int, values: tuple[int, ...], seen: tuple[int, int, int], tmp_path: Path
+) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, channels, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(f">{len(values)}H", *values)))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b""))
+    assert read_image(tmp_path / "a.png").getpixel((0, 0)) == seen
 
 
 @pytest.mark.parametrize("values", [np.full((2, 2), 0.5, np.float32), np.full((2, 2), 1 << 20, np.int32)])
@@ -124,6 +175,32 @@ def test_damage_size_and_absence_name_the_file(
     with pytest.raises(UnreadableImageError, match=r"big\.png: 2,400 pixels, more than 2,000"):
         read_image(tmp_path / "big.png")
     assert not png_ok(tmp_path / "big.png")
+
+
+def test_bytes_that_were_read_are_decoded_and_not_the_file(image: Image.Image, tmp_path: Path) -> None:
+    image.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    assert np.array_equal(decode_image(tmp_path / "gone.png", data=data), image)
+    assert np.array_equal(whole_png(tmp_path / "gone.png", data), image)
+    with pytest.raises(UnreadableImageError, match=r"gone\.png is no whole PNG"):
+        whole_png(tmp_path / "gone.png", data[:-1])
+    with pytest.raises(UnreadableImageError, match=r"gone\.png is no PNG image inside"):
+        decode_image("gone.png", formats=["PNG"], data=b"GIF89a")
+
+
+def test_a_file_that_may_not_be_read_is_told_so(image: Image.Image, tmp_path: Path) -> None:
+    image.save(tmp_path / "a.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "open", raiser(PermissionError(13, "Permission denied")))
+        with pytest.raises(UnreadableImageError, match=r"a\.png cannot be read: Permission denied"):
+            read_image(tmp_path / "a.png")
+
+
+def raiser(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leaf_diffusion.attacks import Attack, AttackResult, Charmer, attack_from_name
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.evaluation.prompts import Prompt, edits
-from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, run_batches
+from leaf_diffusion.evaluation.prompts import Prompt, edits, write_attacks
+from leaf_diffusion.evaluation.t2i.plan import AttackUnit
+from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs.records import AttackRecord, parse
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import AnyScorer
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
@@ -23,30 +25,23 @@ if TYPE_CHECKING:
 PROMPTS_AT_ONCE = 8
 """Prompts of one attack call: what a killed run loses at most."""
 
-Attacked = dict[tuple[str, int, str], str]
-"""(source, k, prompt id) -> attacked prompt."""
+
+def attack_units(setup: Setup, units: Sequence[AttackUnit]) -> list[AttackRecord]:
+    """Search, or take from the given file, the attacked prompts of units of one source, each prompt at all of its k."""
+    source, ks = units[0].source, list(dict.fromkeys(unit.k for unit in units))
+    prompts = list({unit.prompt.id: unit.prompt for unit in units}.values())
+    work = given if setup.given_attacks else search
+    found = {(row["prompt"], row["k"]): row for row in work(setup, source, ks, prompts)}
+    return [parse(AttackRecord, {"id": u.id, "prompt_id": u.prompt.id, **found[u.prompt.text, u.k]}) for u in units]
 
 
-def attack_all(setup: Setup, store: RunStore, advance: Advance) -> Attacked:
-    """Search (or take from the given file) every attack set that the plan names; returns all attacked prompts."""
-    plan = setup.plan
-    by_text = {(row["source"], row["k"], row["prompt"]): row for row in setup.given_attacks}
-
-    def batch(source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> Batch:
-        def work() -> None:
-            for row in _given(setup, source, ks, prompts, by_text) if by_text else search(setup, source, ks, prompts):
-                store.append("attacks", row)
-
-        return Batch([plan.attack_id(source, k, prompt) for prompt in prompts for k in ks], work)
-
-    batches = [
-        batch(source, [k for name, k in plan.sets() if name == source], prompts)
-        for source in plan.sources
-        for prompts in chunks(plan.prompts, setup.options.at_once(PROMPTS_AT_ONCE))
-    ]
-    run_batches(store, "attacks", batches, advance)
-    done = {row["id"]: row["perturbed"] for row in store.records("attacks")}
-    return {(source, k, p.id): done[plan.attack_id(source, k, p)] for source, k in plan.sets() for p in plan.prompts}
+def save_attacks(setup: Setup, store: RunStore) -> None:
+    """Write the attack sets, one after the other, to the file that the options name."""
+    if setup.options.save_attacked_prompts is not None:
+        sets = {place: number for number, place in enumerate(setup.plan.sets())}
+        by_id = {each.id: each for each in store.records("attacks", AttackRecord)}
+        rows = sorted((by_id[unit.id] for unit in setup.plan.attacks()), key=lambda each: sets[each.source, each.k])
+        write_attacks(setup.options.save_attacked_prompts, [each.model_dump(exclude_unset=True) for each in rows])
 
 
 def find(
@@ -58,7 +53,7 @@ def find(
     return {k: attack(texts, scorer, k=k, constraint=constraint, seed=seed) for k in ks}
 
 
-def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> list[Row]:
     """Attack `prompts` on one source at every k; Charmer's rounds give all k from one search."""
     options, loaded = setup.options, setup.source(source)
     encoder = loaded.encoder
@@ -67,14 +62,11 @@ def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Promp
     params = {"n_positions": options.n_positions} if options.attack == "charmer" else {}
     attack, texts = attack_from_name(options.attack, **params), [prompt.text for prompt in prompts]
     results, fingerprint = find(attack, texts, scorer, ks, constraint, options.attack_seed), loaded.fingerprint
-    rows = []
+    rows: list[Row] = []
     for i, prompt in enumerate(prompts):
         for k in ks:
             rows.append(
                 {
-                    "unit": "attack",
-                    "id": setup.plan.attack_id(source, k, prompt),
-                    "prompt_id": prompt.id,
                     **attack_row(results[k][i], source, k, options.attack, options.constraint),
                     "fingerprint": fingerprint,
                     "unseen_tokens": unseen_share(encoder, results[k][i].token_ids) if options.world else None,
@@ -84,7 +76,7 @@ def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Promp
     return rows
 
 
-def attack_row(result: AttackResult, source: str, k: int, attack: str, constraint: str) -> dict[str, Any]:
+def attack_row(result: AttackResult, source: str, k: int, attack: str, constraint: str) -> Row:
     """One line of an attack set."""
     values = asdict(result)
     del values["token_ids"], values["original"]
@@ -111,29 +103,21 @@ def unseen_share(encoder: TextEncoder, row: Sequence[int]) -> float:
     return sum(token not in seen_tokens() for token in content) / len(content) if content else 0.0
 
 
-def _given(
-    setup: Setup,
-    source: str,
-    ks: Sequence[int],
-    prompts: Sequence[Prompt],
-    rows: dict[tuple[str, int, str], dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Records of attacked prompts from a file; what the file does not say is None, distance and edits are measured."""
+def given(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> list[Row]:
+    """Attacked prompts of a file; what it does not say is None, distance and edits are measured."""
     unknown = dict.fromkeys(("attack", "constraint", "score", "clean_score", "queries", "success"))
     first = next(iter(setup.encoders.values())).base
-    records = []
-    for prompt in prompts:
-        for k in ks:
-            row = rows[source, k, prompt.text]
-            perturbed = row["perturbed"]
-            tokens = first.tokenize([perturbed])[0]
-            measured = {
-                "distance": distance(prompt.text, perturbed),
-                "edits": edits(prompt.text, perturbed),
-                "truncated": first.is_truncated([perturbed])[0],
-                "unseen_tokens": unseen_share(first, tokens) if setup.options.world else None,
-                "shattered": shattered(first, prompt.text, perturbed),
-            }
-            identity = {"unit": "attack", "id": setup.plan.attack_id(source, k, prompt), "prompt_id": prompt.id}
-            records.append({**unknown, **row, **measured, **identity})
-    return records
+    rows: list[Row] = []
+    for prompt, k in ((prompt.text, k) for prompt in prompts for k in ks):
+        row = setup.given_by_text[source, k, prompt]
+        perturbed = row["perturbed"]
+        tokens = first.tokenize([perturbed])[0]
+        measured = {
+            "distance": distance(prompt, perturbed),
+            "edits": edits(prompt, perturbed),
+            "truncated": first.is_truncated([perturbed])[0],
+            "unseen_tokens": unseen_share(first, tokens) if setup.options.world else None,
+            "shattered": shattered(first, prompt, perturbed),
+        }
+        rows.append({**unknown, **row, **measured})
+    return rows

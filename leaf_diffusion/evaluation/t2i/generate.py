@@ -4,58 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
 
 from leaf_diffusion.evaluation.encoders import with_encoder
-from leaf_diffusion.evaluation.t2i.attack import Attacked
 from leaf_diffusion.evaluation.t2i.plan import ImageUnit, content_id
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.runs import RunStore, png_ok
-from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, run_batches
-from leaf_diffusion.world.figures import noise_seed
+from leaf_diffusion.runs.records import AttackRecord, ImageRecord, parse
 
 
-def draw_all(setup: Setup, store: RunStore, attacked: Attacked, advance: Advance) -> None:
-    """Draw every planned image; one that several units ask for (same weights, text, noise) is drawn once.
+class Drawing:
+    """Draws the units of a run. One image that several units show (same weights, text, noise) is drawn once; one that is
+    recorded but missing or damaged is drawn again."""
 
-    An image that was recorded but is missing or damaged on the disk is drawn again.
-    """
-    damaged = store.damaged_images()
-    weights_of = {label: one.base_fingerprint for label, one in setup.encoders.items()}
-    by_weights: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for unit in setup.plan.images():
-        weights = weights_of[unit.cell.encoder]
-        row = _image_row(setup, unit, attacked, weights)
-        by_weights.setdefault(weights, {}).setdefault(row["image"], []).append(row)
-    bases = {weights_of[label]: one for label, one in setup.encoders.items()}
-    pipelines: dict[str, Any] = {}
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._planned: dict[str, ImageRecord] = {}
+        self._attacked: dict[tuple[str, int, str], str] = {}
+        self._pipeline: tuple[str, Any] = ("", None)
 
-    def batch(weights: str, wanted: Sequence[list[dict[str, Any]]]) -> Batch:
-        def work() -> None:
-            missing = {rows[0]["image"] for rows in wanted if not png_ok(store.folder / rows[0]["image"])}
-            if missing:
-                if weights not in pipelines:
-                    pipelines.clear()
-                    pipelines[weights] = with_encoder(setup.pipeline, bases[weights])
-                texts, seeds = [rows[0]["given"] for rows in wanted], [rows[0]["seed"] for rows in wanted]
-                for rows, image in zip(wanted, draw(pipelines[weights], texts, seeds, setup), strict=True):
-                    if rows[0]["image"] in missing:
-                        store.save_image(rows[0]["image"], image)
-            for row in (row for rows in wanted for row in rows):
-                store.append("images", row)
+    @cached_property
+    def _weights(self) -> dict[str, str]:
+        return {label: one.base_fingerprint for label, one in self.setup.encoders.items()}
 
-        redo = [rows[0]["image"] for rows in wanted if rows[0]["image"] in damaged]
-        return Batch([row["id"] for rows in wanted for row in rows], work, redo)
+    def weights(self, store: RunStore, unit: ImageUnit) -> str:
+        """Fingerprint of the text encoders that the unit is drawn with."""
+        return self._weights[unit.cell.encoder]
 
-    batches = [
-        batch(weights, wanted)
-        for weights, images in by_weights.items()
-        for wanted in chunks(list(images.values()), setup.options.at_once(setup.options.batch_size))
-    ]
-    run_batches(store, "images", batches, advance)
+    def image(self, store: RunStore, unit: ImageUnit) -> str:
+        """The unit's image; known once the attacks are recorded."""
+        return self._record(store, unit).image
+
+    def __call__(self, store: RunStore, units: Sequence[ImageUnit]) -> list[ImageRecord]:
+        """Draw the images of units with the same weights, all in one batch where one of them is missing."""
+        records = [self._record(store, unit) for unit in units]
+        wanted = {record.image: (record.given, unit.seed) for record, unit in zip(records, units, strict=True)}
+        if missing := {path for path in wanted if not png_ok(store.folder / path)}:
+            texts, seeds = zip(*wanted.values(), strict=True)
+            drawn = draw(self._with(units[0].cell.encoder), texts, seeds, self.setup)
+            for path, image in zip(wanted, drawn, strict=True):
+                if path in missing:
+                    store.save_image(path, image)
+        return records
+
+    def _with(self, encoder: str) -> Any:
+        """The pipeline around an encoder; one at a time is kept."""
+        weights = self._weights[encoder]
+        if self._pipeline[0] != weights:
+            self._pipeline = weights, with_encoder(self.setup.pipeline, self.setup.encoders[encoder])
+        return self._pipeline[1]
+
+    def _record(self, store: RunStore, unit: ImageUnit) -> ImageRecord:
+        if unit.id not in self._planned:
+            self._planned[unit.id] = self._plan(store, unit)
+        return self._planned[unit.id]
+
+    def _plan(self, store: RunStore, unit: ImageUnit) -> ImageRecord:
+        cell, prompt, loaded = unit.cell, unit.prompt, self.setup.encoders[unit.cell.encoder]
+        if not self._attacked:
+            found = store.records("attacks", AttackRecord)
+            self._attacked = {(each.source, each.k, each.prompt_id): each.perturbed for each in found}
+        text = prompt.text if cell.source is None else self._attacked[cell.source, cell.k, prompt.id]
+        given = loaded.encoder.preprocess([text])[0]
+        name = content_id(weights=self._weights[cell.encoder], given=given, seed=unit.seed)
+        values = {
+            "id": unit.id,
+            "prompt_id": prompt.id,
+            "prompt": text,
+            "original": prompt.text,
+            **asdict(cell),
+            "seed_index": unit.seed_index,
+            "seed": unit.seed,
+            "image": f"images/{name}.png",
+            "given": given,
+            "truncated": loaded.base.is_truncated([given])[0],
+        }
+        return parse(ImageRecord, values)
 
 
 def draw(pipeline: Any, texts: Sequence[str], seeds: Sequence[int], setup: Setup) -> list[Image.Image]:
@@ -70,23 +98,3 @@ def draw(pipeline: Any, texts: Sequence[str], seeds: Sequence[int], setup: Setup
         width=options.width,
     ).images
     return images
-
-
-def _image_row(setup: Setup, unit: ImageUnit, attacked: Attacked, weights: str) -> dict[str, Any]:
-    cell, prompt = unit.cell, unit.prompt
-    text = prompt.text if cell.source is None else attacked[cell.source, cell.k, prompt.id]
-    loaded = setup.encoders[cell.encoder]
-    given, seed = loaded.encoder.preprocess([text])[0], noise_seed(prompt.id, unit.seed_index)
-    return {
-        "unit": "image",
-        "id": unit.id,
-        "prompt_id": prompt.id,
-        "prompt": text,
-        "original": prompt.text,
-        **asdict(cell),
-        "seed_index": unit.seed_index,
-        "seed": seed,
-        "image": f"images/{content_id(weights=weights, given=given, seed=seed)}.png",
-        "given": given,
-        "truncated": loaded.base.is_truncated([given])[0],
-    }

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from rich.markup import escape
 from torch import Tensor
 
+from leaf_diffusion.encoders import TextEncoder, load_text_encoder
+from leaf_diffusion.encoders.image_encoder import load_image_encoder, wrap_image_encoder
+from leaf_diffusion.encoders.openclip import load_openclip
 from leaf_diffusion.evaluation.t2i.feature_spaces import load_space
 from leaf_diffusion.evaluation.t2i.options import Options
-from leaf_diffusion.images import ImageFolder, to_rgb
+from leaf_diffusion.images import ImageFolder
 from leaf_diffusion.metrics.feature_spaces import FeatureSpace
 from leaf_diffusion.world import SceneJudge, load_judge_clip, real_images
 
@@ -56,6 +61,30 @@ class Judges:
         found = {"kid": other, "cmmd": clip, "frechet": other}
         return {metric: space for metric, space in found.items() if space is not None}
 
+    def described(self) -> dict[str, object]:
+        """What the results say of the judges."""
+        return {
+            "feature_space": self.space,
+            "feature_spaces": {metric: name for metric, (name, _) in self.spaces().items()},
+            "real_images": len(self.real),
+        }
+
+    def said(self, options: Options) -> list[str]:
+        """What is measured, and what is left out and why."""
+        said = list[str]()
+        if self.clip is None:
+            said.append("[yellow]no --clip-score-model: CLIPScore and CMMD are left out[/]")
+        spaces, missing = self.spaces(), escape("; ".join(self.missing))
+        if "frechet" in spaces:
+            told = f"KID and Frechet distance to {len(self.real)} images, features: {escape(spaces['frechet'][0])}"
+            said.append(f"{told}[yellow]{' - ' if missing else ''}{missing}[/]")
+        elif options.real_images is None:
+            said.append("[yellow]no --real-images: KID, CMMD and Frechet distance are left out[/]")
+        else:
+            missing = escape("; ".join(["no --clip-score-model", *self.missing]))
+            said.append(f"[yellow]{missing}: KID and Frechet distance are left out[/]")
+        return said
+
 
 def load_judges(options: Options) -> Judges:
     """The judges that the options ask for; ValueError or OSError for a model or a folder that is not there."""
@@ -82,51 +111,37 @@ def load_judges(options: Options) -> Judges:
 
 
 class OpenCLIPJudge:
-    """A CLIP of open_clip ("ViT-B-16/openai"), or a CLIP folder or Hub id of transformers."""
+    """A CLIP of open_clip ("ViT-B-16/openai"), or a CLIP folder or Hub id of transformers.
+
+    FileNotFoundError or ValueError where its weights are not there, not whole or no numbers.
+    """
 
     def __init__(self, name: str, device: str) -> None:
-        self.device = device
         if Path(name).is_dir() or (name.count("/") == 1 and not _open_clip_knows(name)):
-            from transformers import CLIPModel, CLIPProcessor
-
-            self.model: Any = CLIPModel.from_pretrained(name, use_safetensors=True).eval().to(device)
-            self.processor: Any = CLIPProcessor.from_pretrained(name)
+            self.images = load_image_encoder(name, device=device)
+            self.texts: Callable[[Sequence[str]], Tensor] = partial(_projected, load_text_encoder(name, device=device))
             return
-        import open_clip
-
-        model, weights = name.split("/", 1) if "/" in name else (name, None)
-        if not weights or (model, weights) not in open_clip.list_pretrained():
+        if not _open_clip_knows(name):
             raise ValueError(
                 f"--clip-score-model {name}: neither a folder nor an open_clip MODEL/WEIGHTS such as ViT-B-16/openai"
             )
-        self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
-        self.tokenizer = open_clip.get_tokenizer(model)
-        self.model.eval()
-        self.processor = None
+        module, tokenizer = load_openclip(name)
+        module = module.eval().to(device)
+        self.images = wrap_image_encoder(module, name=name)
+        self.texts = lambda texts: module.encode_text(tokenizer(list(texts)).to(device))
 
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
-        parts = []
-        for i in range(0, len(images), 32):
-            batch = [to_rgb(image) for image in images[i : i + 32]]
-            if self.processor is None:
-                parts.append(self.model.encode_image(torch.stack([self.preprocess(p) for p in batch]).to(self.device)))
-            else:
-                pixels = self.processor(images=batch, return_tensors="pt").pixel_values.to(self.device)
-                parts.append(self.model.visual_projection(self.model.vision_model(pixels).pooler_output))
-        return torch.cat(parts).float().cpu()
+        parts = (self.images.prepare(images[i : i + 32]) for i in range(0, len(images), 32))
+        return torch.cat([self.images.embed(pixels) for pixels in parts]).cpu()
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        parts = []
-        for i in range(0, len(texts), 64):
-            batch = list(texts[i : i + 64])
-            if self.processor is None:
-                parts.append(self.model.encode_text(self.tokenizer(batch).to(self.device)))
-            else:
-                tokens = self.processor(text=batch, padding=True, truncation=True, return_tensors="pt").to(self.device)
-                parts.append(self.model.text_projection(self.model.text_model(**tokens).pooler_output))
-        return torch.cat(parts).float().cpu()
+        return torch.cat([self.texts(texts[i : i + 64]) for i in range(0, len(texts), 64)]).float().cpu()
+
+
+def _projected(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
+    return encoder.features(encoder.tokenize(texts), "projected")
 
 
 def _open_clip_knows(name: str) -> bool:

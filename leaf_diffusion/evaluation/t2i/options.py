@@ -27,7 +27,7 @@ class Options:
     """
 
     pipeline: str = "world"
-    """A diffusers Stable Diffusion, SDXL or SD3: "world", a folder or a Hub id."""
+    """A diffusers Stable Diffusion, SDXL, SD3 or FLUX: "world", a folder or a Hub id."""
     encoders: tuple[str, ...] = ()
     """Labels, sources ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" adds spelling correction;
     "original" is the pipeline's own. The first is the baseline. Default in the world: original leaf typo-augmented
@@ -69,9 +69,11 @@ class Options:
     constraint: Literal["no-new-words", "published", "none"] = "no-new-words"
     objective: Literal["l2", "cosine"] = "l2"
     """What the attacker maximises: the drift of the prompt's embedding, squared L2 or 1 - cosine."""
-    feature: Literal["pooled", "states"] = "pooled"
-    """What of the embedding drifts: the pooled (projected) vector, which TextFARE and the paper's attacks look at, or all
-    77 token states, padding included, which a Stable Diffusion's denoiser is given."""
+    feature: Literal["auto", "pooled", "projected", "states"] = "auto"
+    """What of the embedding drifts: pooled, the final state at end-of-text; projected, that in the joint space with images,
+    which TextFARE and the paper's attacks look at; states, all 77 token states, padding included, which a Stable
+    Diffusion's denoiser is given. auto: projected in the world and where every text encoder of the pipeline's class has a
+    projection (SD3), else pooled, so that it does not depend on which encoders are compared."""
     precision: Literal["fp32", "screen"] = "fp32"
     """screen: candidates are scored in bfloat16 first, the best again in full; faster, and nearly always the same."""
     attack_seed: int = 0
@@ -150,15 +152,6 @@ class Options:
         if self.distance_features is not None:
             check_name(self.distance_features)
         require(self.guidance is None or self.guidance >= 0, f"--guidance cannot be negative, got {self.guidance}")
-
-    @property
-    def shared(self) -> bool:
-        """Whether other processes may work on the folder, too."""
-        return self.share or int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-    def at_once(self, size: int) -> int:
-        """How many of what would be computed `size` at a time."""
-        return 1 if self.strict else size
 
     @property
     def world(self) -> bool:

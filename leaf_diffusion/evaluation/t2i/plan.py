@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from leaf_diffusion.evaluation.prompts import Prompt
+from leaf_diffusion.world.figures import noise_seed
 
 
 def content_id(**content: object) -> str:
@@ -29,10 +31,26 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class AttackUnit:
+    source: str
+    k: int
+    prompt: Prompt
+
+    @property
+    def id(self) -> str:
+        return content_id(unit="attack", prompt_id=self.prompt.id, source=self.source, k=self.k)
+
+
+@dataclass(frozen=True)
 class ImageUnit:
     cell: Cell
     prompt: Prompt
     seed_index: int
+
+    @property
+    def seed(self) -> int:
+        """Of the noise."""
+        return noise_seed(self.prompt.id, self.seed_index)
 
     @property
     def id(self) -> str:
@@ -48,6 +66,13 @@ class ImageUnit:
         )
 
 
+U = TypeVar("U", AttackUnit, ImageUnit)
+
+
+def by_id(units: Iterable[U]) -> dict[str, U]:
+    return {unit.id: unit for unit in units}
+
+
 @dataclass(frozen=True)
 class Plan:
     """`searched` maps each source of attacks to its k; `given` says that the attack sets come from a file."""
@@ -59,16 +84,16 @@ class Plan:
     seeds: int
     given: Sequence[tuple[str, int]] = field(default=())
 
-    def attack_id(self, source: str, k: int, prompt: Prompt) -> str:
-        return content_id(unit="attack", prompt_id=prompt.id, source=source, k=k)
-
     def sets(self) -> list[tuple[str, int]]:
         """(source, k) of every attack set."""
         return list(self.given) or [(source, k) for source in self.sources for k in self.ks]
 
-    def attack_ids(self) -> list[str]:
-        """Every attack's id, set by set."""
-        return [self.attack_id(source, k, prompt) for source, k in self.sets() for prompt in self.prompts]
+    def attacks(self) -> Iterator[AttackUnit]:
+        """Source by source and prompt by prompt: one search gives all k of a prompt."""
+        for source in self.sources:
+            for prompt in self.prompts:
+                for k in (k for name, k in self.sets() if name == source):
+                    yield AttackUnit(source, k, prompt)
 
     def images(self) -> Iterator[ImageUnit]:
         """Prompt by prompt, so that a run cut short has whole rows."""

@@ -3,94 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from leaf_diffusion.evaluation.t2i.judges import Judges
+from leaf_diffusion.evaluation.t2i.judges import ImageTextModel, Judges
+from leaf_diffusion.evaluation.t2i.plan import ImageUnit
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.metrics import clip_score_from_features, feature_drift, pixel_rmse
 from leaf_diffusion.runs import RunStore
-from leaf_diffusion.runs.scheduler import Advance, Batch, chunks, run_batches
+from leaf_diffusion.runs.records import ImageRecord, ScoreRecord, parse
+from leaf_diffusion.world.scenes import Scene
 
 AT_ONCE = 256
 
 
-def score_all(setup: Setup, judges: Judges, store: RunStore, advance: Advance) -> None:
-    """Score every image that has no score yet.
+class Scoring:
+    """Scores the images of a run.
 
     Drift is measured against the same encoder's clean image from the same noise: what the attack moved, not what the
     encoders differ by. The floor's images are measured against the clean ones of noise 0. What the encoders differ by is
     the swap drift of clean images, against the first encoder's of the same noise.
     """
-    recorded = {row["id"]: row for row in store.records("images")}
-    images = [recorded[unit.id] for unit in setup.plan.images()]
-    clean = {(r["encoder"], r["prompt_id"], r["seed_index"]): r["image"] for r in images if r["protocol"] == "clean"}
-    first = setup.plan.cells[0].encoder
-    scenes = {prompt.id: prompt.scene for prompt in setup.prompts}
 
-    def batch(rows: Sequence[dict[str, Any]]) -> Batch:
-        def work() -> None:
-            references = [
-                clean[
-                    first if r["protocol"] == "clean" else r["encoder"],
-                    r["prompt_id"],
-                    0 if r["protocol"] == "floor" else r["seed_index"],
-                ]
-                for r in rows
+    def __init__(self, setup: Setup, judges: Judges) -> None:
+        self.setup, self.judges = setup, judges
+        self._images: dict[str, ImageRecord] = {}
+        self._clean: dict[tuple[str, str, int], str] = {}
+
+    def __call__(self, store: RunStore, units: Sequence[ImageUnit]) -> list[ScoreRecord]:
+        if not self._images:
+            self._images = {image.id: image for image in store.records("images", ImageRecord)}
+            for each in self._images.values():
+                if each.protocol == "clean":
+                    self._clean[each.encoder, each.prompt_id, each.seed_index] = each.image
+        first = self.setup.plan.cells[0].encoder
+        batch = [self._images[unit.id] for unit in units]
+        references = [
+            self._clean[
+                first if each.protocol == "clean" else each.encoder,
+                each.prompt_id,
+                0 if each.protocol == "floor" else each.seed_index,
             ]
-            paths = dict.fromkeys([*references, *(row["image"] for row in rows)])
-            images = {path: store.load_image(path) for path in paths}
-            for row in _score(rows, references, images, scenes, judges, first):
-                store.append("scores", row)
-
-        return Batch([row["id"] for row in rows], work)
-
-    run_batches(store, "scores", [batch(rows) for rows in chunks(images, setup.options.at_once(AT_ONCE))], advance)
+            for each in batch
+        ]
+        images = {path: store.load_image(path) for path in dict.fromkeys([*references, *(i.image for i in batch)])}
+        return _score(batch, references, images, [unit.prompt.scene for unit in units], self.judges, first)
 
 
 def _score(
-    batch: Sequence[dict[str, Any]],
+    batch: Sequence[ImageRecord],
     references: Sequence[str],
     images: dict[str, Image.Image],
-    scenes: dict[str, Any],
+    scenes: Sequence[Scene | None],
     judges: Judges,
     first: str,
-) -> list[dict[str, Any]]:
-    rows = [{"unit": "score", "id": row["id"]} for row in batch]
-    shown = [images[row["image"]] for row in batch]
-    moved = [row["protocol"] != "clean" for row in batch]
-    swapped = [row["protocol"] == "clean" and row["encoder"] != first for row in batch]
+) -> list[ScoreRecord]:
+    shown = [images[each.image] for each in batch]
+    moved = [each.protocol != "clean" for each in batch]
+    swapped = [each.protocol == "clean" and each.encoder != first for each in batch]
     rmse = [pixel_rmse(a, images[b]) for a, b in zip(shown, references, strict=True)]
-    columns: dict[str, Sequence[Any]] = {"drift": _where(moved, rmse), "swap_drift": _where(swapped, rmse)}
+    columns: dict[str, Sequence[object]] = {"drift": _where(moved, rmse), "swap_drift": _where(swapped, rmse)}
     if judges.clip is not None:
         features = dict(zip(images, judges.clip.encode_image(list(images.values())), strict=True))
-        columns |= _clip_columns(batch, references, moved, swapped, features, judges)
-    judged = [i for i, row in enumerate(batch) if scenes[row["prompt_id"]] is not None and judges.scenes is not None]
-    if judged:
-        asked = [scenes[batch[i]["prompt_id"]] for i in judged]
-        right = dict(zip(judged, judges.scenes.correct([shown[i] for i in judged], asked), strict=True))
-        columns["scene_correct"] = [right.get(i) for i in range(len(batch))]
-    return [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(rows)]
+        columns |= _clip_columns(batch, references, moved, swapped, features, judges.clip)
+    asked = {i: scene for i, scene in enumerate(scenes) if scene is not None and judges.scenes is not None}
+    if asked:
+        right = judges.scenes.correct([shown[i] for i in asked], list(asked.values()))
+        found = dict(zip(asked, right, strict=True))
+        columns["scene_correct"] = [found.get(i) for i in range(len(batch))]
+    return [
+        parse(ScoreRecord, {"id": each.id} | {name: values[i] for name, values in columns.items()})
+        for i, each in enumerate(batch)
+    ]
 
 
 def _clip_columns(
-    batch: Sequence[dict[str, Any]],
+    batch: Sequence[ImageRecord],
     references: Sequence[str],
     moved: Sequence[bool],
     swapped: Sequence[bool],
     features: dict[str, Tensor],
-    judges: Judges,
-) -> dict[str, Sequence[Any]]:
-    assert judges.clip is not None
-    texts = list(dict.fromkeys(text for row in batch for text in (row["original"], row["prompt"])))
-    captions = dict(zip(texts, judges.clip.encode_text(texts), strict=True))
-    pairs = [(features[row["image"]], row) for row in batch]
+    clip: ImageTextModel,
+) -> dict[str, Sequence[object]]:
+    texts = list(dict.fromkeys(text for each in batch for text in (each.original, each.prompt)))
+    captions = dict(zip(texts, clip.encode_text(texts), strict=True))
+    pairs = [(features[each.image], each) for each in batch]
     drift = [feature_drift(f, features[b]) for (f, _), b in zip(pairs, references, strict=True)]
     return {
-        "clip_score": [clip_score_from_features(f, captions[row["original"]]) for f, row in pairs],
-        "clip_score_attacked_caption": [clip_score_from_features(f, captions[row["prompt"]]) for f, row in pairs],
+        "clip_score": [clip_score_from_features(f, captions[each.original]) for f, each in pairs],
+        "clip_score_attacked_caption": [clip_score_from_features(f, captions[each.prompt]) for f, each in pairs],
         "drift_features": _where(moved, drift),
         "swap_drift_features": _where(swapped, drift),
     }

@@ -2,38 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+from torch import nn
+
 from leaf_diffusion.attacks import attack_from_name
-from leaf_diffusion.diffusion.families import family_of, native_side
+from leaf_diffusion.diffusion.families import native_side
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.evaluation import prompts as prompt_sets
 from leaf_diffusion.evaluation.encoders import (
     EncoderName,
     Loaded,
-    common_feature,
+    attacked_feature,
     load_alone,
     load_pipeline,
     load_towers,
 )
-from leaf_diffusion.evaluation.folders import check_writable
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.evaluation.t2i.plan import Plan, make_plan
+from leaf_diffusion.reports.results import Row
+from leaf_diffusion.text.visible import isolated
 
 
 @dataclass(frozen=True)
 class Setup:
     options: Options
     prompts: list[Prompt]
-    given_attacks: list[dict[str, Any]]
+    given_attacks: Sequence[Row]
     pipeline: Any
     encoders: dict[str, Loaded]
     neutral: dict[str, Loaded]
     feature: Feature
     plan: Plan
+
+    @cached_property
+    def given_by_text(self) -> dict[tuple[str, int, str], Row]:
+        """(source, k, prompt) -> the row of a given attack set."""
+        return {(row["source"], row["k"], row["prompt"]): row for row in self.given_attacks}
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder."""
+        return f"t2i-{Path(self.options.pipeline).name}"
+
+    def said(self) -> list[str]:
+        """What will be done."""
+        options, plan = self.options, self.plan
+        attacks, images = sum(1 for _ in plan.attacks()), sum(1 for _ in plan.images())
+        sentences = [
+            f"{len(plan.prompts)} prompts, encoders {_names(self.encoders)}; attacks ({options.attack}, "
+            f"{options.constraint}) on {_names(plan.sources) or 'none'}: {attacks}; images: {images}"
+        ]
+        if all(prompt.scene is None for prompt in plan.prompts):
+            sentences.append("scene accuracy needs the world's own prompts: left out")
+        return sentences
+
+    def image_bytes(self) -> int:
+        """What the run's images need at most: uncompressed, none of them drawn yet."""
+        pipeline, options = self.pipeline, self.options
+        side = native_side(pipeline)
+        return sum(1 for _ in self.plan.images()) * 3 * (options.height or side) * (options.width or side)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What is loaded, by name: the pipeline's parts, and each encoder."""
+        parts = {name: each for name, each in self.pipeline.components.items() if isinstance(each, nn.Module)}
+        for label, one in {**self.encoders, **self.neutral}.items():
+            numbers = [""] if len(one.bases) == 1 else [f" {i + 1}" for i in range(len(one.bases))]
+            parts |= {f"encoder {label}{i}": base.module for i, base in zip(numbers, one.bases, strict=True)}
+        return parts
 
     def source(self, label: str) -> Loaded:
         """The encoder that attacks are searched on."""
@@ -48,8 +90,6 @@ def prepare(options: Options) -> Setup:
     names = [EncoderName.parse(text, world=options.world) for text in options.encoders]
     if len({name.label for name in names}) < len(names):
         raise ValueError(f"--encoders: two encoders share a label: {[n.label for n in names]}; write LABEL=SOURCE")
-    if options.output is not None:
-        check_writable(options.output)
     pipeline = load_pipeline(options)
     encoders = load_towers(names, pipeline, options)
     neutral: dict[str, Loaded] = {}
@@ -70,12 +110,11 @@ def prepare(options: Options) -> Setup:
         seeds=options.seeds,
         given=sorted({(row["source"], row["k"]) for row in given}),
     )
-    pooled = common_feature([*encoders.values(), *neutral.values()])
-    feature: Feature = family_of(pipeline).states if options.feature == "states" else pooled
+    feature = attacked_feature(options.feature, pipeline, encoders | neutral, world=options.world)
     return Setup(options, prompts, given, pipeline, encoders, neutral, feature, plan)
 
 
-def load_prompts(options: Options, given: Sequence[dict[str, Any]]) -> list[Prompt]:
+def load_prompts(options: Options, given: Sequence[Row]) -> list[Prompt]:
     """The prompts of the run; with attack sets every set must cover each of them."""
     if options.prompts is not None:
         column, split = options.prompt_column, options.prompt_split
@@ -97,8 +136,5 @@ def load_prompts(options: Options, given: Sequence[dict[str, Any]]) -> list[Prom
     return prompts
 
 
-def image_bytes(setup: Setup) -> int:
-    """What the run's images need at most: uncompressed, none of them drawn yet."""
-    pipeline, options = setup.pipeline, setup.options
-    side = native_side(pipeline)
-    return sum(1 for _ in setup.plan.images()) * 3 * (options.height or side) * (options.width or side)
+def _names(labels: Iterable[str]) -> str:
+    return escape(", ".join(map(isolated, labels)))

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +11,43 @@ from leaf_diffusion.diffusion.speed import attention_of
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.reports.costs import read_swap_cost
-from leaf_diffusion.runs import RunSpec, RunStore
 from leaf_diffusion.weights.fingerprints import fingerprint
 
 NOT_IDENTITY = (
-    "config",
-    "output",
     "save_attacked_prompts",
     "batch_size",
-    "device",
     "attention",
     "channels_last",
     "compile",
-    "share",
     "distance_features",
     "swap_cost",
-    "encoders",
     "feature",
     "t5",
     "prompts",
     "prompt_column",
     "prompt_split",
     "every_caption",
-    "dry_run",
     "attacked_prompts",
     "limit",
 )
 """Options that change no result, or that the identity holds in another form (texts and fingerprints)."""
 
 
-def identity(setup: Setup, judges: Judges) -> dict[str, Any]:
-    """Everything that decides the results, as JSON values."""
+def identity(setup: Setup, judges: Judges) -> dict[str, object]:
+    """What decides the results besides the options, as JSON values."""
     options, pipeline = setup.options, setup.pipeline
-    chosen = {name: value for name, value in asdict(options).items() if name not in NOT_IDENTITY}
     scheduler = {
         name: value if not isinstance(value, float) or math.isfinite(value) else str(value)  # JSON has no infinity
         for name, value in pipeline.scheduler.config.items()
         if not name.startswith("_")
     }
     # only what differs from the defaults, so that runs from before these options stay the runs they are
-    more: dict[str, Any] = {name: True for name in ("channels_last", "compile") if getattr(options, name)}
+    more: dict[str, object] = {name: True for name in ("channels_last", "compile") if getattr(options, name)}
     if (attention := attention_of(pipeline)) != "sdpa":
         more["attention"] = attention
     if (space := judges.distances) is not None:
         more["distance_features"] = {"space": space.name, "weights": fingerprint(space.module)}
     return {
-        "experiment": "t2i-robustness",
-        **{name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
         "encoders": {label: one.fingerprint for label, one in setup.encoders.items()},
         "neutral": {label: one.fingerprint for label, one in setup.neutral.items()},
         "pipeline_weights": fingerprint(*frozen_parts(pipeline)),
@@ -95,12 +81,3 @@ def swap_costs(folder: Path, setup: Setup) -> dict[str, Any]:
             f"more of {', '.join(mine)}"
         )
     return {**found, "rows": [row for row in found["rows"] if row["encoder"] in shared]}
-
-
-def open_store(setup: Setup, judges: Judges, argv: Sequence[str] | None) -> RunStore:
-    """The run's folder, new or to be continued; ValueError where it holds another run."""
-    spec = RunSpec(identity(setup, judges))
-    folder = setup.options.output or Path("runs") / f"t2i-{Path(setup.options.pipeline).name}-{spec.identity[:8]}"
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    command = shlex.join(["leaf-diffusion", "evaluate", *arguments])
-    return RunStore.open(folder, spec, command=command, shared=setup.options.shared)

@@ -1,89 +1,145 @@
-"""The results of a run: rows, and counts of what was truncated, unchanged or never seen in training."""
+"""What the records of a run come to: values of each setting, counts of what was truncated, unchanged or never seen."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
-from leaf_diffusion.evaluation.t2i.distribution import distribution_rows, sensitivity_rows
-from leaf_diffusion.evaluation.t2i.judges import Judges
-from leaf_diffusion.evaluation.t2i.rows import result_rows
-from leaf_diffusion.evaluation.t2i.setup import Setup
-from leaf_diffusion.runs import RunStore
+from leaf_diffusion.evaluation.results import Setting
+from leaf_diffusion.evaluation.t2i.plan import Cell, Plan
+from leaf_diffusion.reports.results import Row
+from leaf_diffusion.reports.sections import Cell as Shown
+from leaf_diffusion.reports.sections import Matrix
+from leaf_diffusion.runs import FIELDS, SWAP_FIELDS, Values, prompt_values
+from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
+from leaf_diffusion.text.visible import isolated
 
 
-def summarise(setup: Setup, judges: Judges, store: RunStore, swap_cost: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Results of a finished run, written to results.json: rows, and what was truncated, unchanged or never seen.
-
-    `swap_cost`: what another run found about the same encoders on clean prompts, kept beside the rows.
-    """
-    options = setup.options
-    plan = setup.plan
-    images = in_order(store.records("images"), [unit.id for unit in plan.images()])
-    scores = in_order(store.records("scores"), [image["id"] for image in images])
-    attacks = in_order(
-        store.records("attacks"), [plan.attack_id(s, k, p) for s, k in plan.sets() for p in plan.prompts]
+def setting(plan: Plan, cell: Cell, metric: str, attack: str, constraint: str) -> Setting:
+    """What a metric of a cell is measured of. An adaptive attack's source is the encoder itself."""
+    seeds = 1 if cell.protocol == "floor" else plan.seeds
+    searched = cell.source is not None
+    return Setting(
+        cell.encoder,
+        metric,
+        cell.protocol,
+        cell.source,
+        attack if searched else None,
+        constraint if searched else None,
+        cell.k,
+        seeds=seeds,
     )
-    attack: str = options.attack
-    constraint: str = options.constraint
-    if setup.given_attacks:
-        attack = "+".join(sorted({str(row["attack"] or "given") for row in attacks}))
-        constraint = "+".join(sorted({str(row["constraint"] or "unknown") for row in attacks}))
-    results = {
-        "rows": result_rows(plan, images, scores, attack, constraint)
-        + distribution_rows(plan, store, images, judges, attack, constraint)
-        + (sensitivity_rows(setup) if options.world else []),
-        "attacks": attack_counts(attacks),
-        "counts": image_counts(images),
-        "feature_space": judges.space,
-        "feature_spaces": {metric: name for metric, (name, _) in judges.spaces().items()},
-        "real_images": len(judges.real),
+
+
+def setting_values(
+    plan: Plan, images: Sequence[ImageRecord], scores: Sequence[ScoreRecord], attack: str, constraint: str
+) -> dict[Setting, Values]:
+    """A number a prompt, the mean over noises, for each cell and metric.
+
+    The drift of clean prompts is that of a swap: how far an encoder's images are from the first one's, which has none
+    itself.
+    """
+    clean = [image for image in images if image.protocol == "clean"]
+    found = {**prompt_values(images, scores), **prompt_values(clean, scores, SWAP_FIELDS)}
+    values = {(Cell(*key), metric): each for (key, metric), each in found.items()}
+    return {
+        setting(plan, cell, metric, attack, constraint): values[cell, metric]
+        for cell in plan.cells
+        for metric in FIELDS
+        if (cell, metric) in values
     }
-    if swap_cost is not None:
-        results["swap_cost"] = swap_cost
-    store.write_results(results)
-    return results
 
 
-def in_order(records: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The planned records in the plan's order, whoever wrote them when. ValueError where one is missing."""
-    found = {record["id"]: record for record in records}
-    if missing := [unit for unit in ids if unit not in found]:
-        raise ValueError(f"{len(missing)} of {len(ids)} planned units are not recorded, the first is {missing[0]}")
-    return [found[unit] for unit in ids]
+def pairs_of(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """(encoder, baseline) of every difference: all to the first one, and among the others the earlier to the later."""
+    return [(b, a) if a == labels[0] else (a, b) for a, b in combinations(labels, 2)]
 
 
-def attack_counts(attacks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def named_attack(attacks: Sequence[AttackRecord], attack: str, constraint: str, *, given: bool) -> tuple[str, str]:
+    """Attack and constraint of the result rows: what was searched with, or what a file says of its sets."""
+    if not given:
+        return attack, constraint
+    attack = "+".join(sorted({each.attack or "given" for each in attacks}))
+    return attack, "+".join(sorted({each.constraint or "unknown" for each in attacks}))
+
+
+def attack_counts(attacks: Iterable[AttackRecord]) -> list[dict[str, object]]:
     """For each attack set: how many prompts, how far, unchanged, truncated, tokens never seen, queries."""
-    sets: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
-    for row in attacks:
-        sets[row["source"], row["k"]].append(row)
+    sets: dict[tuple[str, int], list[AttackRecord]] = defaultdict(list)
+    for each in attacks:
+        sets[each.source, each.k].append(each)
 
-    def mean(rows: list[dict[str, Any]], name: str) -> float | None:
-        values = [float(row[name]) for row in rows if row.get(name) is not None]
-        return float(np.mean(values)) if values else None
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [float(value) for value in values if value is not None]
+        return float(np.mean(known)) if known else None
 
     return [
         {
             "source": source,
             "k": k,
-            "n": len(rows),
-            "unchanged": sum(row["prompt"] == row["perturbed"] for row in rows),
-            "truncated": sum(bool(row["truncated"]) for row in rows),
-            **{name: mean(rows, name) for name in ("distance", "score", "queries", "unseen_tokens")},
+            "n": len(found),
+            "unchanged": sum(each.prompt == each.perturbed for each in found),
+            "truncated": sum(each.truncated for each in found),
+            "distance": mean(each.distance for each in found),
+            "score": mean(each.score for each in found),
+            "queries": mean(each.queries for each in found),
+            "unseen_tokens": mean(each.unseen_tokens for each in found),
         }
-        for (source, k), rows in sets.items()
+        for (source, k), found in sets.items()
     ]
 
 
-def image_counts(images: Sequence[dict[str, Any]]) -> dict[str, int]:
+def image_counts(images: Sequence[ImageRecord]) -> dict[str, int]:
     """How many images were judged, drawn (equal ones are drawn once), and made from a truncated prompt."""
     return {
         "images": len(images),
-        "drawn": len({row["image"] for row in images}),
-        "truncated": sum(bool(row["truncated"]) for row in images),
-        "given_unchanged": sum(row["source"] is not None and row["given"] == row["original"] for row in images),
+        "drawn": len({image.image for image in images}),
+        "truncated": sum(image.truncated for image in images),
+        "given_unchanged": sum(image.source is not None and image.given == image.original for image in images),
     }
+
+
+def main_figures(rows: Sequence[Row]) -> Matrix:
+    """The main metric of each encoder, and its paired difference to the first."""
+    metrics = {row["metric"] for row in rows}
+    metric = next(name for name in ("scene_accuracy", "clip_score", "drift") if name in metrics or name == "drift")
+    left_out = ("floor", "clean") if metric == "drift" else ("floor",)  # a swap's drift is no attack's
+    mine = [row for row in rows if row["metric"] == metric and row["protocol"] not in left_out]
+    encoders = list(dict.fromkeys(row["encoder"] for row in mine))
+    digits = 1 if metric == "clip_score" else 2
+    cells: dict[str, dict[str, Shown]] = {}
+    sizes: dict[str, set[int]] = defaultdict(set)
+    for row in mine:
+        where = _where(row)
+        line = cells.setdefault(where, dict.fromkeys(encoders, Shown("")))
+        sizes[where].add(row["n"])
+        if row["baseline"] is None:
+            line[row["encoder"]] = Shown(f"{row['mean']:.{digits}f}")
+        elif row["baseline"] == encoders[0]:  # differences follow the means in the rows
+            known = row["ci_low"] is not None and row["ci_high"] is not None  # one prompt shows no spread
+            interval = f" [{row['ci_low']:.{digits}f}, {row['ci_high']:.{digits}f}]" if known else ""
+            line[row["encoder"]] = Shown(line[row["encoder"]].text, f"{row['mean']:+.{digits}f}{interval}")
+    title = f"{metric.replace('_', ' ')}, and the difference to {isolated(encoders[0]) if encoders else 'the first'}"
+    lines = [(where, list(line.values()), "–".join(map(str, sorted(sizes[where])))) for where, line in cells.items()]
+    return Matrix(f"{title} with its 95% interval over prompts", "", [isolated(label) for label in encoders], lines)
+
+
+def _where(row: Row) -> str:
+    attacked = "attacked on itself" if row["protocol"] == "adaptive" else f"attacked on {isolated(row['source'] or '')}"
+    return ("clean" if row["protocol"] == "clean" else attacked) + (f", k={row['k']}" if row["k"] else "")
+
+
+def said(counts: Iterable[Mapping[str, object]]) -> list[str]:
+    """A sentence about each attack set."""
+    sentences = []
+    for each in counts:
+        share = each["unseen_tokens"]
+        unseen = f", {share:.0%} of the tokens never seen in training" if isinstance(share, float) else ""
+        sentences.append(
+            f"attacks on {isolated(str(each['source']))}, k={each['k']}: {each['n']} prompts, "
+            f"{each['unchanged']} unchanged, {each['truncated']} truncated{unseen}"
+        )
+    return sentences

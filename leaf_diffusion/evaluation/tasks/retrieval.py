@@ -17,7 +17,7 @@ from leaf_diffusion.evaluation.tasks.ranks import TOP
 from leaf_diffusion.images import ImageFolder
 from leaf_diffusion.reports.pages.retrieval import SHOWN, shown_search
 from leaf_diffusion.runs import RunStore, image_name
-from leaf_diffusion.runs.experiment_records import Ranked, Shown, typed
+from leaf_diffusion.runs.experiment_records import Ranked, Shown
 from leaf_diffusion.text.files import TextRow, first_of_each_image, read_texts
 from leaf_diffusion.world.captions import full_prompts
 from leaf_diffusion.world.scenes import render
@@ -115,7 +115,7 @@ def shown_units(
 
 def show_images(store: RunStore, gallery: Gallery, wanted: Sequence[Shown], ks: Sequence[int]) -> list[Shown]:
     """What stands at each place, as a thumbnail of the run."""
-    records = typed(Ranked, store.records("ranks"))
+    records = store.records("ranks", Ranked)
     searches = {(record.encoder, record.number): record.searches for record in records}
     shown = []
     for one in wanted:

@@ -11,7 +11,7 @@ from leaf_diffusion.evaluation.experiment import Setting, Stage
 from leaf_diffusion.evaluation.t2i.attack import attack_row
 from leaf_diffusion.evaluation.t2i.plan import content_id
 from leaf_diffusion.runs import RunStore
-from leaf_diffusion.runs.experiment_records import AttackedText, Measured, lines
+from leaf_diffusion.runs.experiment_records import AttackedText, Measured
 
 U = TypeVar("U")
 K = TypeVar("K")
@@ -69,12 +69,12 @@ def grouped(
     """A stage of (group, unit) pairs; `work` is given those of one group. Ids follow from kind and key."""
     pairs = {content_id(unit=kind, key=key): pair for key, pair in units.items()}
 
-    def work_by_group(store: RunStore, chosen: Sequence[tuple[L, U]]) -> list[dict[str, object]]:
+    def work_by_group(store: RunStore, chosen: Sequence[tuple[L, U]]) -> list[Measured]:
         found: dict[int, Measured] = {}
         for group in dict.fromkeys(group for group, _ in chosen):
             mine = [i for i, (other, _) in enumerate(chosen) if other == group]
             found.update(zip(mine, work(store, group, [chosen[i][1] for i in mine]), strict=True))
-        return lines(found[i] for i in range(len(chosen)))
+        return [found[i] for i in range(len(chosen))]
 
     return Stage(kind, pairs, work_by_group, size)
 
@@ -84,7 +84,7 @@ def single(
 ) -> Stage:
     """A stage of units that belong to no label; ids follow from kind and key."""
     named = {content_id(unit=kind, key=key): unit for key, unit in units.items()}
-    return Stage(kind, named, lambda store, chosen: lines(work(store, chosen)), size)
+    return Stage(kind, named, work, size)
 
 
 class Noted(dict[Setting, dict[str, float]]):
@@ -99,7 +99,7 @@ class Noted(dict[Setting, dict[str, float]]):
 def attacked(result: AttackResult, source: str, k: int, attack: str, constraint: str) -> AttackedText:
     """A result as it is recorded."""
     row = attack_row(result, source, k, attack, constraint)
-    return AttackedText.model_validate(row | {"edits": [list(edit) for edit in row["edits"]]})
+    return AttackedText.model_validate({**row, "edits": [list(edit) for edit in row["edits"]]})
 
 
 def attack_counts(found: Iterable[AttackedText]) -> dict[str, int]:
