@@ -139,7 +139,7 @@ class Loading:
                 found.append((i, image))
                 continue
             if not self.unreadable:
-                warnings.warn(f"{image}; such files are left out, training_log.jsonl counts them", stacklevel=4)
+                warnings.warn(f"{image} (such files are left out; training_log.jsonl counts them)", stacklevel=4)
             self.unreadable.add(images.names[i])
         if not found:
             raise ValueError(f"none of {len(numbers)} images can be read, such as {images.names[numbers[0]]}")

@@ -143,7 +143,7 @@ def test_images_of_a_folder(tmp_path: Path, encoder: ImageEncoder) -> None:
     with pytest.raises(OSError, match=r"broken\.jpg"):
         found.load(4)
     config = FAREConfig(eps=2, attack_steps=1, batch_size=5, max_steps=1, warmup_steps=1)
-    with pytest.warns(UserWarning, match=r"broken\.jpg holds no whole image .*training_log\.jsonl counts them"):
+    with pytest.warns(UserWarning, match=r"broken\.jpg is no .*training_log\.jsonl counts them"):
         folder = finetune_image_encoder(encoder, found, tmp_path / "out", config, held_out=Drawn(2, 5))
     assert json.loads((folder / "training_log.jsonl").read_text().splitlines()[-1])["unreadable"] == 1
     (tmp_path / "none").mkdir()

@@ -157,7 +157,7 @@ def test_pairs_of_an_unreadable_image_are_left_out_counted_and_told(
             loading.images(found, [3, 4])
     rows: list[dict[str, float]] = []
     with pytest.warns(UserWarning, match="left out"):
-        train(towers, (found, read_pairs("world:4", None)), tmp_path / "out", 1, on_log=rows.append, batch_size=6)
+        train(towers, (found, read_pairs("world:4", None)), tmp_path / "out", 3, on_log=rows.append, batch_size=6)
     assert rows[-1]["unreadable"] == 2
 
 
