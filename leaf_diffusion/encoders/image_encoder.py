@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 
 from leaf_diffusion.encoders import sources
 from leaf_diffusion.encoders.convert_config import image_processor
+from leaf_diffusion.images import to_rgb
 from leaf_diffusion.weights.errors import loading, looks_like_path
 from leaf_diffusion.weights.files import check_finite
 from leaf_diffusion.weights.fingerprints import fingerprint
@@ -65,7 +66,7 @@ class ImageEncoder:
         """Images resized and cropped as the model's own processor does, float32 in 0 to 1, on the CPU."""
         if not images:
             return torch.empty(0, 3, *self.preprocessing.size)
-        return self.preprocessing.prepare([image.convert("RGB") for image in images]).clamp(0, 1)
+        return self.preprocessing.prepare([to_rgb(image) for image in images]).clamp(0, 1)
 
     def features(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Unnormalised features of the joint space, float32. Gradients flow while autograd is on.

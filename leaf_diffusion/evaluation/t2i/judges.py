@@ -18,11 +18,11 @@ from leaf_diffusion.encoders.image_encoder import load_image_encoder, wrap_image
 from leaf_diffusion.encoders.openclip import load_openclip
 from leaf_diffusion.evaluation.t2i.feature_spaces import load_space
 from leaf_diffusion.evaluation.t2i.options import Options
+from leaf_diffusion.images import ImageFolder
 from leaf_diffusion.metrics.feature_spaces import FeatureSpace
 from leaf_diffusion.world import SceneJudge, load_judge_clip, real_images
 
 REAL_IMAGES = 500
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class ImageModel(Protocol):
@@ -151,10 +151,8 @@ def _open_clip_knows(name: str) -> bool:
 
 
 def read_images(folder: Path) -> list[Image.Image]:
-    """Every image of a folder, by name, as RGB."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--real-images: no folder {folder}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if len(paths) < 2:
-        raise ValueError(f"--real-images: {folder} holds {len(paths)} images; distances need many")
-    return [Image.open(path).convert("RGB") for path in paths]
+    """Every image of a folder and its sub-folders in RGB; ValueError for fewer than two."""
+    images = ImageFolder(folder)
+    if len(images.names) < 2:
+        raise ValueError(f"--real-images: {folder} holds {len(images.names)} images; distances need many")
+    return [images.load(i) for i in range(len(images.names))]

@@ -75,7 +75,7 @@ class JudgeOptions:
     """What measures CLIPScore, never an attacked model: an open_clip name ("ViT-B-16/openai") or a CLIP folder or Hub
     id. Default: the world's judge, elsewhere none (CLIPScore, KID, CMMD and Frechet are then left out)."""
     real_images: Path | None = None
-    """A folder of real images for KID, CMMD and the Frechet distance. Default in the world: images it draws."""
+    """A folder of real images (sub-folders too) for KID, CMMD and the Frechet distance. Default in the world: images it draws."""
     distance_features: str | None = None
     """What KID and the Frechet distance compare; its name stands beside every figure (CMMD keeps to the CLIP that judges).
     judge: that CLIP's image features. inception: those of the FID, from a converted file in ~/.cache/leaf_diffusion, or
