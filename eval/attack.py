@@ -21,7 +21,7 @@ from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.evaluation.folders import check_writable
 from leaf_diffusion.evaluation.prompts import from_file, marked, named, write_attacks
-from leaf_diffusion.evaluation.t2i.attack import attack_row, find
+from leaf_diffusion.evaluation.t2i.attack import attack_row
 from leaf_diffusion.runs.scheduler import chunks
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.scoring.scorer import Scorer
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"attacking {label}", total=len(prompts))
         for chunk in chunks(prompts, AT_ONCE):
-            results = find(attack, chunk, scorer, options.k, constraint, options.seed)
+            results = attack.path(chunk, scorer, options.k, constraint=constraint, seed=options.seed)
             for k in options.k:
                 found[k] += results[k]
             progress.advance(task, len(chunk))

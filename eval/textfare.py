@@ -14,7 +14,6 @@ from typing import Any, Literal
 from leaf_diffusion.attacks import attack_from_name
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
 from leaf_diffusion.evaluation.prompts import Prompt
-from leaf_diffusion.evaluation.t2i.attack import find
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.options import PromptOptions, Rule, check_edits, renewed
 from leaf_diffusion.reports.metrics import RELATIVE_TEXTFARE, TEXTFARE
@@ -85,7 +84,7 @@ class TextFare(Experiment[TextFareOptions]):
         scorer, constraint = Scorer(self.encoders[label], self.objective), constraint_from_name(options.constraint)
         for name, attack in self.attacks.items():
             ks = [k for k in options.k if name != "exhaustive" or k == 1]
-            for k, results in find(attack, texts, scorer, ks, constraint, options.seed).items():
+            for k, results in attack.path(texts, scorer, ks, constraint=constraint, seed=options.seed).items():
                 for mine, result in zip(rows, results, strict=True):
                     mine.append(units.attacked(result, label, k, name, options.constraint))
         goals, clean = self.objective.goals(self.anchor, texts), scorer.bind(texts).clean()

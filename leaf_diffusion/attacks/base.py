@@ -54,6 +54,38 @@ class AttackResult:
     objective: str = ""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What an attack is given: the prompts, their bound score, the distance ``k``, the constraint (``allowed``), a random
+    generator a prompt, and whom to tell of progress."""
+
+    prompts: list[str]
+    score: BoundScore
+    k: int
+    allowed: Allowed
+    rngs: Sequence[np.random.Generator]
+    on_step: OnStep | None = None
+
+    @classmethod
+    def of(
+        cls,
+        prompts: list[str],
+        score: BoundScore,
+        k: int,
+        *,
+        constraint: Constraint | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> Problem:
+        """The problem of checked prompts."""
+        return cls(prompts, score, k, bind_constraint(constraint, prompts), generators(prompts, seed), on_step)
+
+    def tell(self, done: int, total: int) -> None:
+        """Tell of progress where somebody asked for it."""
+        if self.on_step is not None:
+            self.on_step(done, total)
+
+
 class Attack(ABC):
     """An attack on prompts. A new one implements ``run``; calling it also verifies what ``run`` returned.
 
@@ -103,29 +135,27 @@ class Attack(ABC):
         prompts = check_prompts(prompts)
         check_k(k)
         score = scorer.bind(prompts)
-        outcomes = self.run(
-            prompts,
-            score,
-            k=k,
-            allowed=bind_constraint(constraint, prompts),
-            rngs=generators(prompts, seed),
-            on_step=on_step,
-        )
+        outcomes = self.run(Problem.of(prompts, score, k, constraint=constraint, seed=seed, on_step=on_step))
         within = k * self.distance_per_edit
         return verify(prompts, outcomes, score.queries, scorer, k=within, constraint=constraint)
 
     @abstractmethod
-    def run(
+    def run(self, problem: Problem) -> list[Outcome]:
+        """The attack itself: one outcome a prompt, within distance ``problem.k`` and allowed."""
+
+    def path(
         self,
         prompts: Sequence[str],
-        score: BoundScore,
+        scorer: AnyScorer,
+        ks: Sequence[int] = (1, 2),
         *,
-        k: int,
-        allowed: Allowed,
-        rngs: Sequence[np.random.Generator],
-        on_step: OnStep | None,
-    ) -> list[Outcome]:
-        """The attack itself: one outcome a prompt, within distance ``k`` and allowed."""
+        constraint: Constraint | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> dict[int, list[AttackResult]]:
+        """The results at several ``k``: what one call a ``k`` returns. An attack whose search goes edit by edit may give
+        them for the price of the largest."""
+        return {k: self(prompts, scorer, k=k, constraint=constraint, seed=seed, on_step=on_step) for k in ks}
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:

@@ -133,7 +133,7 @@ class Returns(Attack):
     def __init__(self, *outcomes: Any) -> None:
         self.outcomes = list(outcomes)
 
-    def run(self, prompts: Any, score: Any, **_: Any) -> Any:
+    def run(self, problem: Problem) -> Any:
         return self.outcomes
 
 
