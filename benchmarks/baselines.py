@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import LeafAttack
-from leaf_diffusion.attacks.base import Allowed, OnStep, Outcome, Problem
+from leaf_diffusion.attacks.base import Allowed, Outcome, Problem
 from leaf_diffusion.attacks.charmer import probes
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
 from leaf_diffusion.scoring.plain import PlainScore
@@ -130,7 +130,10 @@ class PublishedLeaf(LeafAttack):
     def run(self, problem: Problem) -> list[Outcome]:
         texts = list(problem.prompts)
         for _ in range(problem.k):
-            slots = [rng.permutation(n_slots(text))[: self.rho].tolist() for text, rng in zip(texts, problem.rngs, strict=True)]
+            slots = [
+                rng.permutation(n_slots(text))[: self.rho].tolist()
+                for text, rng in zip(texts, problem.rngs, strict=True)
+            ]
             asked = [probes(text, chosen) for text, chosen in zip(texts, slots, strict=True)]
             best = self._best(texts, asked, problem.score, problem.allowed)
             letters = np.array([*ALPHABET, DELETE], dtype=object)

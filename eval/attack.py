@@ -31,7 +31,7 @@ from leaf_diffusion.text.visible import isolated
 AT_ONCE = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttackOptions:
     """Find the worst prompts within k character edits of those in a file, on one text encoder."""
 

@@ -15,7 +15,6 @@ from leaf_diffusion.attacks.base import (
     OnStep,
     Outcome,
     Problem,
-    bind_constraint,
     check_k,
     check_prompts,
     verify,
@@ -24,7 +23,7 @@ from leaf_diffusion.attacks.search import Iterates, best_few
 from leaf_diffusion.text import ALPHABET, Candidates, Constraint, n_slots, present, slot_edits
 
 if TYPE_CHECKING:
-    from leaf_diffusion.scoring.scorer import AnyScorer, BoundScore
+    from leaf_diffusion.scoring.scorer import AnyScorer
 
 
 def probes(text: str, slots: Sequence[int] | None = None) -> Candidates:

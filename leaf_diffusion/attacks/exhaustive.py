@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome, Problem
+from leaf_diffusion.attacks.base import Attack, Outcome, Problem
 from leaf_diffusion.attacks.search import Iterates
 from leaf_diffusion.text import neighbours
 
 if TYPE_CHECKING:
-    from leaf_diffusion.scoring.scorer import BoundScore
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,17 @@ who hides an attack among slips.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome, Problem
+from leaf_diffusion.attacks.base import Attack, Outcome, Problem
 from leaf_diffusion.attacks.search import Iterates
 from leaf_diffusion.text import DELETE, Candidates
 
 if TYPE_CHECKING:
-    from leaf_diffusion.scoring.scorer import BoundScore
+    pass
 
 KEYS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
 """Rows of a US keyboard, each half a key to the right of the one above."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome, Problem
+from leaf_diffusion.attacks.base import Allowed, Attack, Outcome, Problem
 from leaf_diffusion.attacks.search import FLOOR, TIE, argbest
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.scoring.plain import PlainScore
@@ -54,7 +54,9 @@ class TokenSubstitution(Attack):
             flat = [i for i in active if abs(best[i]) <= FLOOR]
             slopes = self._slopes(problem.score, rows, active, flat, problem.rngs)
             for i in active:
-                candidates[i] = self._replacements(encoder, i, rows[i], texts[i], slopes[i], changed[i], problem.allowed)
+                candidates[i] = self._replacements(
+                    encoder, i, rows[i], texts[i], slopes[i], changed[i], problem.allowed
+                )
             for i, scores in enumerate(problem.score(candidates)):
                 if not len(scores):
                     continue

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 
@@ -54,6 +54,10 @@ class RunOptions:
     def at_once(self, size: int) -> int:
         """How many of what would be computed `size` at a time."""
         return 1 if self.strict else size
+
+    def resolved(self) -> Self:
+        """The defaults that depend on the machine or on other options, filled in."""
+        return dataclasses.replace(self, device=resolve_device(self.device))
 
 
 @dataclass(frozen=True, kw_only=True)

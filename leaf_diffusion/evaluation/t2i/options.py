@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from leaf_diffusion import command_line
-from leaf_diffusion.evaluation.options import AttackOptions, PromptOptions, RunOptions, resolve_device
+from leaf_diffusion.evaluation.options import AttackOptions, PromptOptions, RunOptions
 from leaf_diffusion.evaluation.t2i.feature_spaces import check_name
 
 Protocol = Literal["adaptive", "transfer"]
@@ -135,14 +134,14 @@ class Options(RunOptions, JudgeOptions, ImageOptions, AttackOptions, WorldPrompt
     def world(self) -> bool:
         return self.pipeline == "world"
 
-    def resolved(self) -> Options:
+    def resolved(self) -> Self:
         """Every default that depends on the pipeline, filled in."""
         world, own_prompts = self.world, self.prompts is None and self.attacked_prompts is None
         if own_prompts and not world:
             raise ValueError(
                 f"--pipeline {self.pipeline} needs --prompts FILE (one prompt a line) or --attacked-prompts"
             )
-        fill: dict[str, Any] = {
+        fill: dict[str, object] = {
             "encoders": WORLD_ENCODERS if world else ("original", "original+speller"),
             "limit": 32 if own_prompts else None,
             "neutral_source": "world:judge" if world else "none",
@@ -150,13 +149,7 @@ class Options(RunOptions, JudgeOptions, ImageOptions, AttackOptions, WorldPrompt
             "guidance": 3.0 if world else 7.5,
             "distance_features": "judge" if world else "auto",
         }
+        given = super().resolved()
         return dataclasses.replace(
-            self,
-            device=resolve_device(self.device),
-            **{name: value for name, value in fill.items() if getattr(self, name) in (None, ())},
+            given, **{name: value for name, value in fill.items() if getattr(self, name) in (None, ())}
         )
-
-
-def parse(argv: Sequence[str] | None = None) -> Options:
-    """The options of a command line; ValueError for what cannot be understood and for impossible values."""
-    return command_line.parse(Options, argv, command="evaluate").resolved()
