@@ -139,5 +139,5 @@ def attack_captions(
     Runs the attack without the verification of its call, which would cost a training step another pass.
     """
     score = Scorer(encoder, AnchorDrift(targets, learnt(encoder)), precision=precision).bind(captions)
-    found = attack.run(Problem.of(captions, score, k, constraint=constraint, seed=seed))
+    found = attack.run(Problem.of(list(captions), score, k, constraint=constraint, seed=seed))
     return [str(text) for text in found]

@@ -8,17 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leaf_diffusion.attacks import LeafAttack
+from leaf_diffusion.evaluation.attack_sets import edits, marked, named, read_attacks, write_attacks
 from leaf_diffusion.evaluation.encoders import EncoderName
-from leaf_diffusion.evaluation.prompts import (
-    Prompt,
-    edits,
-    from_file,
-    from_world,
-    marked,
-    named,
-    read_attacks,
-    write_attacks,
-)
+from leaf_diffusion.evaluation.prompts import Prompt, from_file, from_world
 from leaf_diffusion.evaluation.t2i.options import parse
 from leaf_diffusion.evaluation.t2i.plan import make_plan
 from leaf_diffusion.evaluation.t2i.setup import load_prompts

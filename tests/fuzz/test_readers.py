@@ -13,7 +13,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from leaf_diffusion.evaluation.prompts import from_file, read_attacks
+from leaf_diffusion.evaluation.attack_sets import read_attacks
+from leaf_diffusion.evaluation.prompts import from_file
 from leaf_diffusion.evaluation.t2i.options import from_yaml
 from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, image_name, load_run, png_ok
 

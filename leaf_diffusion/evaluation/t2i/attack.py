@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from leaf_diffusion.attacks import AttackResult
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.evaluation.prompts import Prompt, edits, write_attacks
+from leaf_diffusion.evaluation.attack_sets import attack_row, edits, write_attacks
+from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.plan import AttackUnit
 from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs.records import AttackRecord, parse
@@ -61,21 +60,6 @@ def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Promp
                 }
             )
     return rows
-
-
-def attack_row(result: AttackResult, source: str, k: int, attack: str, constraint: str) -> Row:
-    """One line of an attack set."""
-    values = asdict(result)
-    del values["token_ids"], values["original"]
-    return {
-        "prompt": result.original,
-        **values,
-        "source": source,
-        "k": k,
-        "attack": attack,
-        "constraint": constraint,
-        "edits": edits(result.original, result.perturbed),
-    }
 
 
 def shattered(encoder: TextEncoder, original: str, perturbed: str) -> list[list[str]]:

@@ -141,15 +141,13 @@ class Options(RunOptions, JudgeOptions, ImageOptions, AttackOptions, WorldPrompt
             raise ValueError(
                 f"--pipeline {self.pipeline} needs --prompts FILE (one prompt a line) or --attacked-prompts"
             )
-        fill: dict[str, object] = {
-            "encoders": WORLD_ENCODERS if world else ("original", "original+speller"),
-            "limit": 32 if own_prompts else None,
-            "neutral_source": "world:judge" if world else "none",
-            "steps": 15 if world else 50,
-            "guidance": 3.0 if world else 7.5,
-            "distance_features": "judge" if world else "auto",
-        }
         given = super().resolved()
         return dataclasses.replace(
-            given, **{name: value for name, value in fill.items() if getattr(self, name) in (None, ())}
+            given,
+            encoders=given.encoders or (WORLD_ENCODERS if world else ("original", "original+speller")),
+            limit=32 if given.limit is None and own_prompts else given.limit,
+            neutral_source=given.neutral_source or ("world:judge" if world else "none"),
+            steps=given.steps or (15 if world else 50),
+            guidance=(3.0 if world else 7.5) if given.guidance is None else given.guidance,
+            distance_features=given.distance_features or ("judge" if world else "auto"),
         )

@@ -13,6 +13,7 @@ from torch import nn
 
 from leaf_diffusion.diffusion.families import native_side
 from leaf_diffusion.encoders.base import Feature
+from leaf_diffusion.evaluation import attack_sets
 from leaf_diffusion.evaluation import prompts as prompt_sets
 from leaf_diffusion.evaluation.encoders import (
     EncoderName,
@@ -84,7 +85,7 @@ class Setup:
 
 def prepare(options: Options) -> Setup:
     """Load and check; ValueError or OSError says what is wrong and what to do."""
-    given = prompt_sets.read_attacks(options.attacked_prompts) if options.attacked_prompts else []
+    given = attack_sets.read_attacks(options.attacked_prompts) if options.attacked_prompts else []
     prompts = load_prompts(options, given)
     names = [EncoderName.parse(text, world=options.world) for text in options.encoders]
     if len({name.label for name in names}) < len(names):
