@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
+from leaf_diffusion import command_line
 from leaf_diffusion.evaluation.options import AttackOptions, PromptOptions, RunOptions
 from leaf_diffusion.evaluation.t2i.feature_spaces import check_name
 
@@ -151,3 +152,8 @@ class Options(RunOptions, JudgeOptions, ImageOptions, AttackOptions, WorldPrompt
             guidance=(3.0 if world else 7.5) if given.guidance is None else given.guidance,
             distance_features=given.distance_features or ("judge" if world else "auto"),
         )
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """The options of a command line; ValueError for what cannot be understood and for impossible values."""
+    return command_line.parse(Options, argv, command="evaluate").resolved()
