@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import LeafAttack
-from leaf_diffusion.attacks.base import Allowed, OnStep, Outcome
+from leaf_diffusion.attacks.base import Allowed, Outcome, Problem
 from leaf_diffusion.attacks.charmer import probes
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
 from leaf_diffusion.scoring.plain import PlainScore
@@ -127,28 +127,22 @@ class PublishedLeaf(LeafAttack):
 
     name: ClassVar[str] = "leaf-published"
 
-    def run(
-        self,
-        prompts: Sequence[str],
-        score: BoundScore,
-        *,
-        k: int,
-        allowed: Allowed,
-        rngs: Sequence[np.random.Generator],
-        on_step: OnStep | None,
-    ) -> list[Outcome]:
-        texts = list(prompts)
-        for _ in range(k):
-            slots = [rng.permutation(n_slots(text))[: self.rho].tolist() for text, rng in zip(texts, rngs, strict=True)]
+    def run(self, problem: Problem) -> list[Outcome]:
+        texts = list(problem.prompts)
+        for _ in range(problem.k):
+            slots = [
+                rng.permutation(n_slots(text))[: self.rho].tolist()
+                for text, rng in zip(texts, problem.rngs, strict=True)
+            ]
             asked = [probes(text, chosen) for text, chosen in zip(texts, slots, strict=True)]
-            best = self._best(texts, asked, score, allowed)
+            best = self._best(texts, asked, problem.score, problem.allowed)
             letters = np.array([*ALPHABET, DELETE], dtype=object)
-            drawn = [rng.permutation(len(letters))[: self.rho] for rng in rngs]
+            drawn = [rng.permutation(len(letters))[: self.rho] for rng in problem.rngs]
             asked = [
                 Candidates.edits(text, [chosen[j]] * len(some), letters[some])
                 for text, chosen, j, some in zip(texts, slots, best, drawn, strict=True)
             ]
-            best = self._best(texts, asked, score, allowed)
+            best = self._best(texts, asked, problem.score, problem.allowed)
             texts = [each.text(j) for each, j in zip(asked, best, strict=True)]
         return list(texts)
 

@@ -10,7 +10,7 @@ from typing import Any
 from baselines import PublishedLeaf, WholeSentences, clock
 
 from leaf_diffusion.attacks import Attack, Charmer, Exhaustive, LeafAttack
-from leaf_diffusion.attacks.base import bind_constraint, generators
+from leaf_diffusion.attacks.base import Problem
 from leaf_diffusion.encoders import HFTextEncoder, Hidden
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.finetune.anchors import AnchorDrift, embed
@@ -84,6 +84,5 @@ def run(case: Case, encoder: HFTextEncoder, sentences: Sequence[str], engine: st
     scorer = Scorer(encoder, objective, engine, precision)  # type: ignore[arg-type]
     started = clock(encoder.device)
     score = scorer.bind(prompts)
-    allowed = bind_constraint(constraint, prompts)
-    case.attack.run(prompts, score, k=case.k, allowed=allowed, rngs=generators(prompts, 0), on_step=None)
+    case.attack.run(Problem.of(prompts, score, case.k, constraint=constraint))
     return clock(encoder.device) - started

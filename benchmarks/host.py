@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from leaf_diffusion.attacks import Charmer, LeafAttack
-from leaf_diffusion.attacks.base import bind_constraint, generators
+from leaf_diffusion.attacks.base import Problem
 from leaf_diffusion.finetune.anchors import AnchorDrift, embed
 from leaf_diffusion.scoring import Scorer, plain, prefix_forest
 from leaf_diffusion.text import NoNewWords
@@ -61,8 +61,7 @@ def attacked(case: Case, encoder: Any, sentences: list[str]) -> tuple[float, int
     prompts = sentences[: case.sentences]
     score = Scorer(encoder, AnchorDrift(embed(encoder, prompts))).bind(prompts)
     started, COMPUTED[0] = process_time(), 0.0
-    allowed, rngs = bind_constraint(case.constraint, prompts), generators(prompts, 0)
-    texts = case.attack.run(prompts, score, k=case.k, allowed=allowed, rngs=rngs, on_step=None)
+    texts = case.attack.run(Problem.of(prompts, score, case.k, constraint=case.constraint))
     taken = process_time() - started - COMPUTED[0]
     return taken, sum(score.queries), hashlib.sha256("\n".join(map(str, texts)).encode()).hexdigest()[:8]
 

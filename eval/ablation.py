@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.evaluation.experiment import Common, Experiment, Records, Stage, load_encoders, run
+from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, load_encoders, run
+from leaf_diffusion.evaluation.options import ConstraintName, RunOptions, check_edits
 from leaf_diffusion.evaluation.t2i.plan import content_id
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.ablation import probe, probe_values, recipes
-from leaf_diffusion.evaluation.tasks.options import Rule, check_counts, check_edits, renewed
+from leaf_diffusion.evaluation.tasks.options import check_counts
 from leaf_diffusion.evaluation.tasks.text import TEMPLATES, load_task
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder, read_captions
 from leaf_diffusion.reports.pages.ablation import ablation_page
@@ -31,8 +32,8 @@ from leaf_diffusion.text.visible import isolated
 from leaf_diffusion.world.robust import training_captions
 
 
-@dataclass(frozen=True)
-class AblationOptions(Common):
+@dataclass(frozen=True, kw_only=True)
+class AblationOptions(RunOptions):
     """Finetune one encoder several times, each time with one choice changed, and attack the results alike."""
 
     renamed: ClassVar[Mapping[str, str]] = {"--steps": "--train-steps"}
@@ -59,7 +60,7 @@ class AblationOptions(Common):
     k: tuple[int, ...] = (1, 2, 3, 4, 5)
     n_positions: int = 20
     """Positions that Charmer keeps a round."""
-    constraint: Rule = "no-new-words"
+    constraint: ConstraintName = "no-new-words"
     """Of the attacks that the encoders are compared under."""
     seed: int = 0
 
@@ -143,7 +144,7 @@ class Ablation(Experiment[AblationOptions]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    return run(Ablation, AblationOptions, renewed(AblationOptions, argv))
+    return run(Ablation, AblationOptions, argv)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.domains import measure_images, measure_texts, tower_pairs
 from leaf_diffusion.evaluation.tasks.image_attacks import default_eps
 from leaf_diffusion.evaluation.tasks.images import load_image_encoders, load_images
-from leaf_diffusion.evaluation.tasks.options import ImageOptions, LabelledTextOptions, check_counts, renewed
+from leaf_diffusion.evaluation.tasks.options import ImageOptions, LabelledTextOptions, check_counts
 from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY, IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.both_domains import both_page
 from leaf_diffusion.reports.pages.experiment import Page
@@ -26,7 +26,7 @@ from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs.experiment_records import PairImage, PairText, typed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BothDomainsOptions(LabelledTextOptions, ImageOptions):
     """Zero-shot accuracy in both domains, clean and attacked, of every image tower with every text tower."""
 
@@ -118,7 +118,7 @@ class BothDomains(Experiment[BothDomainsOptions]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    return run(BothDomains, BothDomainsOptions, renewed(BothDomainsOptions, argv))
+    return run(BothDomains, BothDomainsOptions, argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, S
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.inversion import read_back
-from leaf_diffusion.evaluation.tasks.options import PromptOptions, check_counts, renewed
+from leaf_diffusion.evaluation.tasks.options import PromptRunOptions, check_counts
 from leaf_diffusion.metrics.reconstruction import has_bleu
 from leaf_diffusion.reports.metrics import BLEU, COSINE, TOKENS_BACK, TOKENS_IN_PLACE, WORDS_BACK
 from leaf_diffusion.reports.pages.experiment import Page
@@ -27,8 +27,8 @@ from leaf_diffusion.runs.experiment_records import Inverted, typed
 from leaf_diffusion.world import seen_tokens
 
 
-@dataclass(frozen=True)
-class InversionOptions(PromptOptions):
+@dataclass(frozen=True, kw_only=True)
+class InversionOptions(PromptRunOptions):
     """Read captions back from their embeddings, by projected gradient over token embeddings."""
 
     renamed: ClassVar[Mapping[str, str]] = {"--steps": "--search-steps"}
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
     if not has_bleu():
         print(NO_BLEU)
-    return run(InversionExperiment, InversionOptions, renewed(InversionOptions, argv))
+    return run(InversionExperiment, InversionOptions, argv)
 
 
 if __name__ == "__main__":

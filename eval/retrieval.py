@@ -21,7 +21,7 @@ from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, load_encoders, run
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.goals import Goals, attack_captions
-from leaf_diffusion.evaluation.tasks.options import RetrievalOptions, renewed
+from leaf_diffusion.evaluation.tasks.options import RetrievalOptions
 from leaf_diffusion.evaluation.tasks.ranks import clean_ranks, packed, rank_searches, retrieval_values, unpacked
 from leaf_diffusion.evaluation.tasks.retrieval import check_space, show_images, shown_units
 from leaf_diffusion.reports.metrics import CUTS
@@ -130,7 +130,7 @@ class Retrieval(Experiment[RetrievalOptions]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    return run(Retrieval, RetrievalOptions, renewed(RetrievalOptions, argv))
+    return run(Retrieval, RetrievalOptions, argv)
 
 
 if __name__ == "__main__":

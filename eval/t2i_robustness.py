@@ -20,7 +20,7 @@ from leaf_diffusion.evaluation.t2i.attack import PROMPTS_AT_ONCE, attack_units, 
 from leaf_diffusion.evaluation.t2i.distribution import distribution_rows, sensitivity_rows
 from leaf_diffusion.evaluation.t2i.generate import Drawing
 from leaf_diffusion.evaluation.t2i.judges import load_judges
-from leaf_diffusion.evaluation.t2i.options import Options, parse
+from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.evaluation.t2i.plan import by_id
 from leaf_diffusion.evaluation.t2i.score import AT_ONCE, Scoring
 from leaf_diffusion.reports import write_report
@@ -61,7 +61,9 @@ class TextToImage(Experiment[Options]):
     def searched(self, records: Records) -> tuple[str, str]:
         """Attack and constraint of the rows."""
         attacks, options = typed(AttackRecord, records["attacks"]), self.options
-        return summarise.named_attack(attacks, options.attack, options.constraint, given=bool(self.setup.given_attacks))
+        return summarise.named_attack(
+            attacks, options.attack.label, options.constraint, given=bool(self.setup.given_attacks)
+        )
 
     def values(self, records: Records) -> Mapping[Setting, Values]:
         images, scores = typed(ImageRecord, records["images"]), typed(ScoreRecord, records["scores"])
@@ -103,7 +105,7 @@ class TextToImage(Experiment[Options]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, or continue, one evaluation; returns the exit status (2: the input is wrong, nothing was started)."""
-    return run(TextToImage, Options, argv, parse=parse)
+    return run(TextToImage, Options, argv)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from leaf_diffusion.attacks import attack_from_name
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
+from leaf_diffusion.evaluation.options import ConstraintName, check_edits
 from leaf_diffusion.evaluation.prompts import Prompt
-from leaf_diffusion.evaluation.t2i.attack import find
 from leaf_diffusion.evaluation.tasks import units
-from leaf_diffusion.evaluation.tasks.options import PromptOptions, Rule, check_edits, renewed
+from leaf_diffusion.evaluation.tasks.options import PromptRunOptions
 from leaf_diffusion.reports.metrics import RELATIVE_TEXTFARE, TEXTFARE
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.textfare import textfare_page
@@ -28,8 +28,8 @@ from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
 
 
-@dataclass(frozen=True)
-class TextFareOptions(PromptOptions):
+@dataclass(frozen=True, kw_only=True)
+class TextFareOptions(PromptRunOptions):
     """The TextFARE loss of text encoders on clean prompts and under attacks that maximise it."""
 
     attacks: tuple[Literal["charmer", "leaf", "exhaustive", "random-typos"], ...] = (
@@ -41,7 +41,7 @@ class TextFareOptions(PromptOptions):
     """Positions that Charmer keeps a round."""
     rho: int = 50
     """Slots and characters that the LEAF attack tries a round."""
-    constraint: Rule = "no-new-words"
+    constraint: ConstraintName = "no-new-words"
     seed: int = 0
     """Of the random attacks."""
 
@@ -85,7 +85,7 @@ class TextFare(Experiment[TextFareOptions]):
         scorer, constraint = Scorer(self.encoders[label], self.objective), constraint_from_name(options.constraint)
         for name, attack in self.attacks.items():
             ks = [k for k in options.k if name != "exhaustive" or k == 1]
-            for k, results in find(attack, texts, scorer, ks, constraint, options.seed).items():
+            for k, results in attack.path(texts, scorer, ks, constraint=constraint, seed=options.seed).items():
                 for mine, result in zip(rows, results, strict=True):
                     mine.append(units.attacked(result, label, k, name, options.constraint))
         goals, clean = self.objective.goals(self.anchor, texts), scorer.bind(texts).clean()
@@ -117,7 +117,7 @@ class TextFare(Experiment[TextFareOptions]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    return run(TextFare, TextFareOptions, renewed(TextFareOptions, argv))
+    return run(TextFare, TextFareOptions, argv)
 
 
 if __name__ == "__main__":

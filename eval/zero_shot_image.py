@@ -18,7 +18,7 @@ from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, S
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.image_attacks import Classifier, ImageAttackName, classify_attacked, default_eps
 from leaf_diffusion.evaluation.tasks.images import load_image_encoders, load_images
-from leaf_diffusion.evaluation.tasks.options import ImageOptions, check_counts, renewed
+from leaf_diffusion.evaluation.tasks.options import ImageOptions, check_counts
 from leaf_diffusion.reports.metrics import IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.zero_shot_image import zero_shot_image_page
@@ -30,7 +30,7 @@ SHOWN = 6
 """Images with examples on the page."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZeroShotImageOptions(ImageOptions):
     """Zero-shot image classification of image towers, clean and under l-inf attacks on the pixels."""
 
@@ -109,7 +109,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    return run(ZeroShotImage, ZeroShotImageOptions, renewed(ZeroShotImageOptions, argv))
+    return run(ZeroShotImage, ZeroShotImageOptions, argv)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from typing import Any
 
 from leaf_diffusion.attacks import attack_from_name
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, load_encoders, run
+from leaf_diffusion.evaluation.options import ConstraintName, check_edits
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.images import seen_by_tower
-from leaf_diffusion.evaluation.tasks.options import Rule, TaskOptions, check_counts, check_edits
+from leaf_diffusion.evaluation.tasks.options import TaskOptions, check_counts
 from leaf_diffusion.evaluation.tasks.text import sensitivity
 from leaf_diffusion.evaluation.tasks.text_attacks import Search, accuracies, attack_text, mean_queries, sensitivities
 from leaf_diffusion.reports.pages.experiment import Page
@@ -28,7 +29,7 @@ from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import ClassifiedText, MinimalPairs, typed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZeroShotTextOptions(TaskOptions):
     """Zero-shot text classification, clean and attacked, with the exact worst single edit."""
 
@@ -44,7 +45,7 @@ class ZeroShotTextOptions(TaskOptions):
     """Numbers of edits."""
     n_positions: tuple[int, ...] = (20,)
     """Positions that Charmer keeps a round; further ones are tried at k=1 for the curve over queries."""
-    constraints: tuple[Rule, ...] = ("no-new-words",)
+    constraints: tuple[ConstraintName, ...] = ("no-new-words",)
     """ "none" gives the figures without the constraint."""
     seed: int = 0
 

@@ -24,7 +24,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evalaute"]) == 2
     error = capsys.readouterr().err
-    assert "evalaute" in error
+    assert "'evalaute'; did you mean 'evaluate'?" in error
     assert all(name in error for name in COMMANDS)
 
 

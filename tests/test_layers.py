@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"_compat", "command_line"},
+    {"_compat", "_help"},
+    {"command_line"},
     {"text", "images", "weights"},
     {"tokens", "metrics", "runs"},
     {"encoders"},

@@ -6,7 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
 
 import numpy as np
@@ -39,7 +39,7 @@ class AttackResult:
     ``token_ids``: what the encoder reads (begin ... end of text, behind its defence). ``distance``: Levenshtein, in
     code points (in tokens for an attack on tokens). ``queries``: candidates scored. ``success``: whether the
     objective is reached, None where it has no such notion. ``truncated``: the perturbed prompt is longer than the
-    encoder's context.
+    encoder's context. ``objective``: what the score is of ("drift(l2, pooled)").
     """
 
     original: str
@@ -51,6 +51,39 @@ class AttackResult:
     queries: int
     success: bool | None
     truncated: bool
+    objective: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an attack is given: the prompts, their bound score, the distance ``k``, the constraint (``allowed``), a random
+    generator a prompt, and whom to tell of progress."""
+
+    prompts: list[str]
+    score: BoundScore
+    k: int
+    allowed: Allowed
+    rngs: Sequence[np.random.Generator]
+    on_step: OnStep | None = None
+
+    @classmethod
+    def of(
+        cls,
+        prompts: list[str],
+        score: BoundScore,
+        k: int,
+        *,
+        constraint: Constraint | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> Problem:
+        """The problem of checked prompts."""
+        return cls(prompts, score, k, bind_constraint(constraint, prompts), generators(prompts, seed), on_step)
+
+    def tell(self, done: int, total: int) -> None:
+        """Tell of progress where somebody asked for it."""
+        if self.on_step is not None:
+            self.on_step(done, total)
 
 
 class Attack(ABC):
@@ -64,6 +97,24 @@ class Attack(ABC):
     """The name that ``attack_from_name`` knows."""
     distance_per_edit: ClassVar[int] = 1
     """Levenshtein distance that one of the ``k`` edits may make (2 where neighbours are swapped, say)."""
+    largest_k: ClassVar[int | None] = None
+    """The largest ``k`` that the attack can be given; None for any."""
+    no_result: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that change speed and memory only."""
+
+    @classmethod
+    def parameters(cls) -> list[str]:
+        """The names of the hyper-parameters."""
+        return [each.name for each in fields(cls)] if is_dataclass(cls) else []
+
+    @property
+    def label(self) -> str:
+        """The name that ``attack_from_name`` makes this attack of, hyper-parameters aside."""
+        return self.name
+
+    def settings(self) -> dict[str, object]:
+        """The hyper-parameters that decide the results, for a run's identity."""
+        return {name: getattr(self, name) for name in self.parameters() if name not in self.no_result}
 
     @final
     def __call__(
@@ -84,29 +135,27 @@ class Attack(ABC):
         prompts = check_prompts(prompts)
         check_k(k)
         score = scorer.bind(prompts)
-        outcomes = self.run(
-            prompts,
-            score,
-            k=k,
-            allowed=bind_constraint(constraint, prompts),
-            rngs=generators(prompts, seed),
-            on_step=on_step,
-        )
+        outcomes = self.run(Problem.of(prompts, score, k, constraint=constraint, seed=seed, on_step=on_step))
         within = k * self.distance_per_edit
         return verify(prompts, outcomes, score.queries, scorer, k=within, constraint=constraint)
 
     @abstractmethod
-    def run(
+    def run(self, problem: Problem) -> list[Outcome]:
+        """The attack itself: one outcome a prompt, within distance ``problem.k`` and allowed."""
+
+    def path(
         self,
         prompts: Sequence[str],
-        score: BoundScore,
+        scorer: AnyScorer,
+        ks: Sequence[int] = (1, 2),
         *,
-        k: int,
-        allowed: Allowed,
-        rngs: Sequence[np.random.Generator],
-        on_step: OnStep | None,
-    ) -> list[Outcome]:
-        """The attack itself: one outcome a prompt, within distance ``k`` and allowed."""
+        constraint: Constraint | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> dict[int, list[AttackResult]]:
+        """The results at several ``k``: what one call a ``k`` returns. An attack whose search goes edit by edit may give
+        them for the price of the largest."""
+        return {k: self(prompts, scorer, k=k, constraint=constraint, seed=seed, on_step=on_step) for k in ks}
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
@@ -194,7 +243,16 @@ def verify(
         success = bool(score.solved(i, value)) if score.solved(i, math.inf) else None
         results.append(
             AttackResult(
-                prompt, text, list(tokens), value, float(cleans[i]), far, int(queries[i]), success, bool(truncated)
+                prompt,
+                text,
+                list(tokens),
+                value,
+                float(cleans[i]),
+                far,
+                int(queries[i]),
+                success,
+                bool(truncated),
+                scorer.objective_name,
             )
         )
     return results

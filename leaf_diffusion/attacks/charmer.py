@@ -14,7 +14,7 @@ from leaf_diffusion.attacks.base import (
     AttackResult,
     OnStep,
     Outcome,
-    bind_constraint,
+    Problem,
     check_k,
     check_prompts,
     verify,
@@ -23,7 +23,7 @@ from leaf_diffusion.attacks.search import Iterates, best_few
 from leaf_diffusion.text import ALPHABET, Candidates, Constraint, n_slots, present, slot_edits
 
 if TYPE_CHECKING:
-    from leaf_diffusion.scoring.scorer import AnyScorer, BoundScore
+    from leaf_diffusion.scoring.scorer import AnyScorer
 
 
 def probes(text: str, slots: Sequence[int] | None = None) -> Candidates:
@@ -41,14 +41,16 @@ class Charmer(Attack):
     allowed ones of all characters of ``alphabet``, and deletion, in those slots; the best replaces the current
     sentence if it scores higher. A prompt whose objective is reached is asked no further. At most 2|S|+1 +
     n_positions * (|alphabet|+1) queries a round.
-
-    ``batch_prompts``: sentences attacked side by side (speed and memory only; the results are the same).
     """
 
     name: ClassVar[str] = "charmer"
+    no_result: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
     n_positions: int = 20
+    """Positions that stage 1 keeps a round."""
     alphabet: str = ALPHABET
+    """The characters that stage 2 tries."""
     batch_prompts: int = 16
+    """Sentences attacked side by side (speed and memory only)."""
 
     def __post_init__(self) -> None:
         if self.n_positions < 1 or self.batch_prompts < 1:
@@ -56,17 +58,8 @@ class Charmer(Attack):
                 f"n_positions and batch_prompts must be at least 1, got {self.n_positions} and {self.batch_prompts}"
             )
 
-    def run(
-        self,
-        prompts: Sequence[str],
-        score: BoundScore,
-        *,
-        k: int,
-        allowed: Allowed,
-        rngs: Sequence[np.random.Generator],
-        on_step: OnStep | None,
-    ) -> list[Outcome]:
-        return list(self._rounds(prompts, score, k, allowed, on_step)[k][0])
+    def run(self, problem: Problem) -> list[Outcome]:
+        return list(self._rounds(problem)[problem.k][0])
 
     def path(
         self,
@@ -75,6 +68,7 @@ class Charmer(Attack):
         ks: Sequence[int] = (1, 2),
         *,
         constraint: Constraint | None = None,
+        seed: int = 0,
         on_step: OnStep | None = None,
     ) -> dict[int, list[AttackResult]]:
         """The results at several ``k`` for the price of the largest: what one call a ``k`` would return."""
@@ -82,24 +76,23 @@ class Charmer(Attack):
         for k in ks:
             check_k(k)
         score = scorer.bind(prompts)
-        rounds = self._rounds(prompts, score, max(ks, default=0), bind_constraint(constraint, prompts), on_step)
+        most = max(ks, default=0)
+        rounds = self._rounds(Problem.of(prompts, score, most, constraint=constraint, seed=seed, on_step=on_step))
         return {k: verify(prompts, *rounds[k], scorer, k=k, constraint=constraint) for k in ks}
 
-    def _rounds(
-        self, prompts: Sequence[str], score: BoundScore, k: int, allowed: Allowed, on_step: OnStep | None
-    ) -> list[tuple[list[str], list[int]]]:
+    def _rounds(self, problem: Problem) -> list[tuple[list[str], list[int]]]:
         """Texts and queries of all prompts after 0, 1, ... k rounds."""
+        prompts, score, k = problem.prompts, problem.score, problem.k
         state = Iterates(prompts, score)
         after = [(list(prompts), [0] * len(prompts)) for _ in range(k + 1)]
         for first in range(0, len(prompts), self.batch_prompts):
             batch = range(first, min(first + self.batch_prompts, len(prompts)))
             for done in range(1, k + 1):
-                self._round([i for i in batch if not state.finished[i]], state, allowed)
+                self._round([i for i in batch if not state.finished[i]], state, problem.allowed)
                 texts, queries = after[done]
                 for i in batch:
                     texts[i], queries[i] = state.texts[i], score.queries[i]
-                if on_step is not None:
-                    on_step(first * k + done * len(batch), len(prompts) * k)
+                problem.tell(first * k + done * len(batch), len(prompts) * k)
         return after
 
     def _round(self, active: list[int], state: Iterates, allowed: Allowed) -> None:

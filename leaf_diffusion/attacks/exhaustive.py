@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome
+from leaf_diffusion.attacks.base import Attack, Outcome, Problem
 from leaf_diffusion.attacks.search import Iterates
 from leaf_diffusion.text import neighbours
 
 if TYPE_CHECKING:
-    from leaf_diffusion.scoring.scorer import BoundScore
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,26 +21,17 @@ class Exhaustive(Attack):
     """
 
     name: ClassVar[str] = "exhaustive"
+    largest_k: ClassVar[int | None] = 1
 
-    def run(
-        self,
-        prompts: Sequence[str],
-        score: BoundScore,
-        *,
-        k: int,
-        allowed: Allowed,
-        rngs: Sequence[np.random.Generator],
-        on_step: OnStep | None,
-    ) -> list[Outcome]:
-        if k > 1:
+    def run(self, problem: Problem) -> list[Outcome]:
+        if problem.k > 1:
             raise ValueError(
-                f"the exhaustive attack is exact for k=1 only (k={k} has millions of candidates): use Charmer"
+                f"the exhaustive attack is exact for k=1 only (k={problem.k} has millions of candidates): use Charmer"
             )
-        state = Iterates(prompts, score)
-        for i, prompt in enumerate(prompts if k else []):
+        state = Iterates(problem.prompts, problem.score)
+        for i, prompt in enumerate(problem.prompts if problem.k else []):
             if not state.finished[i]:
                 candidates = neighbours(prompt)
-                state.advance({i: candidates[allowed(i, prompt, candidates)]})
-            if on_step is not None:
-                on_step(i + 1, len(prompts))
+                state.advance({i: candidates[problem.allowed(i, prompt, candidates)]})
+            problem.tell(i + 1, len(problem.prompts))
         return list(state.texts)

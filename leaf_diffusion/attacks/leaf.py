@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome
+from leaf_diffusion.attacks.base import Allowed, Attack, Outcome, Problem
 from leaf_diffusion.attacks.charmer import probes
 from leaf_diffusion.attacks.search import Iterates, best_first
 from leaf_diffusion.text import Candidates, n_slots, slot_edits
 
 if TYPE_CHECKING:
-    from leaf_diffusion.scoring.scorer import BoundScore
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,35 +32,27 @@ class LeafAttack(Attack):
 
     name: ClassVar[str] = "leaf"
     rho: int = 50
+    """Candidates of each of the two stages."""
     slots: int | None = None
+    """Slots that stage 1 probes. Default: rho."""
 
     def __post_init__(self) -> None:
         for name, value in (("rho", self.rho), ("slots", self.slots)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
-    def run(
-        self,
-        prompts: Sequence[str],
-        score: BoundScore,
-        *,
-        k: int,
-        allowed: Allowed,
-        rngs: Sequence[np.random.Generator],
-        on_step: OnStep | None,
-    ) -> list[Outcome]:
-        state = Iterates(prompts, score)
-        for done in range(1, k + 1):
-            active = [i for i in range(len(prompts)) if not state.finished[i]]
-            slots = {i: sorted(_draw(n_slots(state.texts[i]), self.slots or self.rho, rngs[i])) for i in active}
+    def run(self, problem: Problem) -> list[Outcome]:
+        state = Iterates(problem.prompts, problem.score)
+        for done in range(1, problem.k + 1):
+            active = [i for i in range(len(problem.prompts)) if not state.finished[i]]
+            slots = {i: sorted(_draw(n_slots(state.texts[i]), self.slots or self.rho, problem.rngs[i])) for i in active}
             ranking = state.measure({i: probes(state.texts[i], slots[i]) for i in active})
             candidates = {}
             for i, scores in ranking.items():
                 ranked = (slots[i][j] for j in best_first(scores))
-                candidates[i] = self._characters(i, state.texts[i], ranked, allowed, rngs[i])
+                candidates[i] = self._characters(i, state.texts[i], ranked, problem.allowed, problem.rngs[i])
             state.advance(candidates)
-            if on_step is not None:
-                on_step(done * len(prompts), k * len(prompts))
+            problem.tell(done * len(problem.prompts), problem.k * len(problem.prompts))
         return list(state.texts)
 
     def _characters(

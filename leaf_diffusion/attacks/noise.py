@@ -7,18 +7,17 @@ who hides an attack among slips.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome
+from leaf_diffusion.attacks.base import Attack, Outcome, Problem
 from leaf_diffusion.attacks.search import Iterates
 from leaf_diffusion.text import DELETE, Candidates
 
 if TYPE_CHECKING:
-    from leaf_diffusion.scoring.scorer import BoundScore
+    pass
 
 KEYS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
 """Rows of a US keyboard, each half a key to the right of the one above."""
@@ -37,6 +36,8 @@ LOOKALIKES = dict(
     )
 )
 """Latin letters and characters of Cyrillic, Greek, Armenian and phonetic script that look the same (Unicode UTS #39)."""
+WORST = "worst-"
+"""Before the name of a kind of noise: searched for its worst slips."""
 MARKS = "!\"'(),-.:;?`~"
 
 
@@ -61,32 +62,27 @@ class Noise(Attack):
     """
 
     worst: bool = False
+    """Search for the most harmful slip."""
+
+    @property
+    def label(self) -> str:
+        return WORST + self.name if self.worst else self.name
 
     @abstractmethod
     def slips(self, text: str) -> Candidates:
         """Every text that one slip makes of ``text``."""
 
-    def run(
-        self,
-        prompts: Sequence[str],
-        score: BoundScore,
-        *,
-        k: int,
-        allowed: Allowed,
-        rngs: Sequence[np.random.Generator],
-        on_step: OnStep | None,
-    ) -> list[Outcome]:
-        texts, state = list(prompts), Iterates(prompts, score) if self.worst else None
-        for done in range(1, k + 1):
+    def run(self, problem: Problem) -> list[Outcome]:
+        texts, state = list(problem.prompts), Iterates(problem.prompts, problem.score) if self.worst else None
+        for done in range(1, problem.k + 1):
             made = {i: self.slips(text) for i, text in enumerate(texts if state is None else state.texts)}
             if state is None:
                 for i, slips in made.items():
-                    texts[i] = _any(texts[i], slips, allowed(i, texts[i], slips), rngs[i])
+                    texts[i] = _any(texts[i], slips, problem.allowed(i, texts[i], slips), problem.rngs[i])
             else:
                 active = [i for i in made if not state.finished[i]]
-                state.advance({i: made[i][allowed(i, state.texts[i], made[i])] for i in active})
-            if on_step is not None:
-                on_step(done * len(prompts), k * len(prompts))
+                state.advance({i: made[i][problem.allowed(i, state.texts[i], made[i])] for i in active})
+            problem.tell(done * len(problem.prompts), problem.k * len(problem.prompts))
         return list(texts if state is None else state.texts)
 
 

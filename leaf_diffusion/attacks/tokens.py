@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome
+from leaf_diffusion.attacks.base import Allowed, Attack, Outcome, Problem
 from leaf_diffusion.attacks.search import FLOOR, TIE, argbest
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.scoring.plain import PlainScore
@@ -42,29 +42,22 @@ class TokenSubstitution(Attack):
         if self.top_n < 1 or self.starts < 1:
             raise ValueError(f"top_n and starts must be at least 1, got {self.top_n} and {self.starts}")
 
-    def run(
-        self,
-        prompts: Sequence[str],
-        score: BoundScore,
-        *,
-        k: int,
-        allowed: Allowed,
-        rngs: Sequence[np.random.Generator],
-        on_step: OnStep | None,
-    ) -> list[Outcome]:
-        encoder = _encoder(score)
-        rows = [list(row) for row in encoder.tokenize(encoder.preprocess(list(prompts)))]
-        texts, best = list(prompts), score.clean() if prompts else []
-        finished = [score.solved(i, value) for i, value in enumerate(best)]
-        changed: list[set[int]] = [set() for _ in prompts]
-        for done in range(1, k + 1):
-            candidates = [Candidates.none()] * len(prompts)
-            active = [i for i in range(len(prompts)) if not finished[i] and len(rows[i]) > 2]
+    def run(self, problem: Problem) -> list[Outcome]:
+        encoder = _encoder(problem.score)
+        rows = [list(row) for row in encoder.tokenize(encoder.preprocess(list(problem.prompts)))]
+        texts, best = list(problem.prompts), problem.score.clean() if problem.prompts else []
+        finished = [problem.score.solved(i, value) for i, value in enumerate(best)]
+        changed: list[set[int]] = [set() for _ in problem.prompts]
+        for done in range(1, problem.k + 1):
+            candidates = [Candidates.none()] * len(problem.prompts)
+            active = [i for i in range(len(problem.prompts)) if not finished[i] and len(rows[i]) > 2]
             flat = [i for i in active if abs(best[i]) <= FLOOR]
-            slopes = self._slopes(score, rows, active, flat, rngs)
+            slopes = self._slopes(problem.score, rows, active, flat, problem.rngs)
             for i in active:
-                candidates[i] = self._replacements(encoder, i, rows[i], texts[i], slopes[i], changed[i], allowed)
-            for i, scores in enumerate(score(candidates)):
+                candidates[i] = self._replacements(
+                    encoder, i, rows[i], texts[i], slopes[i], changed[i], problem.allowed
+                )
+            for i, scores in enumerate(problem.score(candidates)):
                 if not len(scores):
                     continue
                 chosen = argbest(scores)
@@ -74,10 +67,9 @@ class TokenSubstitution(Attack):
                     changed[i] |= {at for at, (old, token) in enumerate(zip(rows[i], new, strict=True)) if old != token}
                     rows[i], best[i] = new, value
                     texts[i] = _decoded(encoder, new)
-                    finished[i] = score.solved(i, value)
-            if on_step is not None:
-                on_step(done * len(prompts), k * len(prompts))
-        return [rows[i] if changed[i] else prompts[i] for i in range(len(prompts))]
+                    finished[i] = problem.score.solved(i, value)
+            problem.tell(done * len(problem.prompts), problem.k * len(problem.prompts))
+        return [rows[i] if changed[i] else problem.prompts[i] for i in range(len(problem.prompts))]
 
     def _slopes(
         self,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from leaf_diffusion.attacks.base import Allowed, Attack, OnStep, Outcome
+from leaf_diffusion.attacks.base import Allowed, Attack, Outcome, Problem
 from leaf_diffusion.text import neighbours, random_edits
 
 if TYPE_CHECKING:
-    from leaf_diffusion.scoring.scorer import BoundScore
+    pass
 
 _DRAWS = 32
 
@@ -23,24 +22,14 @@ class RandomTypos(Attack):
 
     name: ClassVar[str] = "random-typos"
 
-    def run(
-        self,
-        prompts: Sequence[str],
-        score: BoundScore,
-        *,
-        k: int,
-        allowed: Allowed,
-        rngs: Sequence[np.random.Generator],
-        on_step: OnStep | None,
-    ) -> list[Outcome]:
+    def run(self, problem: Problem) -> list[Outcome]:
         texts: list[Outcome] = []
-        for i, prompt in enumerate(prompts):
+        for i, prompt in enumerate(problem.prompts):
             text = prompt
-            for _ in range(k):
-                text = _edit_once(i, text, allowed, rngs[i])
+            for _ in range(problem.k):
+                text = _edit_once(i, text, problem.allowed, problem.rngs[i])
             texts.append(text)
-            if on_step is not None:
-                on_step((i + 1) * k, len(prompts) * k)
+            problem.tell((i + 1) * problem.k, len(problem.prompts) * problem.k)
         return texts
 
 

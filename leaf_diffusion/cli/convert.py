@@ -10,20 +10,24 @@ from typing import Any
 
 import torch
 import tyro
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders.convert import open_clip_config, to_open_clip, to_transformers, transformers_config
+from leaf_diffusion.encoders.convert import to_open_clip, to_transformers
+from leaf_diffusion.encoders.convert_config import (
+    ModelCfg,
+    image_processor,
+    open_clip_config,
+    preprocess_config,
+    transformers_config,
+)
+from leaf_diffusion.encoders.image_encoder import PROCESSOR
 from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 from leaf_diffusion.weights.errors import loading
+from leaf_diffusion.weights.files import load_weights
+from leaf_diffusion.weights.models import load_config, load_model
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
-_PREPROCESS = {
-    "mean": [0.48145466, 0.4578275, 0.40821073],
-    "std": [0.26862954, 0.26130258, 0.27577711],
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-}
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_open_clip(source: Path, output: Path) -> None:
-    with loading(str(source), "config.json cannot be read"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = load_config(str(source), {})
     if not isinstance(config, (CLIPConfig, CLIPTextConfig)):
         raise ValueError(f"{source} holds a {config.model_type!r} model, no CLIP")
+    content: ModelCfg = {"model_cfg": open_clip_config(config)}
+    if isinstance(config, CLIPConfig):
+        processor = image_processor(config.vision_config.image_size)
+        if (source / PROCESSOR).is_file():
+            with loading(str(source), f"{PROCESSOR} cannot be used"):
+                processor = CLIPImageProcessor.from_pretrained(source)
+        content["preprocess_cfg"] = preprocess_config(processor)
     kind: Any = CLIPModel if isinstance(config, CLIPConfig) else CLIPTextModelWithProjection
-    with loading(str(source), "the weights cannot be read"):
-        state = kind.from_pretrained(source, use_safetensors=True).state_dict()
-    converted = {key: value.contiguous() for key, value in to_open_clip(state).items()}
-    content = {"model_cfg": open_clip_config(config), "preprocess_cfg": _PREPROCESS}
+    module, _ = load_model(kind, str(source), {}, config=config)  # a tower without its projection is not whole
+    converted = {key: value.contiguous() for key, value in to_open_clip(module.state_dict()).items()}
     output.mkdir(parents=True, exist_ok=True)
     save_file(converted, output / WEIGHTS, metadata={"format": "pt"})
     (output / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
@@ -79,7 +87,7 @@ def _write_transformers(source: Path, output: Path, architecture: str | None) ->
         raise ValueError(f"{file} is no .safetensors file; pickles are not opened here")
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    beside = file.parent / CONFIG
+    beside, preprocess = file.parent / CONFIG, None
     if architecture is not None:
         import open_clip
 
@@ -88,14 +96,17 @@ def _write_transformers(source: Path, output: Path, architecture: str | None) ->
             raise ValueError(f"open_clip knows no architecture {architecture!r}; see open_clip.list_models()")
     elif beside.is_file():
         with loading(str(beside), "it is no configuration of open_clip"):
-            model = json.loads(beside.read_text(encoding="utf-8"))["model_cfg"]
+            content = json.loads(beside.read_text(encoding="utf-8"))
+            model, preprocess = content["model_cfg"], content.get("preprocess_cfg")
     else:
         raise ValueError(f"{file} comes without {CONFIG}: name its --architecture, such as ViT-L-14-quickgelu")
     with loading(str(file), "it is damaged, or no safetensors file of open_clip"):
-        state = to_transformers(load_file(file))
+        state = to_transformers(load_weights(file))
     with loading(str(beside if architecture is None else file), "its architecture makes no CLIP"):
         config = transformers_config(model)
     whole = any(key.startswith("vision_model.") for key in state)
+    with loading(str(beside), "its image preprocessing cannot be used"):
+        processor = image_processor(config.vision_config.image_size, preprocess) if whole else None
     with loading(str(file), "its architecture makes no CLIP"), torch.device("meta"):
         tower: Any = CLIPModel(config) if whole else CLIPTextModelWithProjection(config.text_config)
     wanted = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
@@ -107,6 +118,8 @@ def _write_transformers(source: Path, output: Path, architecture: str | None) ->
         )
     tower.load_state_dict({key: state[key] for key in wanted}, assign=True)
     tower.save_pretrained(output)
+    if processor is not None:
+        processor.save_pretrained(output)
     if config.text_config.vocab_size == CLIP_VOCABULARY:
         clip_tokenizer().save_pretrained(output)
     print(f"wrote {output}: {type(tower).__name__}.from_pretrained({str(output)!r})")

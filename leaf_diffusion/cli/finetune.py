@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 from rich.console import Console
@@ -21,6 +22,8 @@ class FinetuneOptions:
 
     The same command continues a training that was broken off.
     """
+
+    help_first: ClassVar[tuple[str, ...]] = ("source", "captions", "output")
 
     source: str
     """A CLIP text tower: a folder, a Hub id, "world:original"."""

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 from rich.console import Console
@@ -20,6 +21,9 @@ class FinetuneImageOptions:
 
     The same command continues a training that was broken off.
     """
+
+    help_first: ClassVar[tuple[str, ...]] = ("source", "images", "output")
+    renamed: ClassVar[dict[str, str]] = {"--pictures": "--images"}
 
     source: str
     """A CLIP of transformers or its image tower: a folder, a Hub id, "world:original"."""

@@ -1,10 +1,11 @@
 """`leaf-diffusion <command>`: one door to everything; a command's code is imported only when it is called."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from leaf_diffusion import __version__
+from leaf_diffusion.command_line import did_you_mean, run_command
 
 COMMANDS = {
     "evaluate": (
@@ -53,29 +54,38 @@ def usage() -> str:
     return f"usage: leaf-diffusion <command> [options]\n\ncommands:\n{rows}\n\n`leaf-diffusion <command> --help` lists its options."
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; an error that the user can mend is one line and status 2."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0 if words else 2
-    if words[0] in ("-V", "--version"):
-        print(f"leaf-diffusion {__version__}")
-        return 0
+        return run_command("help", _usage, words)
     command, *rest = words
+    if command in ("-V", "--version"):
+        return run_command("version", _version)
     if command not in COMMANDS:
-        print(f"leaf-diffusion: there is no command {command!r}\n\n{usage()}", file=sys.stderr)
+        close = did_you_mean(command, COMMANDS) or ";"
+        print(
+            f"leaf-diffusion: there is no command {command!r}{close} there are: {', '.join(COMMANDS)}", file=sys.stderr
+        )
         return 2
-    module, function = COMMANDS[command][0].split(":")
-    run: Callable[[list[str]], int] = getattr(import_module(module), function)
-    try:
-        return run(rest)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"leaf-diffusion {command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return run_command(command, lambda words: _function(COMMANDS[command][0])(words), rest)
+
+
+def _usage(words: Sequence[str]) -> int:
+    print(usage())
+    return 0 if words else 2
+
+
+def _version(words: Sequence[str]) -> int:
+    print(f"leaf-diffusion {__version__}")
+    return 0
+
+
+def _function(target: str) -> Callable[[Sequence[str]], int]:
+    """What "module:function" names; imports it, so that a fault or Ctrl-C while loading is the command's."""
+    module, function = target.split(":")
+    found: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
+    return found
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from leaf_diffusion.attacks.base import Attack, AttackResult
@@ -20,6 +21,7 @@ from leaf_diffusion.diffusion.loading import checked_file, checked_folder, even_
 from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder, computes_on
 from leaf_diffusion.encoders.load import load_defence
+from leaf_diffusion.encoders.lora import lora_layers, without_lora
 from leaf_diffusion.encoders.swap import exchanged
 from leaf_diffusion.scoring.mean import MeanScorer
 from leaf_diffusion.scoring.objectives import Drift, Objective
@@ -59,7 +61,7 @@ def defended(encode_prompt: Callable[P, R]) -> Callable[P, R]:
     return with_defence
 
 
-class LeafPipeline:
+class LeafPipeline(DiffusionPipeline):
     """Stands before a stock pipeline class among the bases; `diffusion.families` says what that class is made of."""
 
     # class attributes, because an __init__ of its own would break from_pipe and save_pretrained
@@ -95,10 +97,10 @@ class LeafPipeline:
         sources = cls._sources(text_encoder, text_encoder_2, components, kwargs)
         source = checked_folder(pretrained_model_name_or_path, kwargs, cls)
         with found(source, kwargs):
-            pipe = cast(Any, super()).from_pretrained(source, **kwargs)
+            pipe = super().from_pretrained(source, **kwargs)
         even_dtypes(pipe, kwargs)
         pipe._exchange(sources, (adapter, adapter_2), defence)
-        return cast(Self, pipe)
+        return pipe
 
     @classmethod
     def from_single_file(
@@ -121,10 +123,10 @@ class LeafPipeline:
         for part in [part for part, one in sources.items() if isinstance(one, nn.Module) and part not in has]:
             kwargs[part] = sources.pop(part)
         with found(source, kwargs):
-            pipe = cast(Any, super()).from_single_file(source, **kwargs)
+            pipe = super().from_single_file(source, **kwargs)
         even_dtypes(pipe, kwargs)
         pipe._exchange(sources, (adapter, adapter_2), defence)
-        return cast(Self, pipe)
+        return pipe
 
     @classmethod
     def from_pipe(
@@ -141,12 +143,12 @@ class LeafPipeline:
     ) -> Self:
         """As diffusers' `from_pipe`, sharing components; the given pipeline keeps its own text encoders."""
         sources = cls._sources(text_encoder, text_encoder_2, components, kwargs)
-        pipe = cast(Any, super()).from_pipe(pipeline, **kwargs)
+        pipe = super().from_pipe(pipeline, **kwargs)
         if isinstance(pipeline, LeafPipeline):
             pipe._defence, pipe._projections = pipeline._defence, dict(pipeline._projections or {})
             pipe._names = dict(pipeline._names or {})
         pipe._exchange(sources, (adapter, adapter_2), defence)
-        return cast(Self, pipe)
+        return pipe
 
     @classmethod
     def _sources(
@@ -182,7 +184,7 @@ class LeafPipeline:
                 raise ValueError(f"this pipeline has no {part} that could be exchanged")
             new.append((part, *exchanged(current, getattr(self, clips[part]), source, adapter)))
         for part, module, encoder in new:  # all fit, or nothing is changed
-            cast(Any, self).register_modules(**{part: module})
+            self.register_modules(**{part: module})
             self._names = (self._names or {}) | {part: encoder.name}
             self._defence = encoder.defence or self._defence
             if part in sources:  # an adapter alone leaves the projection of an earlier swap in place
@@ -196,7 +198,7 @@ class LeafPipeline:
     def encoders(self) -> list[HFTextEncoder]:
         """The CLIP text encoders as they stand (a refiner has the second alone), with their defence and, where it is
         known, their projection."""
-        base = str(cast(Any, self).config.get("_name_or_path") or "pipeline")
+        base = str(self.config.get("_name_or_path") or "pipeline")
         made, clips = [], family_of(self).clips
         for each in clips:
             if (module := getattr(self, each.part)) is not None:
@@ -242,8 +244,23 @@ class LeafPipeline:
         rule = constraint_from_name(constraint) if isinstance(constraint, str) else constraint
         return list((attack or Charmer())(list(prompts), scorer, k=k, constraint=rule, seed=seed, on_step=on_step))
 
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; a LoRA that a part carries is merged into what is saved, so that it draws the same images.
+
+        (diffusers would write the LoRA's layers in the place of the weights, which nothing could load.)
+        """
+        parts = {name: part for name, part in self.components.items() if isinstance(part, nn.Module)}
+        plain = {name: without_lora(part) for name, part in parts.items() if lora_layers(part)}
+        for name, part in plain.items():
+            setattr(self, name, part)
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            for name in plain:
+                setattr(self, name, parts[name])
+
     def to_json_string(self) -> str:
         """The configuration under the stock class name, so that stock classes load what this one saves."""
-        config = json.loads(cast(Any, super()).to_json_string())
+        config = json.loads(super().to_json_string())
         config["_class_name"] = family_of(self).stock
         return json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -141,11 +141,16 @@ class TextEncoder(ABC):
         """Features of each row, float32, as computed by the tower's own forward pass.
 
         "pooled" [n, width] is the final state at end-of-text, "projected" [n, projection] the joint space with the
-        images, `Hidden` [n, context_length * width] the token states. Gradients flow while autograd is on.
+        images, `Hidden` [n, context_length * width] the token states. Gradients flow while autograd is on; while it is
+        off, ValueError for features with NaN or infinity.
         """
         if not token_rows:  # transformers cannot run an empty batch; the width is that of any sentence
             return self.features([[self.rows.bos_id, self.rows.eos_id]], what)[:0]
-        return self._features(self._pad(token_rows, what), None, token_rows, what)
+        found = self._features(self._pad(token_rows, what), None, token_rows, what)
+        if not torch.is_grad_enabled() and not torch.isfinite(found).all():
+            row = token_rows[int(torch.isfinite(found).all(1).logical_not().nonzero()[0])]
+            raise ValueError(f"{self.name}: the features of {self.rows.text(row)!r} hold NaN or infinity")
+        return found
 
     def features_from_embeddings(
         self, embeds: Float[Tensor, "n t width"], token_rows: Sequence[Sequence[int]], what: Feature = "projected"

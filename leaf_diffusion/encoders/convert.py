@@ -1,13 +1,11 @@
-"""CLIP checkpoints between transformers and open_clip, both ways, whole models or text towers, by tables of keys."""
+"""Weights of CLIPs between transformers and open_clip, both ways, whole models or text towers, by tables of keys."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPTextConfig
 
 State = dict[str, Tensor]
 
@@ -104,74 +102,6 @@ def to_transformers(state: State) -> State:
     return found
 
 
-def open_clip_config(config: CLIPConfig | CLIPTextConfig) -> dict[str, Any]:
-    """`model_cfg` of open_clip for a transformers configuration, GELU and QuickGELU told apart."""
-    text = config.text_config if isinstance(config, CLIPConfig) else config
-    found: dict[str, Any] = {
-        "embed_dim": config.projection_dim,
-        "quick_gelu": _is_quick(text.hidden_act),
-        "text_cfg": {
-            "context_length": text.max_position_embeddings,
-            "vocab_size": text.vocab_size,
-            "width": text.hidden_size,
-            "heads": text.num_attention_heads,
-            "layers": text.num_hidden_layers,
-            "mlp_ratio": text.intermediate_size / text.hidden_size,
-        },
-    }
-    if isinstance(config, CLIPConfig):
-        vision = config.vision_config
-        if _is_quick(vision.hidden_act) != found["quick_gelu"]:
-            raise ValueError("the towers have different activations, which one open_clip model cannot have")
-        found["vision_cfg"] = {
-            "image_size": vision.image_size,
-            "layers": vision.num_hidden_layers,
-            "width": vision.hidden_size,
-            "patch_size": vision.patch_size,
-            "head_width": vision.hidden_size // vision.num_attention_heads,
-            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
-        }
-    return found
-
-
-def transformers_config(model: dict[str, Any]) -> CLIPConfig:
-    """The transformers configuration for open_clip's `model_cfg`. ValueError for towers that are no plain ViT CLIP."""
-    try:
-        return _transformers_config(model)
-    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:  # a damaged file's values
-        raise ValueError(f"no model_cfg of an open_clip CLIP ({type(error).__name__}: {error})") from error
-
-
-def _transformers_config(model: dict[str, Any]) -> CLIPConfig:
-    text, vision = model["text_cfg"], model.get("vision_cfg", {})
-    if "hf_model_name" in text or "timm_model_name" in vision or isinstance(vision.get("layers"), list):
-        raise ValueError("only CLIPs of plain open_clip ViT and text towers exist in transformers")
-    act = {"hidden_act": "quick_gelu" if model.get("quick_gelu", False) else "gelu"}
-    width = text["width"]
-    # 49407 and not transformers' old default 2, which pools at the largest token id
-    ids = {"bos_token_id": text.get("vocab_size", 49408) - 2, "eos_token_id": text.get("vocab_size", 49408) - 1}
-    text_config = act | ids | {
-        "hidden_size": width,
-        "intermediate_size": int(width * text.get("mlp_ratio", 4.0)),
-        "num_attention_heads": text.get("heads", 8),
-        "num_hidden_layers": text.get("layers", 12),
-        "max_position_embeddings": text.get("context_length", 77),
-        "vocab_size": text.get("vocab_size", 49408),
-        "projection_dim": model["embed_dim"],
-    }  # fmt: skip
-    wide = vision.get("width", 768)
-    vision_config = act | {
-        "hidden_size": wide,
-        "intermediate_size": int(wide * vision.get("mlp_ratio", 4.0)),
-        "num_attention_heads": wide // vision.get("head_width", 64),
-        "num_hidden_layers": vision.get("layers", 12),
-        "image_size": vision.get("image_size", 224),
-        "patch_size": vision.get("patch_size", 16),
-        "projection_dim": model["embed_dim"],
-    }
-    return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=model["embed_dim"])
-
-
 def _split(key: str) -> tuple[str, str]:
     match = _NUMBER.search(key)
     return (key, "") if match is None else (_NUMBER.sub(".{}.", key, count=1), match.group(1))
@@ -180,9 +110,3 @@ def _split(key: str) -> tuple[str, str]:
 def full_name(key: str) -> str:
     """CLIPTextModel's own keys lack the "text_model." of the other classes in newer transformers."""
     return f"text_model.{key}" if key.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else key
-
-
-def _is_quick(activation: str) -> bool:
-    if activation not in ("gelu", "quick_gelu"):
-        raise ValueError(f"open_clip has no activation {activation!r}, only gelu and quick_gelu")
-    return activation == "quick_gelu"

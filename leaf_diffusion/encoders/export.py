@@ -19,12 +19,14 @@ from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.causal import causal_parts
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.convert import State, to_open_clip, to_transformers
-from leaf_diffusion.encoders.single_file import HEADS, Place, blocks, choose, loader_act, places_in, under
+from leaf_diffusion.encoders.lora import plain_encoder
+from leaf_diffusion.encoders.single_file import HEAD, HEADS, Place, blocks, choose, loader_act, places_in, under
 from leaf_diffusion.encoders.swap import is_identity
 from leaf_diffusion.tokens.tokenizer import is_clip_vocabulary
 from leaf_diffusion.weights.files import Entry, Header, load_weights, read_header
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+LOADERS_EPSILON, LOADERS_CONTEXT = 1e-5, 77  # CLIP's own, which no file of weights says
 _PROJECTION = ("text_projection", "text_projection.weight")
 _HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")  # of the weights that were there before
 
@@ -36,6 +38,7 @@ def export_text_encoder(encoder: TextEncoder, output: Path, *, dtype: torch.dtyp
     ValueError where a loader, which sees shapes alone, would run the tower with another activation or tokenizer, and for
     values beyond `dtype`; FileExistsError where `output` is there already.
     """
+    encoder = plain_encoder(encoder)
     state = tower_state(encoder)
     _check_reading(encoder, loader_act(blocks(state)))
     state = {key: _cast(key, value, dtype) for key, value in state.items()}
@@ -53,9 +56,10 @@ def export_checkpoint(encoder: TextEncoder, checkpoint: Path, output: Path, *, p
     Returns what was replaced, for people. FileNotFoundError, FileExistsError; ValueError for a pickle, for a file without
     a text encoder and for a misfit, before anything is written; OSError where the disk cannot hold the copy.
     """
-    header = read_header(checkpoint)
+    encoder, header = plain_encoder(encoder), read_header(checkpoint)
     place, changes, projection = _fitting(encoder, checkpoint, header, part)
-    _check_reading(encoder, place.act)
+    width = encoder.token_embedding().shape[1]
+    _check_reading(encoder, place.act, int(header.metadata.get(HEADS, 0)) or width // HEAD)
     values = {key: _cast(key, value, DTYPES[header.entries[key].dtype]) for key, value in changes.items()}
     with _whole_file(output, size=checkpoint.stat().st_size) as file:
         shutil.copyfile(checkpoint, file)
@@ -72,7 +76,8 @@ def export_checkpoint(encoder: TextEncoder, checkpoint: Path, output: Path, *, p
 
 
 def tower_state(encoder: TextEncoder) -> State:
-    """The tower's weights under the names of `CLIPTextModelWithProjection`."""
+    """The tower's weights under the names of `CLIPTextModelWithProjection`, a LoRA that it carries merged into them."""
+    encoder = plain_encoder(encoder)
     weights = {name: value.detach() for name, value in encoder.weights()}
     if isinstance(encoder, HFTextEncoder):
         return {key if key in _PROJECTION else f"text_model.{key}": value for key, value in weights.items()}
@@ -127,15 +132,27 @@ def _misfit(state: State, stored: Mapping[str, Entry], place: Place) -> str | No
     return f"{len(wrong)} tensors differ, such as {key}: {there} in the file, {here} in the encoder"
 
 
-def _check_reading(encoder: TextEncoder, act: str) -> None:
-    """ValueError where a loader would read or run the tower otherwise than it was made for."""
+def _check_reading(encoder: TextEncoder, act: str, heads: int | None = None) -> None:
+    """ValueError where a loader would read or run the tower otherwise than it was made for.
+
+    `heads`: what the loader takes them to be; None where the file says it.
+    """
     if isinstance(encoder, HFTextEncoder) and not is_clip_vocabulary(encoder.tokenizer.get_vocab()):
         raise ValueError(f"{encoder.name} reads with a tokenizer that is not CLIP's, the only one that loaders have")
-    own = "quick_gelu" if causal_parts(encoder).blocks[0].quick else "gelu"
-    if own != act:
+    parts = causal_parts(encoder)
+    block = parts.blocks[0]
+    runs = [
+        ("activation", "quick_gelu" if block.quick else "gelu", act),
+        ("heads", block.heads, heads or block.heads),
+        ("norms' epsilon", block.norm1.eps, LOADERS_EPSILON),
+        ("positions", len(parts.positions), LOADERS_CONTEXT),
+    ]
+    if wrong := [
+        f"{what} {own}, but loaders run such a file with {theirs}" for what, own, theirs in runs if own != theirs
+    ]:
         raise ValueError(
-            f"{encoder.name} was made with the activation {own}, but loaders run such a file with {act}: "
-            "its states would be wrong. Use an encoder of the same CLIP family"
+            f"{encoder.name} was made with the {'; with the '.join(wrong)}: its states would be wrong. "
+            "Use an encoder of the same CLIP family"
         )
 
 

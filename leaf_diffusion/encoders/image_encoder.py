@@ -19,12 +19,13 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionMo
 from transformers.utils.hub import cached_file
 
 from leaf_diffusion.encoders import sources
+from leaf_diffusion.encoders.convert_config import image_processor
+from leaf_diffusion.images import to_rgb
 from leaf_diffusion.weights.errors import loading, looks_like_path
 from leaf_diffusion.weights.files import check_finite
 from leaf_diffusion.weights.fingerprints import fingerprint
 from leaf_diffusion.weights.models import Where, load_config, load_model
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSOR = "preprocessor_config.json"
 _SPARE = ("text_model.", "text_projection.", "logit_scale")  # the other half of a whole CLIP
 
@@ -65,7 +66,7 @@ class ImageEncoder:
         """Images resized and cropped as the model's own processor does, float32 in 0 to 1, on the CPU."""
         if not images:
             return torch.empty(0, 3, *self.preprocessing.size)
-        return self.preprocessing.prepare([image.convert("RGB") for image in images]).clamp(0, 1)
+        return self.preprocessing.prepare([to_rgb(image) for image in images]).clamp(0, 1)
 
     def features(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Unnormalised features of the joint space, float32. Gradients flow while autograd is on.
@@ -80,8 +81,13 @@ class ImageEncoder:
 
     @torch.no_grad()
     def embed(self, pixels: Float[Tensor, "n 3 h w"], at_once: int = 256) -> Float[Tensor, "n d"]:
-        """`features` without gradients, so many images at a time."""
-        return torch.cat([self.features(part) for part in pixels.split(at_once)])
+        """`features` without gradients, so many images at a time. ValueError for features with NaN or infinity."""
+        found = torch.cat([self.features(part) for part in pixels.split(at_once)])
+        if not (fine := torch.isfinite(found).all(1)).all():
+            raise ValueError(
+                f"{self.name}: the features of image {int(fine.logical_not().nonzero()[0])} hold NaN or infinity"
+            )
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -144,16 +150,6 @@ def tower_of(module: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
     raise ValueError(
         f"{name}: {type(module).__name__} has no image tower with a projection into the joint space; "
         "expected CLIPModel or CLIPVisionModelWithProjection of transformers, or a model of open_clip"
-    )
-
-
-def default_processor(size: int) -> CLIPImageProcessor:
-    """CLIP's own preprocessing at another size."""
-    return CLIPImageProcessor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=list(CLIP_MEAN),
-        image_std=list(CLIP_STD),
     )
 
 
@@ -229,7 +225,7 @@ def _from_transformers(
         kind: Any = CLIPVisionModelWithProjection
         module, _ = load_model(kind, source, where, config=vision, dtype=dtype, spare=_SPARE)
         if cached_file(source, PROCESSOR, _raise_exceptions_for_missing_entries=False, **where) is None:
-            return module, default_processor(vision.image_size)
+            return module, image_processor(vision.image_size)
         with loading(source, f"{PROCESSOR} cannot be used"):
             return module, CLIPImageProcessor.from_pretrained(source, **where)
     except FileNotFoundError:

@@ -134,9 +134,8 @@ def _from_transformers(
                 text.projection_dim = config.projection_dim  # the text half often carries a stale default
             if folder.is_dir():
                 _check_size(source, text, folder / where["subfolder"])
-        kinds = [CLIPTextModelWithProjection]
-        if (getattr(config, "architectures", None) or [""])[0] == "CLIPTextModel":
-            kinds.insert(0, CLIPTextModel)
+            plain = (config.architectures or [""])[0] == "CLIPTextModel"
+        kinds = (CLIPTextModel, CLIPTextModelWithProjection)[0 if plain else 1 :]
         for kind in kinds:
             module, left = load_model(kind, source, where, config=text, dtype=dtype, spare=_SPARE[kind])
             if not any(key.startswith("text_projection.") for key in left):

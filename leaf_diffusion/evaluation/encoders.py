@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from leaf_diffusion.diffusion.families import FAMILIES, Family, TextEncoderPart,
 from leaf_diffusion.diffusion.speed import set_attention, set_layout
 from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder, wrap
-from leaf_diffusion.encoders.swap import check_swap
+from leaf_diffusion.encoders.swap import fitting, text_model_for_pipeline, unprojected
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.scoring.mean import MeanScorer
 from leaf_diffusion.scoring.objectives import Objective
@@ -136,9 +136,28 @@ def _family(source: str) -> tuple[Family, frozenset[str]]:
     return family, frozenset(part for part in parts if (index.get(part) or [None])[0] is None)
 
 
-def common_feature(loaded: Sequence[Loaded]) -> Feature:
-    """The pooled embedding that all have: projected, unless a tower has no projection."""
-    return "projected" if all(one.has_projection for one in loaded) else "pooled"
+def attacked_feature(
+    choice: Literal["auto", "pooled", "projected", "states"],
+    pipeline: object,
+    loaded: Mapping[str, Loaded],
+    *,
+    world: bool,
+) -> Feature:
+    """What of the embedding the attacks move: what was chosen, or what the pipeline's class has, whatever the encoders bring.
+
+    The world's CLIPs come whole, so there it is the projected embedding. ValueError names the encoder that lacks it.
+    """
+    family = family_of(pipeline)
+    if choice == "states":
+        return family.states
+    feature = choice if choice != "auto" else "projected" if world else family.attacked
+    lacking = [label for label, one in loaded.items() if not one.has_projection]
+    if feature == "projected" and lacking:
+        raise ValueError(
+            f"{lacking[0]} has no text projection, so its projected embedding cannot be attacked: give --feature pooled (or "
+            "states), which every encoder has"
+        )
+    return feature
 
 
 def with_encoder(pipeline: Any, loaded: Loaded) -> Any:
@@ -186,14 +205,14 @@ def _places(pipeline: Any) -> list[TextEncoderPart]:
 
 def _tower(source: str, label: str, pipeline: Any, place: TextEncoderPart, options: Options) -> TextEncoder:
     current, tokenizer = getattr(pipeline, place.part), getattr(pipeline, place.tokenizer)
-    own = source == KEPT
-    base = (
-        wrap(current, tokenizer, name=KEPT)
-        if own
-        else load_text_encoder(source, device=options.device, dtype=options.dtype)
-    )
+    if source == KEPT:
+        return wrap(current, tokenizer, name=KEPT)
+    base = load_text_encoder(source, device=options.device, dtype=options.dtype)
     try:
-        check_swap(current, base.module, tokenizer, base.tokenizer)
+        base = fitting(base, current, tokenizer)
+        if place.pooled == "projected" and (unprojected(current) or not base.has_projection):
+            # the pipeline keeps its projection, so the attack looks at that of this encoder's states
+            base = wrap(text_model_for_pipeline(base, current), tokenizer, name=base.name)
     except ValueError as error:
         raise ValueError(
             f"--encoders: {label} does not fit the {place.part} of the pipeline {type(pipeline).__name__}: {error}"

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
+from leaf_diffusion.command_line import parse, run_command
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.evaluation.dry_run import dry_run
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.evaluation.folders import check_space, check_writable
+from leaf_diffusion.evaluation.options import RunOptions, identity
 from leaf_diffusion.evaluation.results import Setting, Values, all_pairs, result_rows
 from leaf_diffusion.evaluation.stages import Stage, recorded
 from leaf_diffusion.evaluation.strict import strict
@@ -41,26 +41,6 @@ NOT_IDENTITY = ("encoders", "output", "device", "share", "strict", "dry_run", "c
 
 Records = Mapping[str, Sequence[Record]]
 """Kind -> its records, in the order of the stage's units."""
-
-
-@dataclass(frozen=True)
-class Common:
-    """Options that every experiment has."""
-
-    encoders: tuple[str, ...] = ("original", "leaf", "typo-augmented")
-    """Labels of the world's encoders, sources ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" adds
-    spelling correction. The first is the baseline of the differences."""
-    output: Path | None = None
-    """The run's folder. Default: runs/ and a name that follows from what the run is."""
-    device: str = "cpu"
-    share: bool = False
-    """Work on the run's folder together with other processes that are given the same command; `accelerate launch` and
-    `torchrun` need no flag."""
-    strict: bool = False
-    """One unit at a time, deterministic kernels, no TF32, one CPU thread: the same bits again on the same kind of
-    machine, whatever was resumed or shared, and slower."""
-    dry_run: bool = False
-    """Load, check, compute a few units of each stage, and say what the run would do and how long it would take."""
 
 
 @runtime_checkable
@@ -80,22 +60,7 @@ class Report:
     sentences: Sequence[str] = ()
 
 
-class HasRunOptions(Protocol):
-    """What the frame asks of options."""
-
-    @property
-    def encoders(self) -> tuple[str, ...]: ...
-    @property
-    def output(self) -> Path | None: ...
-    @property
-    def share(self) -> bool: ...
-    @property
-    def strict(self) -> bool: ...
-    @property
-    def dry_run(self) -> bool: ...
-
-
-O = TypeVar("O", bound=HasRunOptions)  # noqa: E741
+O = TypeVar("O", bound=RunOptions)  # noqa: E741
 
 
 class Experiment(ABC, Generic[O]):
@@ -188,23 +153,17 @@ def load_encoders(names: Sequence[str], device: str) -> dict[str, TextEncoder]:
     return {name.label: load_text_encoder(name.source, defence=name.defence, device=device) for name in parsed}
 
 
-def run(
-    kind: type[Experiment[O]],
-    options_type: type[O],
-    argv: Sequence[str] | None = None,
-    *,
-    parse: Callable[[Sequence[str] | None], O] | None = None,
-) -> int:
+def run(kind: type[Experiment[O]], options_type: type[O], argv: Sequence[str] | None = None) -> int:
     """Run an experiment, or continue it; returns the exit status (2: the input is wrong, nothing was started)."""
-    quiet()
-    try:
-        prog = f"leaf-diffusion {kind.command or kind.name}"
-        options = tyro.cli(options_type, args=argv, prog=prog) if parse is None else parse(argv)
+    command = kind.command or kind.name
+
+    def work(words: Sequence[str]) -> int:
+        quiet()
+        options = parse(options_type, words, command=command).resolved()
         with strict(options.strict):
-            return _run(kind, options, sys.argv[1:] if argv is None else argv)
-    except (ValueError, OSError) as error:
-        Console().print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 2
+            return _run(kind, options, words)
+
+    return run_command(command, work, argv)
 
 
 def _run(kind: type[Experiment[O]], options: O, arguments: Sequence[str]) -> int:
@@ -218,10 +177,9 @@ def _run(kind: type[Experiment[O]], options: O, arguments: Sequence[str]) -> int
         experiment.folder = options.output or Path("runs") / f"{experiment.folder_name()}-{spec.identity[:8]}"
         check_space(experiment.folder, experiment.image_bytes())
         if not options.dry_run:
-            shared = options.share or int(os.environ.get("WORLD_SIZE", "1")) > 1
             command = shlex.join(["leaf-diffusion", kind.command or kind.name, *arguments])
             kinds = {stage.kind: stage.record for stage in experiment.stages()}
-            store = RunStore.open(experiment.folder, spec, kinds=kinds, command=command, shared=shared)
+            store = RunStore.open(experiment.folder, spec, kinds=kinds, command=command, shared=options.shared)
     for sentence in experiment.plan():
         console.print(sentence, soft_wrap=True, highlight=False)
     if options.dry_run:
@@ -248,11 +206,9 @@ def _run(kind: type[Experiment[O]], options: O, arguments: Sequence[str]) -> int
 
 
 def _specification(experiment: Experiment[O]) -> RunSpec:
-    left_out = (*NOT_IDENTITY, *experiment.not_identity)
-    chosen = {name: value for name, value in vars(experiment.options).items() if name not in left_out}
-    texts = {name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()}
+    chosen = identity(experiment.options, (*NOT_IDENTITY, *experiment.not_identity))
     alone = {"strict": True} if experiment.options.strict else {}
-    return RunSpec({"experiment": experiment.name, **texts, **alone, **experiment.settings()})
+    return RunSpec({"experiment": experiment.name, **chosen, **alone, **experiment.settings()})
 
 
 def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Report | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from leaf_diffusion.attacks import Attack
-from leaf_diffusion.attacks.base import bind_constraint, generators
+from leaf_diffusion.attacks.base import Problem
 from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.scoring import Goal, Precision, Scorer
 from leaf_diffusion.scoring.objectives import squared_distance
@@ -139,6 +139,5 @@ def attack_captions(
     Runs the attack without the verification of its call, which would cost a training step another pass.
     """
     score = Scorer(encoder, AnchorDrift(targets, learnt(encoder)), precision=precision).bind(captions)
-    allowed, rngs = bind_constraint(constraint, captions), generators(captions, seed)
-    found = attack.run(captions, score, k=k, allowed=allowed, rngs=rngs, on_step=None)
+    found = attack.run(Problem.of(list(captions), score, k, constraint=constraint, seed=seed))
     return [str(text) for text in found]

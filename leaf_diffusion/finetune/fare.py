@@ -22,7 +22,7 @@ from leaf_diffusion.finetune.anchors import distances, textfare_loss
 from leaf_diffusion.finetune.card import Card, Figures, made_by, quoted
 from leaf_diffusion.finetune.checkpoint import Row
 from leaf_diffusion.finetune.config import FAREConfig as FAREConfig
-from leaf_diffusion.finetune.images import Images, load_some, split_images
+from leaf_diffusion.finetune.images import Images, Loading, split_images
 from leaf_diffusion.finetune.loop import OnLog, Task, hashed, train
 from leaf_diffusion.finetune.save import save_encoder
 
@@ -87,8 +87,8 @@ class FARE(Task[AttackedImages]):
         self, original: ImageEncoder, images: Images, held: Images, config: FAREConfig, threads: ThreadPoolExecutor
     ) -> None:
         super().__init__(config, len(images.names), original.device)
-        self.original, self.images, self.held, self.threads = original, images, held, threads
-        self.attacker, self.unreadable = PGD(eps=config.eps / 255, steps=config.attack_steps), 0
+        self.original, self.images, self.held, self.loading = original, images, held, Loading(threads)
+        self.attacker = PGD(eps=config.eps / 255, steps=config.attack_steps)
 
     def identity(self) -> dict[str, JsonValue]:
         names = {"images": hashed(self.images.names), "held_out": hashed(self.held.names)}
@@ -100,8 +100,7 @@ class FARE(Task[AttackedImages]):
         return PixelFeatures(self.trained)
 
     def attack(self, number: int, seed: int) -> AttackedImages:
-        images = load_some(self.images, self.indices(number), self.threads)
-        self.unreadable += self.config.batch_size - len(images)
+        images = self.loading.images(self.images, self.indices(number))
         clean = self.original.prepare(images).to(self.accelerator.device)
         anchors = self.original.embed(clean).to(self.accelerator.device)
         with self.accelerator.autocast():
@@ -113,7 +112,7 @@ class FARE(Task[AttackedImages]):
 
     @cached_property
     def clean_pixels(self) -> Tensor:
-        return self.original.prepare(load_some(self.held, range(len(self.held.names)), self.threads))
+        return self.original.prepare(self.loading.images(self.held, range(len(self.held.names))))
 
     @cached_property
     def targets(self) -> Tensor:
@@ -124,7 +123,7 @@ class FARE(Task[AttackedImages]):
         return image_figures(self.trained if trained else self.original, self.clean_pixels, self.targets, self.config)
 
     def notes(self) -> Row:
-        return {"unreadable": self.unreadable} if self.unreadable else {}
+        return self.loading.notes()
 
     def held_out(self) -> dict[str, int]:
         return {"held_out": len(self.clean_pixels)}

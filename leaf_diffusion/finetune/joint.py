@@ -25,9 +25,10 @@ from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
 from leaf_diffusion.finetune.anchors import attack_captions, bucketed, embed, relative
 from leaf_diffusion.finetune.card import Card, Figures, made_by, quoted
+from leaf_diffusion.finetune.checkpoint import Row
 from leaf_diffusion.finetune.config import JointConfig as JointConfig
 from leaf_diffusion.finetune.fare import check_image_encoder, image_copy
-from leaf_diffusion.finetune.images import Pairs, load_pairs
+from leaf_diffusion.finetune.images import Loading, Pairs
 from leaf_diffusion.finetune.loop import OnLog, Task, hashed, train
 from leaf_diffusion.finetune.save import save_encoder
 from leaf_diffusion.finetune.tower import check_encoder, trainable_copy
@@ -121,7 +122,7 @@ class Joint(Task[AttackedPairs]):
         threads: ThreadPoolExecutor,
     ) -> None:
         super().__init__(config, len(pairs.names), text.device)
-        self.text, self.image, self.pairs, self.held, self.threads = text, image, pairs, held, threads
+        self.text, self.image, self.pairs, self.held, self.loading = text, image, pairs, held, Loading(threads)
         self.leaf = LeafAttack(rho=config.rho, slots=config.slots)
         self.pgd = PGD(eps=config.eps / 255, steps=config.attack_steps)
         self.constraint = constraint_from_name(config.constraint)
@@ -140,7 +141,7 @@ class Joint(Task[AttackedPairs]):
 
     def attack(self, number: int, seed: int) -> AttackedPairs:
         device = self.accelerator.device
-        captions, drawn = load_pairs(self.pairs, self.indices(number), self.threads)
+        captions, drawn = self.loading.pairs(self.pairs, self.indices(number))
         clean = self.image.prepare(drawn).to(device)
         text_anchors, image_anchors = embed(self.text, captions).to(device), self.image.embed(clean).to(device)
         with self.accelerator.autocast():
@@ -159,11 +160,14 @@ class Joint(Task[AttackedPairs]):
     @cached_property
     def shown(self) -> tuple[list[str], list[Image.Image]]:
         """Captions and images that are measured on."""
-        return load_pairs(self.held, range(len(self.held.names)), self.threads)
+        return self.loading.pairs(self.held, range(len(self.held.names)))
 
     def measure(self, *, trained: bool) -> Figures:
         towers = (self.texts, self.images) if trained else (self.text, self.image)
         return pair_figures(*towers, self.text, self.image, *self.shown, self.config)
+
+    def notes(self) -> Row:
+        return self.loading.notes()
 
     def held_out(self) -> dict[str, int]:
         return {"held_out": len(self.shown[0])}

@@ -7,12 +7,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from leaf_diffusion.images import to_rgb
+
 
 def pixel_rmse(a: Image.Image, b: Image.Image) -> float:
     """Root mean square difference of RGB values in 0..1. Raises ValueError on unequal sizes."""
     if a.size != b.size:
         raise ValueError(f"images of one size are compared, not {a.size} and {b.size}")
-    x, y = (np.asarray(image.convert("RGB"), dtype=np.float64) / 255 for image in (a, b))
+    x, y = (np.asarray(to_rgb(image), dtype=np.float64) / 255 for image in (a, b))
     return float(np.sqrt(np.mean((x - y) ** 2)))
 
 

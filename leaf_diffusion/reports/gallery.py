@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidfuzz.distance import Levenshtein
 
+from leaf_diffusion.images import read_image
 from leaf_diffusion.reports.results import Results, Setting, setting_of
 from leaf_diffusion.runs import Run, load_run
 from leaf_diffusion.runs.images import is_recorded
@@ -153,7 +154,6 @@ def contact_sheet(
 
     import numpy as np
     from matplotlib.figure import Figure
-    from PIL import Image
 
     columns = [(label, s) for label in encoders for s in (Setting("clean"), setting)]
     figure = Figure(figsize=(scale * len(columns), (scale + 0.55) * max(len(rows), 1)), layout="constrained")
@@ -165,8 +165,8 @@ def contact_sheet(
             if cell is None or cell.image is None:
                 axis.text(0.5, 0.5, "missing", ha="center", va="center", transform=axis.transAxes)
                 continue
-            with Image.open(cell.image) as image:
-                axis.imshow(np.asarray(image.convert("RGB")), interpolation="nearest" if image.width < 128 else None)
+            image = read_image(cell.image, formats=["PNG"])
+            axis.imshow(np.asarray(image), interpolation="nearest" if image.width < 128 else None)
             mark = {True: " ✓", False: " ✗", None: ""}[cell.correct]
             text = "\n".join(textwrap.wrap(visible(cell.prompt), 24, max_lines=2, placeholder="…"))
             axis.set_xlabel(text, fontsize=6.5, parse_math=False)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from leaf_diffusion.images import read_image
+
 THUMBNAIL = 208
 SMALL = 128
 
@@ -16,14 +18,12 @@ SMALL = 128
 @lru_cache(maxsize=4096)
 def data_uri(path: Path) -> tuple[str, bool]:
     """(data URI, whether to enlarge it by whole pixels). Larger images become JPEG thumbnails of 208 pixels."""
-    with Image.open(path, formats=["PNG"]) as image:
-        small = max(image.size) <= SMALL
-        if small:
-            return _uri("png", path.read_bytes()), True
-        thumbnail = image.convert("RGB")
-        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    image = read_image(path, formats=["PNG"])
+    if max(image.size) <= SMALL:
+        return _uri("png", path.read_bytes()), True
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    thumbnail.save(buffer, format="JPEG", quality=86)
+    image.save(buffer, format="JPEG", quality=86)
     return _uri("jpeg", buffer.getvalue()), False
 
 

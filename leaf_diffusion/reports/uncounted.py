@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from leaf_diffusion.images import decode_image
 from leaf_diffusion.reports.gallery import GalleryRow
 from leaf_diffusion.reports.results import METRICS, PAIRED, Results, Row
 from leaf_diffusion.text.visible import isolated
@@ -67,5 +66,4 @@ def _short(results: Results, prompts: int) -> list[str]:
 
 
 def _is_black(path: Path) -> bool:
-    with Image.open(path, formats=["PNG"]) as image:
-        return image.convert("L").getextrema() == (0, 0)
+    return decode_image(path, formats=["PNG"]).convert("L").getextrema() == (0, 0)

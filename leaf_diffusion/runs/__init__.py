@@ -1,7 +1,8 @@
 """What a run is (spec), where it is kept (store), how it is read back (read) and written out (export)."""
 
+from leaf_diffusion.images import png_ok
 from leaf_diffusion.runs.export import results_csv, write_results
-from leaf_diffusion.runs.files import RunFolderError, atomic_write, png_ok
+from leaf_diffusion.runs.files import RunFolderError, atomic_write
 from leaf_diffusion.runs.lines import DamagedRecords
 from leaf_diffusion.runs.read import Run, load_run
 from leaf_diffusion.runs.spec import RunSpec, environment

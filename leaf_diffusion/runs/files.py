@@ -7,17 +7,13 @@ import os
 import re
 import stat
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from PIL import Image
 from safetensors import SafetensorError
 
 PROBE_BYTES = 1 << 20
-MAX_PIXELS = 64_000_000
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _HINTS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
@@ -145,23 +141,3 @@ def probe(folder: Path) -> None:
     finally:
         with suppress(OSError):
             path.unlink()
-
-
-def png_ok(path: str | os.PathLike[str]) -> bool:
-    """True when the file is a whole image of bounded size: its last byte is there, checksums hold, it decodes."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(-len(_PNG_END), os.SEEK_END)
-            if file.read() != _PNG_END:  # Pillow reads over a cut inside of the last chunk
-                return False
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with Image.open(path, formats=["PNG"]) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    return False
-                image.verify()
-            with Image.open(path, formats=["PNG"]) as image:
-                image.load()
-    except Exception:  # Pillow's plugins let struct's, zlib's and a dozen others through
-        return False
-    return True

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 
-from leaf_diffusion.runs.files import RunFolderError, open_plain, png_ok, read_plain
+from leaf_diffusion.images import PNG_END, whole_png
+from leaf_diffusion.runs.files import RunFolderError, open_plain, read_plain
 from leaf_diffusion.runs.records import IMAGE, OfImage
 
-_BEGIN, _END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+_BEGIN = b"\x89PNG\r\n\x1a\n"
 
 
 def checked_name(path: str) -> str:
@@ -22,14 +22,14 @@ def checked_name(path: str) -> str:
 
 def seems_whole(path: Path, size: int | None = None) -> bool:
     """Whether a file has the begin and the end of a PNG, and the recorded size: what a crash leaves has not. Reads 20
-    bytes; `png_ok` decodes everything."""
+    bytes; `is_recorded` decodes everything."""
     try:
         with open(open_plain(path), "rb") as file:
             length = os.fstat(file.fileno()).st_size
-            if length < len(_BEGIN) + len(_END) or length != (size or length) or file.read(len(_BEGIN)) != _BEGIN:
+            if length < len(_BEGIN) + len(PNG_END) or length != (size or length) or file.read(len(_BEGIN)) != _BEGIN:
                 return False
-            file.seek(-len(_END), os.SEEK_END)
-            return file.read() == _END
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return file.read() == PNG_END
     except OSError:
         return False
 
@@ -37,9 +37,8 @@ def seems_whole(path: Path, size: int | None = None) -> bool:
 def is_recorded(path: Path, record: OfImage) -> bool:
     """Whether the file is that image, whole: by its sha256, or, for a run from before these, by decoding it."""
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return False
-        return png_ok(path) and (record.sha256 is None or sha256(read_plain(path)) == record.sha256)
+        whole_png(path, data := read_plain(path))
+        return record.sha256 is None or sha256(data) == record.sha256
     except OSError:
         return False
 

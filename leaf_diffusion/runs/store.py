@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar, overload
 
 from PIL import Image
 
+from leaf_diffusion.images import UnreadableImageError, png_ok, whole_png
 from leaf_diffusion.runs.claims import Claims, Tail, record_file, record_files, take_slot
 from leaf_diffusion.runs.export import write_results
 from leaf_diffusion.runs.files import (
@@ -22,7 +23,6 @@ from leaf_diffusion.runs.files import (
     atomic_write,
     check_folder,
     explained,
-    png_ok,
     probe,
     read_plain,
     sync_folder,
@@ -241,11 +241,14 @@ class RunStore:
     def load_image(self, path: str) -> Image.Image:
         """An image of this run. Raises RunFolderError when it is missing, truncated or not the one that was recorded."""
         where = self.folder / checked_name(path)
-        if not seems_whole(where) or not png_ok(where):
-            raise RunFolderError(f"{where} is missing or damaged; run the same command again: it draws it again")
-        refuse_another(where, self._recorded(path), data := read_plain(where), "read")
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            return image.copy()
+        try:
+            image = whole_png(where, data := read_plain(where) if seems_whole(where) else b"")
+        except UnreadableImageError as error:
+            raise RunFolderError(
+                f"{where} is missing or damaged; run the same command again: it draws it again"
+            ) from error
+        refuse_another(where, self._recorded(path), data, "read")
+        return image
 
     def damaged_images(self, kind: str = "images", *, decode: bool = False) -> set[str]:
         """Paths of recorded images that are missing or truncated: draw them again and `save_image` them.

@@ -32,6 +32,10 @@ class MeanScorer:
     def name(self) -> str:
         return f"mean({', '.join(f'{scorer.name}*{weight:g}' for scorer, weight in self.scorers)})"
 
+    @property
+    def objective_name(self) -> str:
+        return f"mean({', '.join(scorer.objective_name for scorer, _ in self.scorers)})"
+
     def bind(self, prompts: Sequence[str]) -> MeanScore:
         return MeanScore(self.scorers, list(prompts))
 

@@ -79,8 +79,7 @@ class Drift:
     @property
     def name(self) -> str:
         anchored = f", anchor={self.anchor.name}" if self.anchor is not None else ""
-        seen = "" if self.feature == "projected" else f", {self.feature}"
-        return f"drift({self.kind}{anchored}{seen})"
+        return f"drift({self.kind}{anchored}, {self.feature})"
 
     def goals(self, encoder: TextEncoder, prompts: Sequence[str]) -> list[Goal]:
         own = clean_features(encoder, prompts, self.feature)
@@ -107,7 +106,7 @@ class Toward:
 
     @property
     def name(self) -> str:
-        return "toward" if self.feature == "projected" else f"toward({self.feature})"
+        return f"toward({self.feature})"
 
     def goals(self, encoder: TextEncoder, prompts: Sequence[str]) -> list[Goal]:
         _one_each("target", len(self.targets), len(prompts))
@@ -136,7 +135,7 @@ class Margin:
 
     @property
     def name(self) -> str:
-        return "margin" if self.feature == "projected" else f"margin({self.feature})"
+        return f"margin({self.feature})"
 
     def goals(self, encoder: TextEncoder, prompts: Sequence[str]) -> list[Goal]:
         _one_each("label", len(self.labels), len(prompts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -72,10 +72,18 @@ class PlainScore:
                     pieces[i].append(self.goals[i](features[torch.tensor(positions, device=features.device)]).float())
             # one transfer for everything: each would wait for the device
             flat = torch.cat([piece for each in pieces for piece in each]).cpu() if owners else torch.empty(0)
-        return [
+        return self.checked(
             scores[torch.tensor([place[row] for row in rows], dtype=torch.long)]
             for scores, place, rows in zip(flat.split([len(each) for each in places]), places, asked, strict=True)
-        ]
+        )
+
+    def checked(self, scores: Iterable[Tensor]) -> list[Tensor]:
+        """The scores of each prompt; ValueError that names the encoder and the prompt of one that is NaN or infinite."""
+        found = list(scores)
+        for prompt, each in zip(self.prompts, found, strict=True):
+            if not torch.isfinite(each).all():
+                raise ValueError(f"{self.encoder.name}: a candidate of the prompt {prompt!r} scores NaN or infinity")
+        return found
 
     def count(self, candidates: Sequence[Candidates]) -> None:
         """Count the candidates as queries."""

@@ -61,6 +61,8 @@ class PrefixScore(PlainScore):
                 read = self.encoder.read_candidates(candidates[some.start : some.stop])
                 started.append((read, self._start(read, forest, some.start)))
             scores = torch.cat([torch.empty(0), *(fetch() for _, fetch in started)])
+            if not torch.isfinite(scores).all():
+                self._name([self.encoder.tokenize_candidates(each) if len(each) else [] for each in candidates])
             joined = TokenRows.joined([read for read, _ in started]) if self._rough else None
             return self._finish(joined, scores, candidates, best)
 
@@ -75,7 +77,14 @@ class PrefixScore(PlainScore):
         read = TokenRows.of(asked)
         with torch.inference_mode():
             scores = self._start(read, self._rough or self._exact)()
+            if not torch.isfinite(scores).all():
+                self._name(asked)
             return self._finish(read, scores, read, best)
+
+    def _name(self, asked: Sequence[Sequence[Row]]) -> None:
+        """ValueError that names the text whose features are no numbers: rows of one forest spoil each other, those of the
+        plain engine do not."""
+        super().score_rows(asked)
 
     def _start(self, read: TokenRows, forest: PrefixForest, first: int = 0) -> Fetch:
         """Start the scores of the rows of the prompts from `first` on; each distinct row is computed once, whoever asks for
@@ -125,7 +134,7 @@ class PrefixScore(PlainScore):
         counts = sizes.counts.tolist() if isinstance(sizes, TokenRows) else [len(each) for each in sizes]
         found = list(scores.split(counts))
         if self._rough is None or read is None:
-            return found
+            return self.checked(found)
         least = wanted + wanted // 4
         best = [each.topk(min(len(each), max(least, min(max(len(each) // 4, 12), SCREENED)))).indices for each in found]
         firsts = np.cumsum([0, *counts])
@@ -136,11 +145,11 @@ class PrefixScore(PlainScore):
             np.array([len(some) for some in best], dtype=np.int64),
         )
         fine = self._start(again, self._exact)().split(again.counts.tolist())
-        for mine, some, exact in zip(found, best, fine, strict=True):
+        for mine, some, exact in zip(found, best, self.checked(fine), strict=True):
             if len(mine) > len(some):  # whatever was not looked at again stays behind what was
                 mine.clamp_(max=float(exact.min()) - 1e-6 * abs(float(exact.min())))
             mine[some] = exact
-        return found
+        return self.checked(found)
 
 
 def _together(candidates: Sequence[Candidates]) -> Iterator[range]:

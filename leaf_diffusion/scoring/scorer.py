@@ -36,6 +36,8 @@ class AnyScorer(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def objective_name(self) -> str: ...
+    @property
     def encoder(self) -> TextEncoder: ...
     def bind(self, prompts: Sequence[str]) -> BoundScore: ...
 
@@ -75,7 +77,12 @@ class Scorer:
 
     @property
     def name(self) -> str:
-        return f"{self.encoder.name}/{self.objective.name}"
+        return f"{self.encoder.name}/{self.objective_name}"
+
+    @property
+    def objective_name(self) -> str:
+        """What the scores are of, whatever the encoder is called."""
+        return self.objective.name
 
     def bind(self, prompts: Sequence[str]) -> PlainScore:
         """The score of each prompt's candidates; the clean features are computed here."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,14 @@ class RowTokenizer:
 
     Made from a fast tokenizer of transformers or a SimpleTokenizer of open_clip.
 
-    The backend of a fast tokenizer is copied: `padding=True` anywhere else would leave padding on in a shared one.
+    A learnt token of several vectors is read as all of them, as pipelines do. The backend of a fast tokenizer is copied:
+    `padding=True` anywhere else would leave padding on in a shared one.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._backend: Tokenizer | None = None
+        self._several: dict[int, tuple[str, str]] = {}
         self.pad_id: int | None = None
         if hasattr(tokenizer, "sot_token_id"):  # open_clip.SimpleTokenizer
             if getattr(tokenizer, "reduction_fn", None) is not None:
@@ -76,6 +79,7 @@ class RowTokenizer:
                 tokenizer.pad_token_id,
             )
             self.max_id = max(tokenizer.get_vocab().values())
+            self._several = _several(tokenizer.added_tokens_encoder)
         else:
             raise TypeError(
                 f"{type(tokenizer).__name__} is no tokenizer known here; "
@@ -141,5 +145,27 @@ class RowTokenizer:
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, got one string: put it in a list")
         if self._backend is not None:
-            return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+            rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+            return [self._whole(row, text) for row, text in zip(rows, texts, strict=True)] if self._several else rows
         return [[self.bos_id, *self.tokenizer.encode(text), self.eos_id] for text in texts]
+
+    def _whole(self, row: list[int], text: str) -> list[int]:
+        """The row of a text in which each learnt token stands for all its vectors."""
+        assert self._backend is not None
+        if not (learnt := {self._several[token] for token in row if token in self._several}):
+            return row
+        for token, written in learnt:
+            text = text.replace(token, written)
+        found: list[int] = self._backend.encode(text).ids
+        return found
+
+
+def _several(added: Mapping[str, int]) -> dict[int, tuple[str, str]]:
+    """By id the learnt tokens of several vectors, and what diffusers' pipelines write in their place before they tokenize
+    (`maybe_convert_prompt`): "<rug> <rug>_1 <rug>_2"."""
+    found = {}
+    for token, number in added.items():
+        names = [token, *takewhile(added.__contains__, (f"{token}_{i}" for i in count(1)))]
+        if len(names) > 1:
+            found[number] = (token, " ".join(names))
+    return found

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from leaf_diffusion.images import to_rgb
 from leaf_diffusion.weights.files import load_weights
 from leaf_diffusion.world.corpus import Corpus, floats
 from leaf_diffusion.world.fit import fit
@@ -137,9 +138,7 @@ class SceneJudge:
         for start in range(0, len(images), 256):
             batch = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in images[start : start + 256]]
             batch = [
-                p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
-                if p.size != (SIZE, SIZE)
-                else p.convert("RGB")
+                to_rgb(p).resize((SIZE, SIZE), Image.Resampling.BOX) if p.size != (SIZE, SIZE) else to_rgb(p)
                 for p in batch
             ]
             for layout, background, *rest in zip(

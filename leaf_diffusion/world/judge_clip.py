@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from leaf_diffusion.images import to_rgb
 from leaf_diffusion.world.clip import judge_features
 from leaf_diffusion.world.scenes import SIZE, pixels
 from leaf_diffusion.world.sources import load_judge_module
@@ -26,7 +27,7 @@ class JudgeClip:
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
         """Unnormalised features of RGB images, [n, 64]; other sizes than 64 x 64 are resized."""
         batches = [images[i : i + 256] for i in range(0, len(images), 256)]
-        fitted = [[p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX) for p in batch] for batch in batches]
+        fitted = [[to_rgb(p).resize((SIZE, SIZE), Image.Resampling.BOX) for p in batch] for batch in batches]
         return torch.cat([self._features.images(pixels(batch)) for batch in fitted])
 
     @torch.inference_mode()

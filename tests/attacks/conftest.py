@@ -46,6 +46,8 @@ class FakeEncoder:
 
 
 class FakeScorer:
+    objective_name = "a rule"
+
     def __init__(self, rule: Rule = drift, threshold: float | None = None) -> None:
         self.rule, self.threshold = rule, threshold
         self.encoder = FakeEncoder()

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leaf_diffusion.attacks import ATTACKS, Attack, Charmer, Exhaustive, LeafAttack, RandomTypos, attack_from_name
+from leaf_diffusion.attacks.base import Problem
 from leaf_diffusion.text import NoNewWords, PublishedNoNewWords, distance
 
 FAST: list[Attack] = [Charmer(n_positions=3), LeafAttack(rho=10), Exhaustive(), RandomTypos()]
@@ -133,7 +134,7 @@ class Returns(Attack):
     def __init__(self, *outcomes: Any) -> None:
         self.outcomes = list(outcomes)
 
-    def run(self, prompts: Any, score: Any, **_: Any) -> Any:
+    def run(self, problem: Problem) -> Any:
         return self.outcomes
 
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.cli.convert import CONFIG, WEIGHTS, main
-from leaf_diffusion.encoders.convert import open_clip_config, to_open_clip, to_transformers, transformers_config
+from leaf_diffusion.encoders.convert import to_open_clip, to_transformers
+from leaf_diffusion.encoders.convert_config import open_clip_config, transformers_config
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 TEXTS = ["a red umbrella", "zwei Katzen, 猫"]
@@ -128,3 +129,101 @@ def test_checkpoints_that_are_not_whole_are_refused_in_words():
     for wrong in ({}, [], {"text_cfg": 3}, {"text_cfg": {"width": None}, "embed_dim": 4}):
         with pytest.raises(ValueError, match="no model_cfg of an open_clip CLIP"):
             transformers_config(wrong)
+
+
+def saved_open_clip(folder, clip, *, text=None, vision=None, preprocess=None, **more):
+    """The transformers CLIP as an open_clip folder with changed settings."""
+    clip.save_pretrained(folder / "before")
+    main([str(folder / "before"), str(folder / "oc")])
+    content = json.loads((folder / "oc" / CONFIG).read_text())
+    content["model_cfg"]["text_cfg"] |= text or {}
+    content["model_cfg"]["vision_cfg"] |= vision or {}
+    content["model_cfg"] |= more
+    content["preprocess_cfg"] |= preprocess or {}
+    (folder / "oc" / CONFIG).write_text(json.dumps(content))
+    return folder / "oc"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"text": {"no_causal_mask": True}}, r"text_cfg\.no_causal_mask is True"),
+        ({"text": {"pool_type": "last"}}, r"text_cfg\.pool_type 'last'"),
+        ({"text": {"pool_type": "eos", "eos_id": 2}}, r"text_cfg\.pool_type 'eos' \(eos_id 2\)"),
+        ({"text": {"embed_cls": True}}, r"text_cfg\.embed_cls"),
+        ({"text": {"act_kwargs": {"approximate": "tanh"}}}, r"text_cfg\.act_kwargs"),
+        ({"text": {"norm_kwargs": {"elementwise_affine": False}}}, r"text_cfg\.norm_kwargs"),
+        ({"text": {"ls_init_value": 1e-4}}, r"text_cfg\.ls_init_value"),
+        ({"text": {"tokenizer_kwargs": {"clean": "canonicalize"}}}, r"text_cfg\.tokenizer_kwargs"),
+        ({"text": {"hf_tokenizer_name": "bert-base-uncased"}}, r"text_cfg\.hf_tokenizer_name"),
+        ({"text": {"unheard_of": 1}}, r"text_cfg\.unheard_of"),
+        ({"vision": {"no_ln_pre": True}}, r"vision_cfg\.no_ln_pre"),
+        ({"vision": {"pool_type": "avg"}}, r"vision_cfg\.pool_type"),
+        ({"init_logit_bias": -10}, r"model_cfg\.init_logit_bias"),
+        ({"multimodal_cfg": {"layers": 1}}, r"model_cfg\.multimodal_cfg"),
+        ({"preprocess": {"resize_mode": "squash"}}, r"preprocess_cfg\.resize_mode"),
+        ({"preprocess": {"interpolation": "random"}}, r"preprocess_cfg\.interpolation"),
+        ({"preprocess": {"size": 32}}, r"preprocess_cfg\.size is 32"),
+    ],
+)
+def test_settings_without_a_counterpart_are_refused_by_name(tmp_path, settings, said):
+    folder = saved_open_clip(tmp_path, model(), **settings)
+    with pytest.raises(ValueError, match=said):
+        main([str(folder), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+def test_norms_and_preprocessing_go_both_ways(tmp_path):
+    import open_clip
+    from transformers import CLIPImageProcessor
+
+    from leaf_diffusion.encoders.image_encoder import load_image_encoder
+
+    clip = model()
+    for half in (clip.config.text_config, clip.config.vision_config):
+        half.layer_norm_eps = 0.1
+    clip = CLIPModel(clip.config).eval()
+    half = [0.5, 0.5, 0.5]
+    side = {"height": 16, "width": 16}
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size=side, image_mean=half, image_std=half, resample=2
+    )
+    for folder in ("before", "hf"):
+        processor.save_pretrained(tmp_path / folder)
+        clip.save_pretrained(tmp_path / folder)
+    folder = saved_open_clip(tmp_path, clip)
+    content = json.loads((folder / CONFIG).read_text())
+    assert content["preprocess_cfg"]["mean"] == content["preprocess_cfg"]["std"] == half
+    assert content["preprocess_cfg"]["interpolation"] == "bilinear"
+    loaded, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(logits(loaded.eval(), images), logits(clip, images), rtol=1e-5, atol=1e-5)
+    main([str(folder), str(tmp_path / "back")])
+    first, second = (load_image_encoder(tmp_path / name) for name in ("hf", "back"))
+    assert first.fingerprint == second.fingerprint
+    torch.testing.assert_close(
+        logits(CLIPModel.from_pretrained(tmp_path / "back").eval(), images), logits(clip, images)
+    )
+
+
+def test_no_projection_is_invented(tmp_path):
+    from transformers import CLIPTextModel
+
+    tower = CLIPTextModel(model().config.text_config)
+    tower.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"missing, such as text_projection\.weight"):
+        main([str(tmp_path / "bare"), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_transformers_settings_that_open_clip_lacks():
+    config = model().config
+    for change, said in (
+        ({"eos_token_id": 7}, "eos_token_id 7"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"hidden_act": "relu"}, "relu"),
+    ):
+        text = type(config.text_config)(**(config.text_config.to_dict() | change))
+        with pytest.raises(ValueError, match=said):
+            open_clip_config(text)

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders.image_encoder import CLIP_MEAN, ImageEncoder, load_image_encoder, wrap_image_encoder
+from leaf_diffusion.encoders.convert_config import CLIP_MEAN
+from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder, wrap_image_encoder
 from leaf_diffusion.world.clip import clip_features
 from leaf_diffusion.world.figures import real_images
 from leaf_diffusion.world.scenes import pixels

@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.clip import HFTextEncoder
-from leaf_diffusion.encoders.swap import check_swap, text_model_for_pipeline
+from leaf_diffusion.encoders.swap import check_swap, exchanged, text_model_for_pipeline
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 TOKENIZER = clip_tokenizer()
@@ -29,6 +29,12 @@ def tower(cls=CLIPTextModelWithProjection, seed=0, **changes):
         ({"hidden_size": 24}, r"width \(hidden_size\): the pipeline has 16, the new encoder 24"),
         ({"vocab_size": 50000}, "vocabulary .*49408, the new encoder 50000"),
         ({"max_position_embeddings": 64}, "context length .*77, the new encoder 64"),
+        ({"num_attention_heads": 1}, r"heads \(num_attention_heads\): the pipeline has 2, the new encoder 1"),
+        ({"hidden_act": "gelu"}, r"activation \(hidden_act\): the pipeline has quick_gelu, the new encoder gelu"),
+        ({"layer_norm_eps": 1e-2}, r"epsilon of the norms .*: the pipeline has 1e-05, the new encoder 0.01"),
+        ({"num_hidden_layers": 1}, "depth .*: the pipeline has 2 blocks, the new encoder 1"),
+        ({"num_hidden_layers": 4}, "depth .*: the pipeline has 2 blocks, the new encoder 4"),
+        ({"num_hidden_layers": 3, "hidden_act": "gelu"}, "activation .*; depth .*: the pipeline has 2 blocks, .* 3"),
         ({"eos_token_id": 7}, r"pooling \(eos_token_id\).*49407, the new encoder pools at 7"),
     ],
 )
@@ -114,3 +120,26 @@ def test_a_missing_projection_is_the_one_that_was_there():
 def test_what_is_no_text_tower():
     with pytest.raises(ValueError, match="Linear is no CLIP text tower"):
         text_model_for_pipeline(torch.nn.Linear(2, 2), tower())
+
+
+@pytest.mark.parametrize("kind", [CLIPTextModel, CLIPTextModelWithProjection])
+def test_a_whole_clip_loses_the_block_that_the_pipeline_does_not_have(kind: type) -> None:
+    whole = tower(kind, num_hidden_layers=3)
+    short = tower(CLIPTextModel, seed=5)  # as Stable Diffusion 2 holds ViT-H: the same CLIP, the last block dropped
+    weights = {name.removeprefix("text_model."): value for name, value in whole.state_dict().items()}
+    short.load_state_dict({name: weights[name.removeprefix("text_model.")] for name in short.state_dict()})
+    module, encoder = exchanged(short, TOKENIZER, whole)
+    rows = encoder.tokenize(["a red umbrella on a beach"])
+    with torch.no_grad():
+        expected, found = (each(torch.tensor(rows)).last_hidden_state for each in (short, module))
+    assert torch.equal(found, expected)
+    assert module.config.num_hidden_layers == 2 and whole.config.num_hidden_layers == 3
+    assert not encoder.has_projection  # it was trained on what the last block makes
+    assert torch.equal(encoder.features(rows, "pooled"), HFTextEncoder(short, TOKENIZER).features(rows, "pooled"))
+
+
+def test_values_beyond_the_pipelines_dtype_are_refused() -> None:
+    large = tower(CLIPTextModel)
+    large.state_dict()["final_layer_norm.bias"].fill_(1e6)
+    with pytest.raises(ValueError, match=r"final_layer_norm.bias has values that torch.float16 cannot hold"):
+        text_model_for_pipeline(HFTextEncoder(large, TOKENIZER), tower(CLIPTextModel).half())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -80,23 +79,3 @@ def _forget() -> None:
     load_judge_clip.cache_clear()
     SceneJudge.load.cache_clear()
     sources.seen_tokens.cache_clear()
-
-
-@pytest.fixture
-def refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[[Callable[[list[str]], int], list[str]], str]:
-    """Calls a command that has to end with status 2 before its folder is made; returns what it said, in one line."""
-
-    def call(main: Callable[[list[str]], int], words: list[str]) -> str:
-        status: Any
-        try:
-            status = main([*words, "--output", str(tmp_path / "refused")])
-        except SystemExit as ended:  # options that contradict each other, as argparse does it
-            status = ended.code
-        shown = capsys.readouterr()
-        assert status == 2
-        assert not (tmp_path / "refused").exists()
-        return " ".join((shown.out + shown.err).split())
-
-    return call

@@ -192,7 +192,7 @@ def test_a_run_on_files(coco: Path, tmp_path: Path) -> None:
     ("damage", "said"),
     [
         ("gone", "COCO_3.png"),
-        ("broken", "COCO_3.png is no image"),
+        ("broken", "COCO_3.png holds no whole image"),
         ("twice", "2 times"),
         ("twins", "are one image"),
         ("outside", "is not in"),

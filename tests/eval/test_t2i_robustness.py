@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.encoders import Hidden
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval.t2i_robustness import main
-from leaf_diffusion.evaluation.t2i import attack as search
 from leaf_diffusion.evaluation.t2i import generate
 from leaf_diffusion.runs import files, log
 from leaf_diffusion.world.figures import noise_seed
@@ -135,7 +135,7 @@ def test_a_finished_run_only_reports_again(finished: Path, monkeypatch: pytest.M
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished run does no work")
 
-    monkeypatch.setattr(search, "find", never)
+    monkeypatch.setattr(Charmer, "path", never)
     monkeypatch.setattr(generate, "draw", never)
     before = rows(finished)
     (finished / "report.html").unlink()
@@ -174,14 +174,14 @@ def test_an_attack_on_what_the_denoiser_sees(finished: Path, tmp_path: Path) -> 
 def test_a_killed_run_continues_to_the_same_results(
     finished: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, name = (search, "find") if stage == "attack" else (generate, "draw")
+    module, name = (Charmer, "path") if stage == "attack" else (generate, "draw")
     work, calls = getattr(module, name), []
 
-    def killed(*args: Any) -> Any:
+    def killed(*args: Any, **options: Any) -> Any:
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return work(*args)
+        return work(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, name, killed)
@@ -231,7 +231,7 @@ def test_a_dry_run_measures_and_keeps_nothing(tmp_path: Path, capsys: pytest.Cap
 def test_attack_sets_of_a_file_are_used_and_not_searched(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "find", lambda *_: pytest.fail("nothing to search"))
+    monkeypatch.setattr(Charmer, "path", lambda *_, **__: pytest.fail("nothing to search"))
     given = finished.parent / "attacked.jsonl"
     assert run(tmp_path / "run", "--attacked-prompts", str(given), "--encoders", "original", "leaf") == 0
     images = lines(tmp_path / "run", "images")
@@ -256,7 +256,7 @@ def test_wrong_input_is_told_before_any_work(
     tmp_path: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path / "run", *more) == 2
-    assert said in capsys.readouterr().out
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "run" / "records").exists()
 
 
@@ -265,10 +265,10 @@ def test_a_folder_of_another_run_and_a_file_are_refused(
 ) -> None:
     shutil.copytree(finished, tmp_path / "other")
     assert run(tmp_path / "other", "--guidance", "2") == 2
-    assert "guidance" in capsys.readouterr().out
+    assert "guidance" in capsys.readouterr().err
     (tmp_path / "file").write_text("x")
     assert run(tmp_path / "file") == 2
-    assert "file" in capsys.readouterr().out
+    assert "file" in capsys.readouterr().err
 
 
 def test_another_pipeline_with_prompts_of_a_file(

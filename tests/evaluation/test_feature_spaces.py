@@ -131,7 +131,9 @@ def test_without_a_judge_only_the_named_space_measures(dinov2: Path, photographs
     judges = load_judges(options)
     assert judges.spaces() == {}
     assert judges.real == []
-    judges = load_judges(Options(pipeline="x", real_images=photographs, distance_features=f"dinov2:{dinov2}"))
+    judges = load_judges(
+        Options(pipeline="x", real_images=photographs, distance_features=f"dinov2:{dinov2}", device="cpu")
+    )
     assert list(judges.spaces()) == ["kid", "frechet"]
     with pytest.raises(ValueError, match="needs --real-images FOLDER"):
         load_judges(Options(pipeline="x", distance_features=f"dinov2:{dinov2}"))

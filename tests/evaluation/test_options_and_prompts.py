@@ -7,17 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leaf_diffusion.attacks import LeafAttack
+from leaf_diffusion.evaluation.attack_sets import edits, marked, named, read_attacks, write_attacks
 from leaf_diffusion.evaluation.encoders import EncoderName
-from leaf_diffusion.evaluation.prompts import (
-    Prompt,
-    edits,
-    from_file,
-    from_world,
-    marked,
-    named,
-    read_attacks,
-    write_attacks,
-)
+from leaf_diffusion.evaluation.prompts import Prompt, from_file, from_world
 from leaf_diffusion.evaluation.t2i.options import parse
 from leaf_diffusion.evaluation.t2i.plan import make_plan
 from leaf_diffusion.evaluation.t2i.setup import load_prompts
@@ -30,7 +23,12 @@ def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_
     path = tmp_path / "run.yaml"
     path.write_text("k: [1, 3]\nlimit: 7\nencoders: [original, leaf]\nattack: leaf\n")
     options = parse(["--config", str(path), "--limit", "9"])
-    assert (options.k, options.limit, options.encoders, options.attack) == ((1, 3), 9, ("original", "leaf"), "leaf")
+    assert (options.k, options.limit, options.encoders, options.attack) == (
+        (1, 3),
+        9,
+        ("original", "leaf"),
+        LeafAttack(),
+    )
     assert options.steps == 15
     assert options.neutral_source == "world:judge"
 
@@ -38,7 +36,7 @@ def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("steps: many", "value"),
+        ("steps: many", "--steps takes INT, not 'many'"),
         ("colour: red", "colour"),
         ("[1, 2]", "list"),
         ("k: [1", "no YAML that can be read"),
@@ -79,6 +77,8 @@ def test_switches_stand_in_a_configuration_file(tmp_path: Path) -> None:
     "argv",
     [
         ["--k", "-1"],
+        ["--k", "0"],
+        ["--attack", "exhaustive"],
         ["--limit", "0"],
         ["--k", "1", "1"],
         ["--constraint", "maybe"],
@@ -87,7 +87,7 @@ def test_switches_stand_in_a_configuration_file(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_values_are_refused(argv: list[str]) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match=f"{argv[-2]}|{argv[0]}"):
         parse(argv)
 
 

@@ -14,14 +14,15 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from leaf_diffusion.attacks.images import APGD, FeatureDrift
 from leaf_diffusion.cli import finetune_image
+from leaf_diffusion.encoders.convert_config import image_processor
 from leaf_diffusion.encoders.image_encoder import (
     ImageEncoder,
-    default_processor,
     load_image_encoder,
     wrap_image_encoder,
 )
 from leaf_diffusion.finetune.fare import FAREConfig, finetune_image_encoder, image_figures
-from leaf_diffusion.finetune.images import ImageFolder, read_image, read_images, split_images
+from leaf_diffusion.finetune.images import read_images, split_images
+from leaf_diffusion.images import ImageFolder
 
 CONFIG = FAREConfig(
     eps=8, attack_steps=3, batch_size=8, max_steps=40, lr=3e-3, warmup_steps=4, checkpoint_every=5, eval_every=40
@@ -50,7 +51,7 @@ def encoder() -> ImageEncoder:
     tower = CLIPVisionModelWithProjection(config).eval().requires_grad_(False)
     with torch.no_grad():  # a tower that single pixels move: as fresh it would be smooth
         tower.vision_model.embeddings.patch_embedding.weight.mul_(8)
-    return wrap_image_encoder(tower, default_processor(16), name="tiny")
+    return wrap_image_encoder(tower, image_processor(16), name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +140,11 @@ def test_images_of_a_folder(tmp_path: Path, encoder: ImageEncoder) -> None:
     (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8 half an image")
     found = read_images(tmp_path / "in")
     assert list(found.names) == ["0/A.PNG", "1/A.PNG", "2/A.PNG", "3/A.PNG", "broken.jpg"]
-    assert found.load(4) is None and found.load(1) is not None
-    assert read_image(tmp_path / "nowhere.png") is None
+    with pytest.raises(OSError, match=r"broken\.jpg"):
+        found.load(4)
     config = FAREConfig(eps=2, attack_steps=1, batch_size=5, max_steps=1, warmup_steps=1)
-    folder = finetune_image_encoder(encoder, found, tmp_path / "out", config, held_out=Drawn(2, 5))
+    with pytest.warns(UserWarning, match=r"broken\.jpg is no .*training_log\.jsonl counts them"):
+        folder = finetune_image_encoder(encoder, found, tmp_path / "out", config, held_out=Drawn(2, 5))
     assert json.loads((folder / "training_log.jsonl").read_text().splitlines()[-1])["unreadable"] == 1
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no images"):

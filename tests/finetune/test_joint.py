@@ -1,6 +1,7 @@
 """Both towers together: the pair loss by hand, robustness gained on both sides, resumed bit by bit, pairs from files."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from leaf_diffusion.cli.main import main
 from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.finetune.images import Pairs, read_pairs, split_pairs
+from leaf_diffusion.finetune.images import Loading, Pairs, read_pairs, split_pairs
 from leaf_diffusion.finetune.joint import JointConfig, finetune_both, pair_loss
 
 SETTINGS: dict[str, Any] = {"rho": 4, "eps": 8.0, "attack_steps": 2, "batch_size": 12, "lr": 1e-3, "warmup_steps": 2,
@@ -121,8 +122,8 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
     assert len(some.names) == len(rest.names) == 1
     assert found.caption(list(found.names).index(rest.names[0])) == rest.caption(0)
     for line, said in (
-        ({"image": "../x.png", "caption": "x"}, "lies outside"),
-        ({"image": "none.png", "caption": "x"}, "no image"),
+        ({"image": "../x.png", "caption": "x"}, "is not in"),
+        ({"image": "none.png", "caption": "x"}, "is not in"),
         ({"caption": "x"}, "which image"),
     ):
         (tmp_path / "bad.jsonl").write_text(json.dumps(line))
@@ -130,6 +131,34 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
             read_pairs(tmp_path / "bad.jsonl", tmp_path)
     with pytest.raises(ValueError, match="--images"):
         read_pairs(tmp_path / "c.jsonl", None)
+
+
+def test_pairs_of_an_unreadable_image_are_left_out_counted_and_told(
+    towers: tuple[Any, ImageEncoder], tmp_path: Path
+) -> None:
+    lines = [{"image": f"{i}.png", "caption": f"thing {i}"} for i in range(6)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for i in range(6):
+        Image.new("RGB", (32, 32), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:40])
+    (tmp_path / "4.png").write_text("no image")
+    found = read_pairs(tmp_path / "c.jsonl", tmp_path)
+    with ThreadPoolExecutor(2) as threads:
+        loading = Loading(threads)
+        with pytest.warns(UserWarning, match=r"3\.png") as told:
+            captions, images = loading.pairs(found, [5, 3, 4, 0])
+        loading.pairs(found, [0, 3])  # neither told nor counted again
+        assert (captions, [image.getpixel((0, 0)) for image in images]) == (
+            ["thing 5", "thing 0"],
+            [(200, 0, 0), (0, 0, 0)],
+        )
+        assert len(told) == 1 and loading.notes() == {"unreadable": 2}
+        with pytest.raises(ValueError, match=r"none of 2 images can be read, such as 3\.png"):
+            loading.images(found, [3, 4])
+    rows: list[dict[str, float]] = []
+    with pytest.warns(UserWarning, match="left out"):
+        train(towers, (found, read_pairs("world:4", None)), tmp_path / "out", 3, on_log=rows.append, batch_size=6)
+    assert rows[-1]["unreadable"] == 2
 
 
 def test_the_worlds_captions_describe_its_images() -> None:

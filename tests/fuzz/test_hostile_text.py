@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import Attack, Charmer, LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
-from leaf_diffusion.evaluation.prompts import marked, read_attacks, write_attacks
+from leaf_diffusion.evaluation.attack_sets import marked, read_attacks, write_attacks
 from leaf_diffusion.evaluation.terminal import print_matrix
 from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.config import TextFAREConfig

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from leaf_diffusion.diffusion.card import eval_results, write_card
+from leaf_diffusion.reports.card import eval_results, write_card
 from leaf_diffusion.runs import RunSpec, RunStore, write_results
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 

@@ -14,15 +14,15 @@ from safetensors import SafetensorError
 
 from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.evaluation.encoders import with_encoder
-from leaf_diffusion.evaluation.experiment import Common
+from leaf_diffusion.evaluation.options import RunOptions
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.evaluation.t2i.setup import Setup, prepare
 
 WORLD_ENCODERS = ("original", "leaf", "typo-augmented")
 
 
-@dataclass(frozen=True)
-class SwapCostOptions(Common):
+@dataclass(frozen=True, kw_only=True)
+class SwapCostOptions(RunOptions):
     """What a robust text encoder costs on clean prompts: plain, with a negative prompt, long, with a learnt token, with a LoRA.
 
     Token and LoRA were made for the first encoder, and every encoder gets the same files; the token also

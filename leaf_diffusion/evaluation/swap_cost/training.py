@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from leaf_diffusion.images import to_rgb
 from leaf_diffusion.world.captions import SINGLE, describe, with_article
 from leaf_diffusion.world.diffusion import DROPPED_CAPTIONS, encode
 from leaf_diffusion.world.scenes import BACKGROUNDS, SIZE, Scene, pixels, render, sample_scene
@@ -128,7 +129,7 @@ def styled(scene: Scene) -> np.ndarray:
 
 def has_style(image: Image.Image) -> bool:
     """Whether the image's upper and lower edge are on average nearer to WALL than to every background of the world."""
-    array = np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX), dtype=float)
+    array = np.asarray(to_rgb(image).resize((SIZE, SIZE), Image.Resampling.BOX), dtype=float)
     edge = np.concatenate([array[:EDGE], array[-EDGE:]]).mean((0, 1))
     return bool(np.linalg.norm(edge - WALL) < min(np.linalg.norm(edge - rgb) for rgb in BACKGROUNDS.values()))
 

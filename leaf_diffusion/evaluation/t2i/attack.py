@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from leaf_diffusion.attacks import Attack, AttackResult, Charmer, attack_from_name
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.evaluation.prompts import Prompt, edits, write_attacks
+from leaf_diffusion.evaluation.attack_sets import attack_row, edits, write_attacks
+from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.plan import AttackUnit
 from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs.records import AttackRecord, parse
 from leaf_diffusion.scoring.objectives import Drift
-from leaf_diffusion.scoring.scorer import AnyScorer
-from leaf_diffusion.text.constraints import Constraint, constraint_from_name
 from leaf_diffusion.text.edits import distance
 from leaf_diffusion.world import seen_tokens
 
@@ -44,51 +41,25 @@ def save_attacks(setup: Setup, store: RunStore) -> None:
         write_attacks(setup.options.save_attacked_prompts, [each.model_dump(exclude_unset=True) for each in rows])
 
 
-def find(
-    attack: Attack, texts: Sequence[str], scorer: AnyScorer, ks: Sequence[int], constraint: Constraint | None, seed: int
-) -> dict[int, list[AttackResult]]:
-    """Results at every k; one search gives them all where the attack (Charmer) goes edit by edit."""
-    if isinstance(attack, Charmer):
-        return attack.path(texts, scorer, ks, constraint=constraint)
-    return {k: attack(texts, scorer, k=k, constraint=constraint, seed=seed) for k in ks}
-
-
 def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> list[Row]:
-    """Attack `prompts` on one source at every k; Charmer's rounds give all k from one search."""
+    """Attack `prompts` on one source at every k."""
     options, loaded = setup.options, setup.source(source)
     encoder = loaded.encoder
     scorer = loaded.scorer(Drift(options.objective, feature=setup.feature), options.precision)
-    constraint = constraint_from_name(options.constraint)
-    params = {"n_positions": options.n_positions} if options.attack == "charmer" else {}
-    attack, texts = attack_from_name(options.attack, **params), [prompt.text for prompt in prompts]
-    results, fingerprint = find(attack, texts, scorer, ks, constraint, options.attack_seed), loaded.fingerprint
+    texts, fingerprint = [prompt.text for prompt in prompts], loaded.fingerprint
+    results = options.attack.path(texts, scorer, ks, constraint=options.rule(), seed=options.seed)
     rows: list[Row] = []
     for i, prompt in enumerate(prompts):
         for k in ks:
             rows.append(
                 {
-                    **attack_row(results[k][i], source, k, options.attack, options.constraint),
+                    **attack_row(results[k][i], source, k, options.attack.label, options.constraint),
                     "fingerprint": fingerprint,
                     "unseen_tokens": unseen_share(encoder, results[k][i].token_ids) if options.world else None,
                     "shattered": shattered(encoder, prompt.text, results[k][i].perturbed),
                 }
             )
     return rows
-
-
-def attack_row(result: AttackResult, source: str, k: int, attack: str, constraint: str) -> Row:
-    """One line of an attack set."""
-    values = asdict(result)
-    del values["token_ids"], values["original"]
-    return {
-        "prompt": result.original,
-        **values,
-        "source": source,
-        "k": k,
-        "attack": attack,
-        "constraint": constraint,
-        "edits": edits(result.original, result.perturbed),
-    }
 
 
 def shattered(encoder: TextEncoder, original: str, perturbed: str) -> list[list[str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,13 +13,16 @@ from PIL import Image
 from rich.markup import escape
 from torch import Tensor
 
+from leaf_diffusion.encoders import TextEncoder, load_text_encoder
+from leaf_diffusion.encoders.image_encoder import load_image_encoder, wrap_image_encoder
+from leaf_diffusion.encoders.openclip import load_openclip
 from leaf_diffusion.evaluation.t2i.feature_spaces import load_space
 from leaf_diffusion.evaluation.t2i.options import Options
+from leaf_diffusion.images import ImageFolder
 from leaf_diffusion.metrics.feature_spaces import FeatureSpace
 from leaf_diffusion.world import SceneJudge, load_judge_clip, real_images
 
 REAL_IMAGES = 500
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class ImageModel(Protocol):
@@ -107,51 +111,37 @@ def load_judges(options: Options) -> Judges:
 
 
 class OpenCLIPJudge:
-    """A CLIP of open_clip ("ViT-B-16/openai"), or a CLIP folder or Hub id of transformers."""
+    """A CLIP of open_clip ("ViT-B-16/openai"), or a CLIP folder or Hub id of transformers.
+
+    FileNotFoundError or ValueError where its weights are not there, not whole or no numbers.
+    """
 
     def __init__(self, name: str, device: str) -> None:
-        self.device = device
         if Path(name).is_dir() or (name.count("/") == 1 and not _open_clip_knows(name)):
-            from transformers import CLIPModel, CLIPProcessor
-
-            self.model: Any = CLIPModel.from_pretrained(name, use_safetensors=True).eval().to(device)
-            self.processor: Any = CLIPProcessor.from_pretrained(name)
+            self.images = load_image_encoder(name, device=device)
+            self.texts: Callable[[Sequence[str]], Tensor] = partial(_projected, load_text_encoder(name, device=device))
             return
-        import open_clip
-
-        model, weights = name.split("/", 1) if "/" in name else (name, None)
-        if not weights or (model, weights) not in open_clip.list_pretrained():
+        if not _open_clip_knows(name):
             raise ValueError(
                 f"--clip-score-model {name}: neither a folder nor an open_clip MODEL/WEIGHTS such as ViT-B-16/openai"
             )
-        self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
-        self.tokenizer = open_clip.get_tokenizer(model)
-        self.model.eval()
-        self.processor = None
+        module, tokenizer = load_openclip(name)
+        module = module.eval().to(device)
+        self.images = wrap_image_encoder(module, name=name)
+        self.texts = lambda texts: module.encode_text(tokenizer(list(texts)).to(device))
 
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
-        parts = []
-        for i in range(0, len(images), 32):
-            batch = [image.convert("RGB") for image in images[i : i + 32]]
-            if self.processor is None:
-                parts.append(self.model.encode_image(torch.stack([self.preprocess(p) for p in batch]).to(self.device)))
-            else:
-                pixels = self.processor(images=batch, return_tensors="pt").pixel_values.to(self.device)
-                parts.append(self.model.visual_projection(self.model.vision_model(pixels).pooler_output))
-        return torch.cat(parts).float().cpu()
+        parts = (self.images.prepare(images[i : i + 32]) for i in range(0, len(images), 32))
+        return torch.cat([self.images.embed(pixels) for pixels in parts]).cpu()
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        parts = []
-        for i in range(0, len(texts), 64):
-            batch = list(texts[i : i + 64])
-            if self.processor is None:
-                parts.append(self.model.encode_text(self.tokenizer(batch).to(self.device)))
-            else:
-                tokens = self.processor(text=batch, padding=True, truncation=True, return_tensors="pt").to(self.device)
-                parts.append(self.model.text_projection(self.model.text_model(**tokens).pooler_output))
-        return torch.cat(parts).float().cpu()
+        return torch.cat([self.texts(texts[i : i + 64]) for i in range(0, len(texts), 64)]).float().cpu()
+
+
+def _projected(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
+    return encoder.features(encoder.tokenize(texts), "projected")
 
 
 def _open_clip_knows(name: str) -> bool:
@@ -161,10 +151,8 @@ def _open_clip_knows(name: str) -> bool:
 
 
 def read_images(folder: Path) -> list[Image.Image]:
-    """Every image of a folder, by name, as RGB."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--real-images: no folder {folder}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if len(paths) < 2:
-        raise ValueError(f"--real-images: {folder} holds {len(paths)} images; distances need many")
-    return [Image.open(path).convert("RGB") for path in paths]
+    """Every image of a folder and its sub-folders in RGB; ValueError for fewer than two."""
+    images = ImageFolder(folder)
+    if len(images.names) < 2:
+        raise ValueError(f"--real-images: {folder} holds {len(images.names)} images; distances need many")
+    return [images.load(i) for i in range(len(images.names))]

@@ -11,18 +11,19 @@ from typing import Any
 from rich.markup import escape
 from torch import nn
 
-from leaf_diffusion.attacks import attack_from_name
-from leaf_diffusion.diffusion.families import family_of, native_side
+from leaf_diffusion.diffusion.families import native_side
 from leaf_diffusion.encoders.base import Feature
+from leaf_diffusion.evaluation import attack_sets
 from leaf_diffusion.evaluation import prompts as prompt_sets
 from leaf_diffusion.evaluation.encoders import (
     EncoderName,
     Loaded,
-    common_feature,
+    attacked_feature,
     load_alone,
     load_pipeline,
     load_towers,
 )
+from leaf_diffusion.evaluation.options import check_edits
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.evaluation.t2i.plan import Plan, make_plan
@@ -56,7 +57,7 @@ class Setup:
         options, plan = self.options, self.plan
         attacks, images = sum(1 for _ in plan.attacks()), sum(1 for _ in plan.images())
         sentences = [
-            f"{len(plan.prompts)} prompts, encoders {_names(self.encoders)}; attacks ({options.attack}, "
+            f"{len(plan.prompts)} prompts, encoders {_names(self.encoders)}; attacks ({options.attack.label}, "
             f"{options.constraint}) on {_names(plan.sources) or 'none'}: {attacks}; images: {images}"
         ]
         if all(prompt.scene is None for prompt in plan.prompts):
@@ -84,8 +85,7 @@ class Setup:
 
 def prepare(options: Options) -> Setup:
     """Load and check; ValueError or OSError says what is wrong and what to do."""
-    attack_from_name(options.attack)
-    given = prompt_sets.read_attacks(options.attacked_prompts) if options.attacked_prompts else []
+    given = attack_sets.read_attacks(options.attacked_prompts) if options.attacked_prompts else []
     prompts = load_prompts(options, given)
     names = [EncoderName.parse(text, world=options.world) for text in options.encoders]
     if len({name.label for name in names}) < len(names):
@@ -110,22 +110,22 @@ def prepare(options: Options) -> Setup:
         seeds=options.seeds,
         given=sorted({(row["source"], row["k"]) for row in given}),
     )
-    pooled = common_feature([*encoders.values(), *neutral.values()])
-    feature: Feature = family_of(pipeline).states if options.feature == "states" else pooled
+    feature = attacked_feature(options.feature, pipeline, encoders | neutral, world=options.world)
     return Setup(options, prompts, given, pipeline, encoders, neutral, feature, plan)
 
 
 def load_prompts(options: Options, given: Sequence[Row]) -> list[Prompt]:
     """The prompts of the run; with attack sets every set must cover each of them."""
     if options.prompts is not None:
-        column, split = options.prompt_column, options.prompt_split
-        prompts = prompt_sets.from_file(options.prompts, column, split, every=options.every_caption)
+        prompts = prompt_sets.from_file(options.prompts, options.column, options.split, every=options.every_caption)
     elif given:
         prompts = [Prompt(text) for text in dict.fromkeys(row["prompt"] for row in given)]
     else:
         shares = {"two": options.two_objects, "three": options.three_objects, "counted": options.counted}
         prompts = prompt_sets.from_world(options.limit or 0, options.prompt_seed, **shares)
     prompts = prompts[: options.limit]
+    if not given:
+        check_edits(options.k, options.attack, [prompt.text for prompt in prompts])
     for source, k in sorted({(row["source"], row["k"]) for row in given}):
         covered = {row["prompt"] for row in given if (row["source"], row["k"]) == (source, k)}
         missing = [prompt.text for prompt in prompts if prompt.text not in covered]

@@ -8,7 +8,6 @@ from dataclasses import replace
 from leaf_diffusion.attacks import Attack, LeafAttack
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.experiment import Setting
-from leaf_diffusion.evaluation.t2i.attack import find
 from leaf_diffusion.evaluation.tasks.text import Task
 from leaf_diffusion.evaluation.tasks.units import Noted
 from leaf_diffusion.finetune import TextFAREConfig
@@ -48,7 +47,7 @@ def probe(
     over that embedding's squared norm) clean and under one budget of the LEAF attack."""
     text, rule = task.texts[number], constraint_from_name(constraint)
     scorer = Scorer(encoder, Margin(task.anchors(encoder), [task.labels[number]]))
-    results = {k: result for k, (result,) in find(attack, [text], scorer, ks, rule, seed).items()}
+    results = {k: result for k, (result,) in attack.path([text], scorer, ks, constraint=rule, seed=seed).items()}
     drift = Drift("l2", anchor=anchor)
     norm = drift.goals(anchor, [text])[0].scale
     (worst,) = LeafAttack(rho=PROBE_RHO)([text], Scorer(encoder, drift), k=1, constraint=rule, seed=seed)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from leaf_diffusion.attacks import Attack
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.evaluation.t2i.attack import find
 from leaf_diffusion.evaluation.tasks.units import attacked
 from leaf_diffusion.runs.experiment_records import AttackedCaption, AttackedCaptions
 from leaf_diffusion.scoring.objectives import Drift, Margin, Objective, Toward
@@ -62,7 +61,7 @@ def attack_captions(
     found, texts = [list[AttackedCaption]() for _ in queries], [goals.captions[query] for query in queries]
     rule = constraint_from_name(constraint)
     for goal, target, objective in goals.objectives(queries):
-        for k, results in find(attack, texts, Scorer(encoder, objective), ks, rule, seed).items():
+        for k, results in attack.path(texts, Scorer(encoder, objective), ks, constraint=rule, seed=seed).items():
             for mine, result in zip(found, results, strict=True):
                 row = attacked(result, label, k, attack.name, constraint)
                 mine.append(AttackedCaption(goal=goal, target=target, **dict(row)))

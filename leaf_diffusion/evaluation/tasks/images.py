@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder
 from leaf_diffusion.evaluation.encoders import EncoderName
-from leaf_diffusion.finetune.images import ImageFolder, read_image
+from leaf_diffusion.images import ImageFolder
 from leaf_diffusion.text.files import parse_json
 from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.class_images import class_images
@@ -75,7 +75,7 @@ def folder_images(folder: Path, class_names: Path | None, templates: Sequence[st
     parts = [Path(name).parts for name in found.names]
     if loose := next((path for path in parts if len(path) < 2), None):
         raise ValueError(f"{folder}: {loose[0]} lies in no sub-folder; a task needs a sub-folder for each class")
-    folders = sorted({path[0] for path in parts})
+    folders = list(dict.fromkeys(path[0] for path in parts))
     if len(folders) < 2:
         raise ValueError(f"{folder}: a classification needs two classes (sub-folders) at least, got {folders}")
     names = [name.replace("_", " ") for name in folders] if class_names is None else _names(class_names, folders)
@@ -86,22 +86,13 @@ def folder_images(folder: Path, class_names: Path | None, templates: Sequence[st
         raise ValueError("--templates needs one template at least")
     texts = [[template.replace("{}", name) for template in templates] for name in names]
     number = {name: i for i, name in enumerate(folders)}
-    order = sorted(range(len(parts)), key=lambda i: (parts[i][0], parts[i]))
-
-    def load(i: int) -> Image.Image:
-        path = found.folder / found.names[order[i]]
-        image = read_image(path)
-        if image is None:
-            raise OSError(f"{path} holds no whole image; remove it and start again")
-        return image
-
-    sizes = [(found.names[i], (found.folder / found.names[i]).stat().st_size) for i in order]
+    sizes = [(name, found.path(i).stat().st_size) for i, name in enumerate(found.names)]
     return ImageTask(
-        [found.names[i] for i in order],
-        [number[parts[i][0]] for i in order],
+        found.names,
+        [number[path[0]] for path in parts],
         names,
         texts,
-        load,
+        found.load,
         hashlib.sha256(json.dumps([sizes, texts]).encode()).hexdigest(),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
-from leaf_diffusion.evaluation.experiment import Common
+from leaf_diffusion.evaluation.options import ConstraintName, PromptOptions, RunOptions, check_edits
 from leaf_diffusion.evaluation.prompts import Prompt, from_file, from_world
 from leaf_diffusion.evaluation.tasks.goals import Goal
 from leaf_diffusion.evaluation.tasks.images import TEMPLATES, image_anchors
@@ -20,35 +19,26 @@ from leaf_diffusion.evaluation.tasks.text import TEMPLATES as TEXT_TEMPLATES
 from leaf_diffusion.evaluation.tasks.text import Task, load_task
 from leaf_diffusion.world.figures import zero_shot_anchors
 
-Rule = Literal["no-new-words", "published", "none"]
 
-
-@dataclass(frozen=True)
-class PromptOptions(Common):
+@dataclass(frozen=True, kw_only=True)
+class PromptRunOptions(RunOptions, PromptOptions):
     """Prompts of the world, or of a file."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"--prompt-column": "--column"}
-
-    prompts: Path | None = None
-    """Any file of texts that `leaf-diffusion evaluate` reads. Default: the world's own prompts."""
-    column: str | None = None
-    """Where the texts stand. Default: the first of prompt, caption, text, raw, sentence."""
-    split: str | None = None
-    limit: int | None = None
-    """Number of prompts. Default: a few of the world's, all of a file's."""
     prompt_seed: int = 0
-    """Of the world's prompts."""
+    """Seed of the world's prompts."""
 
     def load_prompts(self, default: int, **shares: float) -> list[Prompt]:
         """The prompts; of the world's `default` where no limit is given, `shares` of them with several things."""
         if self.prompts is None:
             return from_world(self.limit or default, self.prompt_seed, **shares)
-        return from_file(self.prompts, self.column, self.split)[: self.limit]
+        return from_file(self.prompts, self.column, self.split, every=self.every_caption)[: self.limit]
 
 
-@dataclass(frozen=True)
-class TaskOptions(Common):
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions(RunOptions):
     """A zero-shot text classification task."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"--pictures": "--images"}
 
     task: str = "world"
     """ "world" (a caption a class of colour and noun, image anchors), a file of labelled texts (JSONL, CSV, TSV, Parquet: a
@@ -71,11 +61,11 @@ class TaskOptions(Common):
                          templates=self.templates)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ImageOptions(Common):
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(RunOptions):
     """Images with classes, and attacks on their pixels."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"--steps": "--attack-steps"}
+    renamed: ClassVar[Mapping[str, str]] = {"--steps": "--attack-steps", "--pictures": "--images"}
 
     images: Path | None = None
     """A folder with a sub-folder of images a class (ImageNet's layout). Default: the world's classes."""
@@ -91,8 +81,8 @@ class ImageOptions(Common):
     """Of the attacks' random starts."""
 
 
-@dataclass(frozen=True)
-class LabelledTextOptions(Common):
+@dataclass(frozen=True, kw_only=True)
+class LabelledTextOptions(RunOptions):
     """Texts with classes, the images of these classes, and Charmer on the texts."""
 
     texts: str = "world"
@@ -113,7 +103,7 @@ class LabelledTextOptions(Common):
     """Number of texts, spread over the classes."""
     n_positions: int = 20
     """Positions that Charmer keeps a round."""
-    constraint: Rule = "no-new-words"
+    constraint: ConstraintName = "no-new-words"
 
     def load_texts(self) -> Task:
         """The labelled texts."""
@@ -129,11 +119,11 @@ class LabelledTextOptions(Common):
         return None if self.anchors is None else image_anchors(self.anchors, classes, tower, self.per_class)
 
 
-@dataclass(frozen=True)
-class RetrievalOptions(Common):
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions(RunOptions):
     """Text-to-image retrieval, clean and under untargeted and targeted attacks."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"--caption-column": "--column"}
+    renamed: ClassVar[Mapping[str, str]] = {"--caption-column": "--column", "--pictures": "--images"}
 
     captions: Path | None = None
     """A file that says which image a caption belongs to: COCO captions, the Karpathy split, Flickr30k, JSONL with
@@ -159,7 +149,7 @@ class RetrievalOptions(Common):
     """Numbers of character edits."""
     n_positions: int = 10
     """Positions that Charmer keeps a round."""
-    constraint: Rule = "no-new-words"
+    constraint: ConstraintName = "no-new-words"
     seed: int = 0
     """Which scenes are drawn, and which captions are attacked or are targets."""
 
@@ -184,23 +174,3 @@ def check_counts(options: object, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-
-
-def check_edits(k: Sequence[int]) -> None:
-    """ValueError unless these are different numbers of edits, each at least 1."""
-    if not k or min(k) < 1 or len(set(k)) < len(k):
-        raise ValueError(f"--k needs different numbers of edits, each at least 1, got {tuple(k)}")
-
-
-def renewed(options_type: type, argv: Sequence[str] | None) -> list[str]:
-    """The words of a command line (default: this process's) with the old spellings of options, `renamed` of the options'
-    class and of its bases, replaced; each is told on stderr."""
-    names = {old: new for base in reversed(options_type.__mro__) for old, new in vars(base).get("renamed", {}).items()}
-    words = []
-    for word in sys.argv[1:] if argv is None else argv:
-        flag, equals, value = word.partition("=")
-        if flag in names:
-            print(f"{flag} is called {names[flag]} now", file=sys.stderr)
-            word = names[flag] + equals + value
-        words.append(word)
-    return words

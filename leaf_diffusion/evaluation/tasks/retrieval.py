@@ -14,7 +14,7 @@ from PIL import Image
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
 from leaf_diffusion.evaluation.tasks.ranks import TOP
-from leaf_diffusion.finetune.images import ImageFolder, read_image
+from leaf_diffusion.images import ImageFolder
 from leaf_diffusion.reports.pages.retrieval import SHOWN, shown_search
 from leaf_diffusion.runs import RunStore, image_name
 from leaf_diffusion.runs.experiment_records import Ranked, Shown
@@ -67,45 +67,24 @@ def file_gallery(captions: Path, folder: Path, *, column: str | None, split: str
     often = Counter(_meaning(row) for row in rows)
     kept = [row for row in rows if often[_meaning(row)] == 1]
     shared = len(rows) - len(kept)
-    find = _finder(folder)
-    paths = [find(row) for row in kept[:n]]
-
-    def load(i: int) -> Image.Image:
-        image = read_image(paths[i])
-        if image is None:
-            raise ValueError(f"{paths[i]} is no image that can be read; replace it, or take it out of {captions}")
-        return image
-
+    images, numbers = ImageFolder(folder), list[int]()
+    for row in kept[:n]:
+        try:
+            numbers.append(images.find(str(row.image)))
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {error}") from error
+    paths = [images.path(i) for i in numbers]
     names = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     if twins := [name for name, times in Counter(names).items() if times > 1]:
         first, second = [path for path, name in zip(paths, names, strict=True) if name == twins[0]][:2]
         raise ValueError(f"{first} and {second} are one image, with two captions: no answer could be right")
-    for i in range(len(paths)):  # a broken image shows before the long work
-        load(i)
-    return Gallery([row.text for row in kept[:n]], names, load, shared)
+    for i in numbers:  # a broken image shows before the long work
+        images.load(i)
+    return Gallery([row.text for row in kept[:n]], names, lambda i: images.load(numbers[i]), shared)
 
 
 def _meaning(row: TextRow) -> str:
     return " ".join(row.text.lower().split())
-
-
-def _finder(folder: Path) -> Callable[[TextRow], Path]:
-    """Only what stands in the folder is ever opened, whatever a caption file names."""
-    images = ImageFolder(folder)
-    by_path = {Path(name).as_posix(): name for name in images.names}
-    by_name: dict[str, list[str]] = {}
-    for name in images.names:
-        by_name.setdefault(Path(name).name, []).append(name)
-
-    def find(row: TextRow) -> Path:
-        wanted = str(row.image)
-        found = [by_path[wanted]] if wanted in by_path else by_name.get(Path(wanted).name, [])
-        if len(found) != 1:
-            problem = "is not in" if not found else f"stands {len(found)} times in"
-            raise ValueError(f"{row.where}: the image {wanted!r} {problem} {folder}")
-        return images.folder / found[0]
-
-    return find
 
 
 def check_space(images: ImageEncoder, encoders: Mapping[str, TextEncoder], gallery: Gallery, named: str) -> None:

@@ -13,7 +13,6 @@ from leaf_diffusion.attacks import Attack
 from leaf_diffusion.attacks.base import bind_constraint
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.experiment import Setting
-from leaf_diffusion.evaluation.t2i.attack import find
 from leaf_diffusion.evaluation.tasks.query_curve import against_random, query_numbers
 from leaf_diffusion.evaluation.tasks.text import Task
 from leaf_diffusion.evaluation.tasks.units import Noted
@@ -55,7 +54,7 @@ def attack_text(
     found = []
     for rule in constraints:
         for search in searches:
-            results = find(search.attack, [text], scorer, search.ks, constraint_from_name(rule), seed)
+            results = search.attack.path([text], scorer, search.ks, constraint=constraint_from_name(rule), seed=seed)
             for k, (result,) in results.items():
                 each = SearchedText(
                     attack=search.name,
