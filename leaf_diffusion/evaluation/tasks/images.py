@@ -17,7 +17,7 @@ from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.images import ImageFolder
-from leaf_diffusion.text.files import parse_json
+from leaf_diffusion.text.decoding import parse_json
 from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.class_images import class_images
 
