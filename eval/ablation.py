@@ -45,8 +45,12 @@ class AblationOptions(RunOptions):
     """Also train with the largest rho and no constraint."""
     control: bool = True
     """Also train on random typos, which nothing has scored."""
-    captions: Path | None = None
+    captions: str | None = None
     """What is trained on. Default: 20,000 captions of the world."""
+    column: str | None = None
+    """Where the captions stand in records. Default: the first of prompt, caption, text, raw, sentence."""
+    split: str | None = None
+    """The split of the captions, where the file tells one."""
     train_steps: int = 400
     """Updates of each training."""
     batch_size: int = 32
@@ -54,6 +58,9 @@ class AblationOptions(RunOptions):
     train_seed: int = 5
     task: str = "world"
     """The zero-shot task, as of `leaf-diffusion zero-shot-text`."""
+    task_column: str | None = None
+    """Where the task's texts stand."""
+    task_split: str | None = None
     classes: tuple[str, ...] = ()
     limit: int = 96
     """Texts of the task, spread over the classes."""
@@ -87,9 +94,10 @@ class Ablation(Experiment[AblationOptions]):
         self.base, self.trained = next(iter(self.encoders.values())), dict[str, TextEncoder]()
         if taken := self.encoders.keys() & self.recipes.keys():
             raise ValueError(f"--encoders: the label {sorted(taken)[0]!r} is that of a training; write LABEL=SOURCE")
-        self.captions = training_captions(20_000) if options.captions is None else read_captions(options.captions)
-        self.task = load_task(options.task, images=8, column=None, split=None, classes=options.classes,
-                              templates=TEMPLATES)  # fmt: skip
+        self.captions = (training_captions(20_000) if options.captions is None
+                         else read_captions(options.captions, options.column, options.split))  # fmt: skip
+        self.task = load_task(options.task, images=8, column=options.task_column, split=options.task_split,
+                              classes=options.classes, templates=TEMPLATES)  # fmt: skip
         self.numbers = self.task.spread(options.limit)
 
     def labels(self) -> Sequence[str]:

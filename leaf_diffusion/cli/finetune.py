@@ -38,6 +38,8 @@ class FinetuneOptions:
     """The split of the captions, where the file tells one."""
     held_out: str | None = None
     """Captions to measure on, read in the same way. Default: a part of --captions."""
+    held_out_split: str | None = None
+    """The split of --held-out, where it tells one."""
     revision: str | None = None
     subfolder: str | None = None
     tokenizer: str | None = None
@@ -61,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         subfolder=options.subfolder,
         device=process.device,
     )
-    held_out = None if options.held_out is None else read_captions(options.held_out, options.column)
+    held_out = (
+        None if options.held_out is None else read_captions(options.held_out, options.column, options.held_out_split)
+    )
     folder = finetune_text_encoder(encoder, captions.texts, options.output, options.config, held_out=held_out)
     console.print(f"the finetuned encoder is in {folder}; README.md there has its held-out figures", soft_wrap=True)
     return 0

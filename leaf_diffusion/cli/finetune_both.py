@@ -35,6 +35,10 @@ class FinetuneBothOptions:
     """A folder; the towers come into text/ and image/ below it."""
     images: Path | None = None
     """The folder of the images that a file names."""
+    column: str | None = None
+    """Where the captions stand in records. Default: the first of prompt, caption, text, raw, sentence."""
+    split: str | None = None
+    """The split of the captions, where the file tells one."""
     device: str = "auto"
     """auto, cpu or cuda; a launcher (torchrun, accelerate) gives each of its processes a GPU of its own."""
     config: tyro.conf.OmitArgPrefixes[JointConfig] = field(default_factory=JointConfig)
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(FinetuneBothOptions, args=argv, prog="leaf-diffusion finetune-both")
     process = process_on(options.device)
     console = Console(quiet=not process.is_main_process)
-    pairs, held_out = split_pairs(read_pairs(options.pairs, options.images))
+    pairs, held_out = split_pairs(read_pairs(options.pairs, options.images, options.column, options.split))
     text = load_text_encoder(options.source, device=process.device)
     image = load_image_encoder(options.source, device=process.device)
     console.print(f"{len(pairs.names):,} pairs, {len(held_out.names)} held out", highlight=False)

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
+from leaf_diffusion.command_line import parse
 from leaf_diffusion.evaluation.attack_sets import read_attacks
 from leaf_diffusion.evaluation.prompts import from_file
-from leaf_diffusion.evaluation.t2i.options import from_yaml
+from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, image_name, load_run, png_ok
 
 TEXTS = ["a red cat", "zwei „Katzen“, 猫", 'a "quoted" hat']
@@ -75,9 +76,9 @@ def test_configurations(tmp_path: Path, fuzz: Any) -> None:
     path = tmp_path / "run.yaml"
     content = "k: [1, 3]\nlimit: 7\nencoders: [original, leaf]\nattack: leaf\nguidance: 2.5\ntwo_objects: 0.5\n"
     path.write_text(content)
-    fuzz.bytes(path, lambda: from_yaml(path), 50)
+    fuzz.bytes(path, lambda: parse(Options, ["--config", str(path)], command="evaluate"), 50)
     path.write_text(json.dumps({"k": [1], "limit": 7, "encoders": ["leaf"], "guidance": 2.5, "prompts": "x.txt"}))
-    fuzz.json(path, lambda: from_yaml(path), 50)
+    fuzz.json(path, lambda: parse(Options, ["--config", str(path)], command="evaluate"), 50)
 
 
 SPEC = RunSpec({"attack": "charmer", "k": [1, 2], "encoders": {"original": "aa"}})

@@ -1,5 +1,6 @@
 """The constraints against their naive definitions, and the points in which they differ."""
 
+import time
 import unicodedata
 from collections import Counter
 
@@ -175,3 +176,12 @@ def test_the_word_list() -> None:
     assert not any(word.endswith("'s") or word != word.lower() for word in words)
     assert {word for word in words if len(word) == 1} == {"a", "i"}
     assert not words & {"rella", "umb", "teh", "umbrela"}
+
+
+def test_a_long_prompt_is_judged_in_linear_time() -> None:
+    text = "a cat and a hat " * 4000
+    middle = len(text) // 2
+    began = time.perf_counter()
+    assert NoNewWords().holds(text, f"{text[:middle]}qx{text[middle:]}")
+    assert not NoNewWords().holds(text, f"{text} dog")
+    assert time.perf_counter() - began < 1

@@ -17,7 +17,7 @@ from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.images import ImageFolder
-from leaf_diffusion.text.files import parse_json
+from leaf_diffusion.text.decoding import parse_json, utf8
 from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.class_images import class_images
 
@@ -127,7 +127,7 @@ def seen_by_tower(
 def _names(path: Path, folders: Sequence[str]) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"--class-names: no such file: {path}")
-    content = parse_json(path.read_text(encoding="utf-8"), str(path))
+    content = parse_json(utf8(path.read_bytes(), str(path)), str(path))
     if isinstance(content, list):
         if len(content) != len(folders):
             raise ValueError(f"{path}: {len(content)} names for {len(folders)} sub-folders")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -99,9 +98,10 @@ def load_task(
     """ "world", a file or "dataset:NAME"."""
     if name == "world":
         return world_task(images)
-    if not name.startswith("dataset:") and not Path(name).is_file():
-        raise FileNotFoundError(f'--task {name}: no such file; "world", a file of labelled texts, or dataset:NAME')
-    return file_task(name, column=column, split=split, classes=classes, templates=templates)
+    try:
+        return file_task(name, column=column, split=split, classes=classes, templates=templates)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{error}; expected "world", a file of labelled texts, or dataset:NAME') from error
 
 
 def sensitivity(encoder: TextEncoder, anchors: Tensor) -> list[float]:
