@@ -145,4 +145,4 @@ def test_towers_of_different_clips_are_told(tmp_path: Path, capsys: pytest.Captu
     CLIPVisionModelWithProjection(config).save_pretrained(tmp_path / "other")
     words = ["--image-encoders", str(tmp_path / "other"), "--output", str(tmp_path / "run")]
     assert both_domains.main(words) == 2
-    assert "features of 24" in capsys.readouterr().out.replace("\n", " ")
+    assert "features of 24" in capsys.readouterr().err.replace("\n", " ")

@@ -218,7 +218,7 @@ def test_files_that_do_not_fit_are_refused(
         source.write_text(json.dumps(record) + "\n")
     words = ["--captions", str(source), "--images", str(coco / "images"), "--output", str(coco / "run")]
     assert retrieval.main(words) == 2
-    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in " ".join(capsys.readouterr().err.split())
     assert not (coco / "run").exists()
 
 

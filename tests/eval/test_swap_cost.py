@@ -118,7 +118,7 @@ def test_stock_diffusers_loads_what_was_trained(finished: Path) -> None:
 def test_the_folder_of_another_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "results.json").read_bytes()
     assert main([*SMALL, "--encoders", "original", "same=original", "--output", str(finished)]) == 2
-    assert "another run" in capsys.readouterr().out
+    assert "another run" in capsys.readouterr().err
     assert (finished / "results.json").read_bytes() == before
 
 

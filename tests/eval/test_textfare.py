@@ -112,7 +112,7 @@ def test_bad_input_is_refused_before_anything_is_made(words: list[str], said: st
 
 def test_another_run_in_the_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert textfare.main([*OPTIONS, "--seed", "5", "--output", str(finished)]) == 2
-    assert "another run" in capsys.readouterr().out.replace("\n", " ")
+    assert "another run" in capsys.readouterr().err.replace("\n", " ")
     assert json.loads((finished / "spec.json").read_text())["settings"]["seed"] == 0
 
 

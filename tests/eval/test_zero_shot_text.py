@@ -137,7 +137,7 @@ def test_classes_may_be_images_of_a_folder(tmp_path: Path, capsys: pytest.Captur
     assert said == [("animal", "thing")[i] for i in logits.argmax(1).tolist()]
     (tmp_path / "shown" / "thing").rename(tmp_path / "shown" / "other")
     assert zero_shot_text.main([*words, *shown, "--output", str(tmp_path / "no")]) == 2
-    assert "no sub-folder 'thing'" in capsys.readouterr().out.replace("\n", "")
+    assert "no sub-folder 'thing'" in capsys.readouterr().err.replace("\n", "")
     with pytest.raises(SystemExit):
         zero_shot_text.main([*words, *shown[:2], "--output", str(tmp_path / "no")])
 
@@ -199,5 +199,5 @@ def test_other_attacks_and_noise_are_searched_too(tmp_path: Path) -> None:
 def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in ((["--task", "nowhere.csv"], "nowhere.csv"), (["--attacks", "charmr"], "unknown attack")):
         assert zero_shot_text.main([*words, "--output", str(tmp_path / "run")]) == 2
-        assert said in capsys.readouterr().out.replace("\n", "")
+        assert said in capsys.readouterr().err.replace("\n", "")
     assert not (tmp_path / "run").exists()

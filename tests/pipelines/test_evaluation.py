@@ -100,7 +100,7 @@ def test_misfits_are_told_before_any_work(
 ) -> None:  # fmt: skip
     kind = kinds["xl"]
     assert run(kind, folders(kind), prompts, encoders, tmp_path / "run", *more) == 2
-    told = capsys.readouterr().out.replace("\n", "")
+    told = capsys.readouterr().err.replace("\n", "")
     assert any(one in told for one in said.split("|"))
     assert not (tmp_path / "run").exists()
 
