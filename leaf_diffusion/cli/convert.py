@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
+from leaf_diffusion.command_line import parse, run_command
 from leaf_diffusion.encoders.convert import to_open_clip, to_transformers
 from leaf_diffusion.encoders.convert_config import (
     ModelCfg,
@@ -38,17 +39,17 @@ class Options:
     open_clip_config.json; an open_clip folder, or a .safetensors file with --architecture, a transformers folder.
     """
 
-    source: tyro.conf.Positional[Path]
+    source: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SOURCE")]]
     """A folder, or a .safetensors file of open_clip."""
-    output: tyro.conf.Positional[Path]
+    output: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUTPUT")]]
     """The folder to write."""
     architecture: str | None = None
     """An open_clip model, such as ViT-L-14-quickgelu, where the source has no open_clip_config.json."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def convert(words: Sequence[str]) -> int:
     """Run the command; returns the exit status. Raises ValueError or OSError for what cannot be converted."""
-    options = tyro.cli(Options, args=argv, prog="leaf-diffusion convert")
+    options = parse(Options, words, command="convert")
     if options.output.exists() and any(options.output.iterdir() if options.output.is_dir() else [options.output]):
         raise ValueError(f"{options.output} is there already and not empty: choose another folder")
     if options.source.is_dir() and not (options.source / CONFIG).exists():
@@ -56,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _write_transformers(options.source, options.output, options.architecture)
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command("convert", convert, argv)
 
 
 def _write_open_clip(source: Path, output: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
+from leaf_diffusion.command_line import parse, run_command
 from leaf_diffusion.encoders.export import export_checkpoint, export_text_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.weights.files import read_header
@@ -24,9 +25,9 @@ class Options:
     from_single_file. For both towers of SDXL or SD3 run it twice.
     """
 
-    source: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
     """The text encoder: a folder, a Hub id, "world:leaf", "openclip:ARCHITECTURE/PRETRAINED", a .safetensors file."""
-    output: tyro.conf.Positional[Path]
+    output: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUTPUT")]]
     """The .safetensors file to write."""
     checkpoint: Path | None = None
     """The checkpoint to copy; it stays as it is, and so does the type of its tensors."""
@@ -42,9 +43,9 @@ class Options:
     """Type of the tensors in a text encoder's file."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def export(words: Sequence[str]) -> int:
     """Run the command; returns the exit status. Raises ValueError or OSError for what cannot be written."""
-    options = tyro.cli(Options, args=argv, prog="leaf-diffusion export")
+    options = parse(Options, words, command="export")
     if options.output.exists():
         raise FileExistsError(f"{options.output} is there already: choose another name")
     if options.checkpoint is None and options.part is not None:
@@ -62,3 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         replaced = export_checkpoint(encoder, options.checkpoint, options.output, part=options.part)
         print(f"wrote {options.output}: {options.checkpoint} with {options.source} as {replaced}")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command("export", export, argv)

@@ -3,26 +3,27 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import tyro
+from accelerate import Accelerator
 from rich.console import Console
 
+from leaf_diffusion.cli.training import TrainingOptions, run_training
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.finetune.captions import read_caption_file, read_captions
 from leaf_diffusion.finetune.config import TextFAREConfig
-from leaf_diffusion.finetune.processes import process_on
 from leaf_diffusion.finetune.textfare import finetune_text_encoder
 
 
-@dataclass(frozen=True)
-class FinetuneOptions:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(TrainingOptions):
     """Finetune a CLIP text tower so that its embeddings survive character edits (TextFARE).
 
     The same command continues a training that was broken off.
     """
 
+    help_group: ClassVar[str] = "the encoder and its captions"
     help_first: ClassVar[tuple[str, ...]] = ("source", "captions", "output")
 
     source: str
@@ -30,8 +31,6 @@ class FinetuneOptions:
     captions: str
     """Text (one caption a line), JSONL, CSV, TSV, Parquet, COCO's JSON, webdataset tars, a pattern of such files
     ("shards/*.tar"), or dataset:NAME of Hugging Face datasets."""
-    output: Path
-    """The folder of the finetuned encoder."""
     column: str | None = None
     """Where the captions stand in records. Default: the first of prompt, caption, text, raw, sentence."""
     split: str | None = None
@@ -44,16 +43,11 @@ class FinetuneOptions:
     subfolder: str | None = None
     tokenizer: str | None = None
     """A folder or Hub id, where the source has no tokenizer of its own."""
-    device: str = "auto"
-    """auto, cpu or cuda; a launcher (torchrun, accelerate) gives each of its processes a GPU of its own."""
-    config: tyro.conf.OmitArgPrefixes[TextFAREConfig] = field(default_factory=TextFAREConfig)
+    recipe: tyro.conf.OmitArgPrefixes[TextFAREConfig] = field(default_factory=TextFAREConfig)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    options = tyro.cli(FinetuneOptions, args=argv, prog="leaf-diffusion finetune")
-    process = process_on(options.device)
-    console = Console(quiet=not process.is_main_process)
+def finetune(options: FinetuneOptions, process: Accelerator, console: Console) -> None:
+    """Read the captions, load the encoder, train."""
     captions = read_caption_file(options.captions, options.column, options.split)
     console.print(f"{len(captions.texts):,} captions, {captions.blank} blank lines left out", highlight=False)
     encoder = load_text_encoder(
@@ -66,9 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     held_out = (
         None if options.held_out is None else read_captions(options.held_out, options.column, options.held_out_split)
     )
-    folder = finetune_text_encoder(encoder, captions.texts, options.output, options.config, held_out=held_out)
+    folder = finetune_text_encoder(encoder, captions.texts, options.output, options.recipe, held_out=held_out)
     console.print(f"the finetuned encoder is in {folder}; README.md there has its held-out figures", soft_wrap=True)
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_training("finetune", FinetuneOptions, finetune, argv)
 
 
 if __name__ == "__main__":

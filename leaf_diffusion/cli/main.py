@@ -36,7 +36,7 @@ COMMANDS = {
         "leaf_diffusion.cli.translate_token:main",
         "a learnt token (textual inversion) of one text encoder, translated for another",
     ),
-    "status": ("leaf_diffusion.runs.status:main", "how far a run is, who works on it, how long its stage takes"),
+    "status": ("leaf_diffusion.cli.status:main", "how far a run is, who works on it, how long its stage takes"),
     "swap-cost": ("leaf_diffusion.eval.swap_cost:main", "what a robust encoder costs on clean prompts"),
     "report": ("leaf_diffusion.cli.report:main", "write the report of a run folder again"),
     "convert": ("leaf_diffusion.cli.convert:main", "convert a CLIP between transformers and open_clip"),

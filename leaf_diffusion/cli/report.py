@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from leaf_diffusion.command_line import parse, run_command
 from leaf_diffusion.reports.compare import write_comparison
 from leaf_diffusion.reports.gallery import save_overview
 from leaf_diffusion.reports.headline import headline
@@ -28,7 +29,7 @@ class Options:
     With two run folders: write a page that compares the second with the first.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN_FOLDER ...")]]
     """The run's folder, such as runs/t2i-world-1a2b3c4d; or two."""
     tables: Literal["terminal", "markdown", "latex"] = "terminal"
     """How to print: the main table and the headline, or all tables as Markdown or LaTeX and nothing else."""
@@ -38,9 +39,9 @@ class Options:
     """With markdown and latex: only these metrics, such as scene_accuracy clip_score drift."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def report(words: Sequence[str]) -> int:
     """Write the report of a run folder; returns the exit status. Raises OSError or ValueError when it is none."""
-    options = tyro.cli(Options, args=argv, prog="leaf-diffusion report")
+    options = parse(Options, words, command="report")
     if len(options.runs) == 2:
         print(f"comparison: {write_comparison(*options.runs)}")
         return 0
@@ -60,3 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(escape(" ".join(filter(None, (said.text, said.clean, said.others)))), highlight=False)
     console.print(f"report: {escape(str(path))}", soft_wrap=True, highlight=False)
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command("report", report, argv)

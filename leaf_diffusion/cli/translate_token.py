@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import torch
 import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from leaf_diffusion.command_line import parse, run_command
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
+from leaf_diffusion.evaluation.options import resolve_device
 from leaf_diffusion.finetune.translate import STEPS, TEMPLATES, read_tensors, translate_file
 
 
@@ -24,9 +27,12 @@ class Options:
     images nor the denoiser are needed.
     """
 
-    embedding: tyro.conf.Positional[Path]
+    help_first: ClassVar[tuple[str, ...]] = ("source", "target")
+    renamed: ClassVar[Mapping[str, str]] = {"--steps": "--search-steps"}
+
+    embedding: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="EMBEDDING")]]
     """The .safetensors file of the learnt token."""
-    output: tyro.conf.Positional[Path]
+    output: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUTPUT")]]
     """The .safetensors file to write."""
     source: str = tyro.MISSING
     """The text encoder that it was learnt for: a folder, a Hub id, "world:original", a .safetensors file."""
@@ -38,29 +44,35 @@ class Options:
     """Which states the denoiser sees: -1 for Stable Diffusion 1 and 2, -2 for the towers of SDXL and SD3."""
     templates: tuple[str, ...] = TEMPLATES
     """Prompts around the token, with one {} each."""
-    steps: int = STEPS
+    search_steps: int = STEPS
     """Steps of the search."""
-    device: str = "cpu"
+    device: str = "auto"
+    """auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def translate(words: Sequence[str]) -> int:
     """Run the command; returns the exit status. Raises ValueError or OSError for what cannot be translated."""
-    options = tyro.cli(Options, args=argv, prog="leaf-diffusion translate-token")
+    options = parse(Options, words, command="translate-token")
     if options.output.exists():
         raise FileExistsError(f"{options.output} is there already: choose another name")
     read_tensors(options.embedding)  # a wrong file is told before two encoders are loaded
-    source, target = (load_tower(name, options.device) for name in (options.source, options.target))
+    source, target = (load_tower(name, resolve_device(options.device)) for name in (options.source, options.target))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as bars:
-        bar = bars.add_task("translating", total=options.steps)
+        bar = bars.add_task("translating", total=options.search_steps)
         found = translate_file(
             options.embedding, options.output, source, target, key=options.key, templates=options.templates,
-            layer=options.layer, steps=options.steps, advance=lambda: bars.advance(bar),
+            layer=options.layer, steps=options.search_steps, advance=lambda: bars.advance(bar),
         )  # fmt: skip
     print(
         f"wrote {options.output}: states {found.before:.3g} -> {found.after:.3g} from the source's, relative and squared"
     )
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command("translate-token", translate, argv)
 
 
 def load_tower(name: str, device: str) -> TextEncoder:

@@ -1,8 +1,7 @@
-"""`leaf-diffusion status <run folder>`: how far a run is, who works on it, and how long it will take."""
+"""How far a run is, who works on it, and how long it will take."""
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from leaf_diffusion.runs.files import open_plain
-from leaf_diffusion.runs.progress import TimeLeft, last_record, read_progress, span
+from leaf_diffusion.runs.progress import TimeLeft, last_record, read_progress
 from leaf_diffusion.runs.read import load_run
-from leaf_diffusion.text.visible import isolated
 
 
 @dataclass(frozen=True)
@@ -56,35 +54,3 @@ def _writers(folder: Path) -> int:
         finally:
             os.close(fd)
     return held
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print the status of run folders; the exit status is 0 where all of them are finished, else 3."""
-    parser = argparse.ArgumentParser(prog="leaf-diffusion status", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
-    folders = parser.parse_args(argv).runs
-    found = [(folder, status(folder)) for folder in folders]
-    for folder, each in found:
-        print("\n".join(_lines(folder, each)))
-    return 0 if all(each.finished for _, each in found) else 3
-
-
-def _lines(folder: Path, found: Status) -> list[str]:
-    if found.finished:
-        said = "finished"
-    elif found.writers:
-        said = f"{found.writers} process{'es' if found.writers > 1 else ''} at work"
-    else:
-        said = "nobody at work; the run's command continues it"
-    since = "" if found.idle is None else f", last record {span(found.idle)} ago"
-    lines = [f"{isolated(str(folder))}: {said}{since}"]
-    for kind, (done, total) in found.units.items():
-        lines.append(f"  {kind:<9}{done:>8,} of {total:,} ({done / total if total else 1:.0%}){_left(found, kind)}")
-    if found.left is not None and not found.finished:
-        lines.append(f"  {found.left}")
-    return lines
-
-
-def _left(found: Status, kind: str) -> str:
-    left = None if found.left is None else found.left.stages.get(kind)
-    return f", about {span(left)} left" if left else ""

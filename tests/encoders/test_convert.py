@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
-from leaf_diffusion.cli.convert import CONFIG, WEIGHTS, main
+from leaf_diffusion.cli.convert import CONFIG, WEIGHTS, convert
 from leaf_diffusion.encoders.convert import to_open_clip, to_transformers
 from leaf_diffusion.encoders.convert_config import open_clip_config, transformers_config
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
@@ -45,14 +45,14 @@ def test_both_ways_have_the_same_logits(tmp_path, act):
 
     clip, images = model(act), torch.randn(3, 3, 16, 16)
     clip.save_pretrained(tmp_path / "hf")
-    assert main([str(tmp_path / "hf"), str(tmp_path / "oc")]) == 0
+    assert convert([str(tmp_path / "hf"), str(tmp_path / "oc")]) == 0
     config = json.loads((tmp_path / "oc" / CONFIG).read_text())["model_cfg"]
     assert config["quick_gelu"] is (act == "quick_gelu")
     other = open_clip.CLIP(**{k: v for k, v in config.items() if k != "quick_gelu"}, quick_gelu=config["quick_gelu"])
     other.load_state_dict(load_file(tmp_path / "oc" / WEIGHTS))
     wanted = logits(clip, images)
     torch.testing.assert_close(logits(other.eval(), images), wanted, rtol=1e-5, atol=1e-5)
-    assert main([str(tmp_path / "oc"), str(tmp_path / "back")]) == 0
+    assert convert([str(tmp_path / "oc"), str(tmp_path / "back")]) == 0
     back = CLIPModel.from_pretrained(tmp_path / "back").eval()
     torch.testing.assert_close(logits(back, images), wanted, rtol=0, atol=0)
     assert back.config.text_config.hidden_act == back.config.vision_config.hidden_act == act
@@ -63,7 +63,7 @@ def test_open_clips_own_loader_reads_the_folder(tmp_path):
     import open_clip
 
     model().save_pretrained(tmp_path / "hf")
-    main([str(tmp_path / "hf"), str(tmp_path / "oc")])
+    convert([str(tmp_path / "hf"), str(tmp_path / "oc")])
     loaded, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'oc'}")
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(logits(loaded.eval(), images), logits(model(), images), rtol=1e-5, atol=1e-5)
@@ -75,8 +75,8 @@ def test_text_halves(tmp_path):
     state = clip.state_dict()
     tower.load_state_dict({key: state[key] for key in tower.state_dict()})
     tower.save_pretrained(tmp_path / "hf")
-    main([str(tmp_path / "hf"), str(tmp_path / "oc")])
-    main([str(tmp_path / "oc"), str(tmp_path / "back")])
+    convert([str(tmp_path / "hf"), str(tmp_path / "oc")])
+    convert([str(tmp_path / "oc"), str(tmp_path / "back")])
     back = CLIPTextModelWithProjection.from_pretrained(tmp_path / "back")
     assert all(torch.equal(value, back.state_dict()[key]) for key, value in tower.state_dict().items())
     flat = {key.removeprefix("text_model."): value for key, value in tower.state_dict().items()}
@@ -106,16 +106,16 @@ def test_what_cannot_be_converted(tmp_path):
     file = tmp_path / "weights.safetensors"
     save_file({"logit_scale": torch.zeros(())}, file)
     with pytest.raises(ValueError, match="name its --architecture"):
-        main([str(file), str(tmp_path / "out")])
+        convert([str(file), str(tmp_path / "out")])
     with pytest.raises(ValueError, match="no architecture 'ViT-nowhere'"):
-        main([str(file), str(tmp_path / "out"), "--architecture", "ViT-nowhere"])
+        convert([str(file), str(tmp_path / "out"), "--architecture", "ViT-nowhere"])
     with pytest.raises(ValueError, match="does not fit the architecture"):
-        main([str(file), str(tmp_path / "out"), "--architecture", "ViT-B-32"])
+        convert([str(file), str(tmp_path / "out"), "--architecture", "ViT-B-32"])
     with pytest.raises(ValueError, match="pickles are not opened"):
-        main([str(tmp_path / "weights.bin"), str(tmp_path / "out")])
+        convert([str(tmp_path / "weights.bin"), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="not empty"):
-        main([str(file), str(tmp_path)])
+        convert([str(file), str(tmp_path)])
 
 
 def test_checkpoints_that_are_not_whole_are_refused_in_words():
@@ -134,7 +134,7 @@ def test_checkpoints_that_are_not_whole_are_refused_in_words():
 def saved_open_clip(folder, clip, *, text=None, vision=None, preprocess=None, **more):
     """The transformers CLIP as an open_clip folder with changed settings."""
     clip.save_pretrained(folder / "before")
-    main([str(folder / "before"), str(folder / "oc")])
+    convert([str(folder / "before"), str(folder / "oc")])
     content = json.loads((folder / "oc" / CONFIG).read_text())
     content["model_cfg"]["text_cfg"] |= text or {}
     content["model_cfg"]["vision_cfg"] |= vision or {}
@@ -169,7 +169,7 @@ def saved_open_clip(folder, clip, *, text=None, vision=None, preprocess=None, **
 def test_settings_without_a_counterpart_are_refused_by_name(tmp_path, settings, said):
     folder = saved_open_clip(tmp_path, model(), **settings)
     with pytest.raises(ValueError, match=said):
-        main([str(folder), str(tmp_path / "out")])
+        convert([str(folder), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
@@ -199,7 +199,7 @@ def test_norms_and_preprocessing_go_both_ways(tmp_path):
     loaded, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(logits(loaded.eval(), images), logits(clip, images), rtol=1e-5, atol=1e-5)
-    main([str(folder), str(tmp_path / "back")])
+    convert([str(folder), str(tmp_path / "back")])
     first, second = (load_image_encoder(tmp_path / name) for name in ("hf", "back"))
     assert first.fingerprint == second.fingerprint
     torch.testing.assert_close(
@@ -213,7 +213,7 @@ def test_no_projection_is_invented(tmp_path):
     tower = CLIPTextModel(model().config.text_config)
     tower.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"missing, such as text_projection\.weight"):
-        main([str(tmp_path / "bare"), str(tmp_path / "out")])
+        convert([str(tmp_path / "bare"), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

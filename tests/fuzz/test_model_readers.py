@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from leaf_diffusion.cli.convert import main as convert
+from leaf_diffusion.cli.convert import convert
 from leaf_diffusion.encoders import load_text_encoder
 from leaf_diffusion.finetune.checkpoint import (
     Checkpoint,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from leaf_diffusion.cli.report import main
+from leaf_diffusion.cli.report import report
 from leaf_diffusion.reports import write_report
 from leaf_diffusion.reports.costs import condition_costs, own_costs, read_swap_cost
 from leaf_diffusion.reports.results import Results
@@ -111,7 +111,7 @@ def test_the_section_stands_in_the_report(make_run: Make, capsys: pytest.Capture
     assert "&lt;b&gt;LoRA&lt;/b&gt;" in html
     assert "<b>LoRA" not in html
     assert html.count("share of minimal pairs") == 1
-    assert main([str(run), "--tables", "markdown", "--metrics", "drift"]) == 0
+    assert report([str(run), "--tables", "markdown", "--metrics", "drift"]) == 0
     assert "clean prompts" not in capsys.readouterr().out
     one = make_run("alone", n=2, encoders={"original": 0.1})
     assert 'id="cost"' not in write_report(one).read_text()

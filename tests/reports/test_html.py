@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from leaf_diffusion.cli.report import main
+from leaf_diffusion.cli.report import report
 from leaf_diffusion.reports import html, sections, write_report
 from leaf_diffusion.reports.gallery import save_overview
 from leaf_diffusion.reports.results import METRICS
@@ -176,7 +176,7 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path, capsys: pytest.Captu
         write_report(tmp_path)
     RunStore.open(tmp_path / "new", RunSpec({})).close()
     with pytest.raises(ValueError, match="no results yet"):
-        main([str(tmp_path / "new")])
+        report([str(tmp_path / "new")])
 
 
 def test_the_command_prints_a_table_of_100_columns(
@@ -184,7 +184,7 @@ def test_the_command_prints_a_table_of_100_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     run = make_run()
-    assert main([str(run)]) == 0
+    assert report([str(run)]) == 0
     shown = capsys.readouterr().out
     assert "itself, k=2" in shown
     assert "– (clean)" in shown
@@ -196,23 +196,23 @@ def test_the_command_prints_a_table_of_100_columns(
 def test_tables_for_a_readme_and_a_paper(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(encoders={"original": 0.1, "a_b|c & 100%": 0.8})
     (run / "report.html").unlink(missing_ok=True)
-    assert main([str(run), "--tables", "markdown", "--metrics", "scene_accuracy", "drift"]) == 0
+    assert report([str(run), "--tables", "markdown", "--metrics", "scene_accuracy", "drift"]) == 0
     said = capsys.readouterr().out
     assert said.count("|---|---|---|---|") == 2
     assert "a\\_b\\|c & 100%" in said
     assert re.search(r"\| attacked on itself, k=1 \| \d+% \[\d+ to \d+\] \| \d+% \[\d+ to \d+\] \| 12 \|", said)
-    assert main([str(run), "--tables", "latex"]) == 0
+    assert report([str(run), "--tables", "latex"]) == 0
     said = capsys.readouterr().out
     assert said.count(r"\begin{tabular}{lrrr}") == said.count(r"\end{table}") == 7
     assert r"a\_b|c \& 100\%" in said
     assert not re.search(r"(?<!\\)%(?! needs)", said)
     with pytest.raises(ValueError, match="has not measured fid"):
-        main([str(run), "--tables", "latex", "--metrics", "fid"])
+        report([str(run), "--tables", "latex", "--metrics", "fid"])
     assert not (run / "report.html").exists()
 
 
 def test_the_overview_shows_baseline_and_robust_encoder(make_run: Make, tmp_path: Path) -> None:
-    assert main([str(make_run()), "--overview", str(tmp_path / "overview.png")]) == 0
+    assert report([str(make_run()), "--overview", str(tmp_path / "overview.png")]) == 0
     with Image.open(tmp_path / "overview.png") as image:
         assert image.width > 600
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 100

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from leaf_diffusion.cli.status import main
 from leaf_diffusion.runs import DamagedRecords, RunFolderError, RunSpec, RunStore, load_run
-from leaf_diffusion.runs.status import main, status
+from leaf_diffusion.runs.status import status
 
 SPEC = RunSpec({"attack": "charmer", "k": [1]})
 HOLDER = (
