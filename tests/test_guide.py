@@ -72,7 +72,7 @@ def options_of(command: str) -> frozenset[str]:
     with redirect_stdout(said):
         assert cli.main([*command.split(), "--help"]) == 0
     # what a row of the table begins with: options that a description mentions are another command's
-    rows = re.findall(r"^\W*?((?:--?[\w-]+,? )+)", said.getvalue(), re.MULTILINE)
+    rows = re.findall(r"^\W*?((?:--?[\w-]+(?:,? |$))+)", said.getvalue(), re.MULTILINE)
     return frozenset(re.findall(r"--[\w-]+", " ".join(rows)))
 
 

@@ -17,6 +17,8 @@ from leaf_diffusion.runs.records import Count, Number, Protocol, Typed, parse
 from leaf_diffusion.text.visible import isolated
 
 Row = Mapping[str, Any]
+REPORT = "report.html"
+"""The page of a run, in its folder: what is written last."""
 
 
 class AttackSet(Typed):
