@@ -4,14 +4,16 @@ Only arrays are checked (``Float[Tensor, "n d"]``, and of a list of them one tha
 are mypy's, and many of them are names that exist for the type checker alone.
 """
 
+import inspect
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from beartype import beartype
 from jaxtyping import AbstractArray, install_import_hook
 
+P, R = ParamSpec("P"), TypeVar("R")
 ROOT = Path(__file__).parents[1]
 
 
@@ -35,6 +37,11 @@ def arrays_only(function: Callable[..., Any]) -> Callable[..., Any]:
     """The type checker that jaxtyping is given: checks the arrays among the arguments and in the result."""
     function.__annotations__ = {k: v for k, v in function.__annotations__.items() if holds_array(v)}
     return beartype(function) if function.__annotations__ else function
+
+
+def unchecked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function as users call it, whose own errors a test looks at."""
+    return inspect.unwrap(function)
 
 
 def install() -> None:

@@ -2,6 +2,7 @@
 circle of files."""
 
 import ast
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ TOP = {"eval", "cli"}
 ENTRY = {"__init__", "__main__"}
 
 
-def modules() -> dict[str, Path]:
+def modules(root: Path = ROOT) -> dict[str, Path]:
     """Dotted name -> file of every module and package."""
     found = {}
     for base, name in (
@@ -35,8 +36,8 @@ def modules() -> dict[str, Path]:
         ("eval", "eval"),
         ("benchmarks", "benchmarks"),
     ):
-        for file in sorted((ROOT / base).rglob("*.py")):
-            parts = [*name.split("."), *file.relative_to(ROOT / base).with_suffix("").parts]
+        for file in sorted((root / base).rglob("*.py")):
+            parts = [*name.split("."), *file.relative_to(root / base).with_suffix("").parts]
             found[".".join(part for part in parts if part and part != "__init__") or "__init__"] = file
     return found
 
@@ -111,12 +112,43 @@ def test_imports_point_down(name: str) -> None:
             assert RANK[theirs] < RANK[mine] or {theirs, mine} == TOP, f"{MODULES[name]} imports {other}"
 
 
-def test_no_circle_of_files_inside_a_package() -> None:
-    edges = {name: {o for o in imported(file) if o in MODULES and package_of(o) == package_of(name)} - {name}
-             for name, file in MODULES.items()}  # fmt: skip
+def inside(known: dict[str, Path]) -> dict[str, set[str]]:
+    """Module -> the modules of its own package that it imports."""
+    edges = {
+        name: {o for o in imported(file) if o in known and package_of(o) == package_of(name)} - {name}
+        for name, file in known.items()
+    }
     # a package's __init__ gathers its files: what they import of each other stands in the files
-    edges = {name: {o for o in others if MODULES[o].name != "__init__.py"} for name, others in edges.items()}
-    assert not circles(edges)
+    return {name: {o for o in others if known[o].name != "__init__.py"} for name, others in edges.items()}
+
+
+def test_no_circle_of_files_inside_a_package() -> None:
+    assert not circles(inside(MODULES))
+
+
+def pair(package: str) -> list[str]:
+    """Two modules of a package, neither of which imports the other."""
+    edges = inside(MODULES)
+    mine = sorted(n for n, file in MODULES.items() if package_of(n) == package and file.name != "__init__.py")
+    return next(([a, b] for a in mine for b in mine if a < b and a not in edges[b] and b not in edges[a]), [])
+
+
+@pytest.mark.parametrize("package", sorted({*map(package_of, MODULES)} - ENTRY - {"_compat", "_help", "command_line"}))
+def test_a_planted_circle_is_found(package: str, tmp_path: Path) -> None:
+    one, other = pair(package)
+    for folder in ("leaf_diffusion", "pipelines", "eval", "benchmarks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=lambda _, names: [n for n in names if is_data(n)])
+    known = modules(tmp_path)
+    for here, there in ((one, other), (other, one)):
+        start = "" if package == "benchmarks" else "leaf_diffusion."
+        where, _, what = f"{start}{there}".rpartition(".")
+        line = f"import {what}" if package == "benchmarks" else f"from {where} import {what}"
+        known[here].write_text(known[here].read_text() + f"\n\ndef late() -> None:\n    {line}\n")
+    assert any({one, other} <= {*group} for group in circles(inside(known)))
+
+
+def is_data(name: str) -> bool:
+    return ("." in name and not name.endswith(".py")) or name == "__pycache__"
 
 
 def test_a_circle_is_found() -> None:

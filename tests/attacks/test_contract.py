@@ -1,20 +1,35 @@
 """The attacks on real CLIP text towers (tiny, random weights, the real tokenizer) through the real scorers."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from leaf_diffusion.attacks import Attack, AttackResult, Charmer, Exhaustive, LeafAttack, RandomTypos
+from leaf_diffusion.attacks import (
+    ATTACKS,
+    NOISE,
+    Attack,
+    AttackResult,
+    Charmer,
+    Exhaustive,
+    LeafAttack,
+    RandomTypos,
+    attack_from_name,
+)
+from leaf_diffusion.attacks.base import Outcome, Problem
+from leaf_diffusion.attacks.noise import WORST
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
 from leaf_diffusion.encoders.defences import Speller
 from leaf_diffusion.scoring import Drift, Margin, MeanScorer, Scorer, Toward
 from leaf_diffusion.text import NoNewWords, neighbours
 
 PROMPTS = ["a red umbrella", "two cats on a mat", "naïve café", 'a "quoted" 猫']
-ATTACKS: list[Attack] = [Charmer(n_positions=3), LeafAttack(rho=12), RandomTypos()]
+QUICK: dict[str, dict[str, int]] = {"charmer": {"n_positions": 3}, "leaf": {"rho": 12}, "tokens": {"top_n": 16}}
+"""Parameters for a test; an attack that is not named here runs with its defaults."""
 Tower = Callable[..., HFTextEncoder]
 
 
@@ -39,19 +54,71 @@ def texts(results: list[AttackResult]) -> list[str]:
     return [result.perturbed for result in results]
 
 
-@pytest.mark.parametrize("attack", [*ATTACKS, Exhaustive()], ids=lambda attack: attack.name)
-def test_drift_within_the_limits(tower: Tower, attack: Attack) -> None:
-    encoder, rule = tower(), NoNewWords()
-    prompts = PROMPTS[:1] if isinstance(attack, Exhaustive) else PROMPTS
-    for prompt, result in zip(prompts, attack(prompts, Scorer(encoder), constraint=rule), strict=True):
-        assert result.distance == 1
+def names() -> list[str]:
+    """Every name that `attack_from_name` accepts."""
+    return [*ATTACKS, *(WORST + name for name in NOISE)]
+
+
+def check_contract(attack: Attack, encoder: HFTextEncoder) -> None:
+    """What every attack has to keep: its limits, a measured score, results of the prompt and the seed alone."""
+    prompts, k = (PROMPTS, 2) if attack.largest_k is None else (["a hat", "猫 on"], attack.largest_k)
+    rule, steps = NoNewWords(), list[tuple[int, int]]()
+    scorer = Scorer(encoder)
+    results = attack(prompts, scorer, k=k, constraint=rule, seed=1, on_step=lambda *step: steps.append(step))
+    for prompt, result in zip(prompts, results, strict=True):
+        assert result.original == prompt
+        assert result.distance <= k * attack.distance_per_edit
         assert rule.holds(prompt, result.perturbed)
-        rows = encoder.tokenize([prompt, result.perturbed])
-        clean, moved = (encoder.features([row])[0] for row in rows)
-        assert result.score == pytest.approx(float((moved - clean).square().sum()), rel=1e-4)
-        assert result.token_ids == rows[1]
+        assert result.token_ids == encoder.tokenize([result.perturbed])[0]
+        clean, moved = (encoder.features([row])[0] for row in (encoder.tokenize([prompt])[0], result.token_ids))
+        assert result.score == pytest.approx(float((moved - clean).square().sum()), rel=1e-4, abs=1e-6)
         assert result.clean_score == pytest.approx(0, abs=1e-6)
         assert (result.success, result.truncated) == (None, False)
+    assert any(result.perturbed != result.original for result in results)
+    assert steps and steps == sorted(steps)
+    assert steps[-1][0] == steps[-1][1] and len({total for _, total in steps}) == 1
+
+    small = attack(prompts, Scorer(encoder, max_bytes=200_000), k=k, constraint=rule, seed=1)
+    alone = [attack([prompt], scorer, k=k, constraint=rule, seed=1)[0] for prompt in reversed(prompts)][::-1]
+    assert texts(results) == texts(small) == texts(alone)
+    assert [r.queries for r in results] == [r.queries for r in alone]
+    assert [r.score for r in results] == pytest.approx([r.score for r in alone], rel=1e-4, abs=1e-6)
+    along = attack.path(prompts, scorer, (0, k), constraint=rule, seed=1)
+    assert (texts(along[0]), texts(along[k])) == (prompts, texts(results))
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_attack_keeps_the_contract(tower: Tower, name: str) -> None:
+    check_contract(attack_from_name(name, **QUICK.get(name, {})), tower())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Attack):
+    """An attack that breaks the contract in one way."""
+
+    name: ClassVar[str] = "broken"
+    way: str = "fine"
+    calls: ClassVar[Iterator[int]] = count()
+
+    def run(self, problem: Problem) -> list[Outcome]:
+        outcomes = dict(enumerate(problem.prompts))
+        for i, prompt in enumerate(problem.prompts):
+            letter = {"batch": str(len(problem.prompts)), "memory": chr(ord("a") + next(self.calls) % 26)}.get(
+                self.way, "~"
+            )
+            if problem.k and self.way != "idle":
+                outcomes[i] = {"far": "~~~" + prompt, "word": "q" + prompt}.get(self.way, letter + prompt)
+        problem.tell(1 if self.way == "progress" else 2, 2)
+        return list(outcomes.values())
+
+
+@pytest.mark.parametrize("way", ["far", "word", "batch", "memory", "progress", "idle"])
+def test_a_broken_attack_that_is_registered_is_caught(tower: Tower, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ATTACKS, "broken", Broken)
+    assert "broken" in names()
+    check_contract(attack_from_name("broken"), tower())
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_contract(attack_from_name("broken", way=way), tower())
 
 
 @pytest.mark.parametrize("drift", [Drift("l2"), Drift("cosine")], ids=lambda drift: drift.kind)
@@ -98,17 +165,6 @@ def test_toward_a_target_gets_closer(tower: Tower) -> None:
         results = attack(PROMPTS, Scorer(tower(), Toward(["a dog in the snow"] * len(PROMPTS))), k=2)
         assert all(result.score > result.clean_score for result in results)
         assert all(result.success is None for result in results)
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_batching_decides_nothing(tower: Tower, attack: Attack) -> None:
-    encoder = tower()
-    together = attack(PROMPTS, Scorer(encoder), k=2, constraint=NoNewWords(), seed=1)
-    small = attack(PROMPTS, Scorer(encoder, max_bytes=200_000), k=2, constraint=NoNewWords(), seed=1)
-    alone = [attack([prompt], Scorer(encoder), k=2, constraint=NoNewWords(), seed=1)[0] for prompt in PROMPTS]
-    assert texts(together) == texts(small) == texts(alone)
-    assert [r.queries for r in together] == [r.queries for r in alone]
-    assert [r.score for r in together] == pytest.approx([r.score for r in alone], rel=1e-4)
 
 
 def test_sentences_side_by_side_are_the_same_as_one_at_a_time(tower: Tower) -> None:

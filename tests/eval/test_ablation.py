@@ -42,10 +42,10 @@ def test_the_recipes_differ_in_one_choice_each() -> None:
     recipes = AblationOptions().recipes()
     assert list(recipes) == ["rho=1", "rho=10", "rho=50", "rho=50, unconstrained", "random typos"]
     base = vars(recipes["rho=50"])
+    assert (base["attack"], base["rho"], base["constraint"]) == ("leaf", 50, "no-new-words")
     for label, changed in (
         ("rho=1", {"rho": 1}),
         ("rho=10", {"rho": 10}),
-        ("rho=50", {}),
         ("rho=50, unconstrained", {"constraint": "none"}),
         ("random typos", {"attack": "random-typos"}),
     ):
