@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from pydantic import Field
 
-from leaf_diffusion.runs import Run
+from leaf_diffusion.metrics import Distance, cmmd, frechet_distance, kid, pixel_rmse
+from leaf_diffusion.runs import FIELDS, Run
 from leaf_diffusion.runs.costs import SwapCosts
 from leaf_diffusion.runs.records import Count, Number, Protocol, Typed, parse
 from leaf_diffusion.text.visible import isolated
@@ -58,7 +61,11 @@ class _Protocolled(Typed):
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown. scale: 100 shows shares as percent."""
+    """How a metric is shown. scale: 100 shows shares as percent.
+
+    A metric with a function is measured, averaged and shown by every evaluation: `of_images` is given an attacked image and
+    the clean one of the same encoder and noise, `of_sets` the features of a setting's images and of real ones.
+    """
 
     key: str
     title: str
@@ -67,6 +74,8 @@ class Metric:
     scale: float = 1.0
     digits: int = 1
     unit: str = ""
+    of_images: Callable[[Image.Image, Image.Image], float] | None = None
+    of_sets: Callable[[np.ndarray, np.ndarray], Distance] | None = None
 
     def show(self, value: float | None) -> str:
         return "–" if value is None else f"{self._round(value):.{self.digits}f}{self.unit}".replace("-", "−")
@@ -104,6 +113,7 @@ METRICS = {
             "difference between the attacked and the clean image of the same encoder and noise, RMSE of pixels in 0 to 1",
             higher_is_better=False,
             digits=3,
+            of_images=pixel_rmse,
         ),
         Metric(
             "drift_features",
@@ -125,13 +135,26 @@ METRICS = {
             digits=0,
             unit="%",
         ),
-        Metric("kid", "KID", "unbiased, polynomial kernel of degree 3", higher_is_better=False, digits=4),
-        Metric("cmmd", "CMMD", "Gaussian kernel, σ = 10, × 1000", higher_is_better=False, digits=2),
-        Metric("frechet", "Fréchet distance", "falls with n: compare equal n only", higher_is_better=False, digits=2),
+        Metric("kid", "KID", "unbiased, polynomial kernel of degree 3", higher_is_better=False, digits=4, of_sets=kid),
+        Metric("cmmd", "CMMD", "Gaussian kernel, σ = 10, × 1000", higher_is_better=False, digits=2, of_sets=cmmd),
+        Metric(
+            "frechet",
+            "Fréchet distance",
+            "falls with n: compare equal n only",
+            higher_is_better=False,
+            digits=2,
+            of_sets=frechet_distance,
+        ),
     )
 }
-PAIRED = ("scene_accuracy", "clip_score", "drift", "drift_features", "clip_score_attacked_caption")
-SETS = ("kid", "cmmd", "frechet")
+OF_IMAGES = {key: metric.of_images for key, metric in METRICS.items() if metric.of_images}
+OF_SETS = {key: metric.of_sets for key, metric in METRICS.items() if metric.of_sets}
+_FIRST = ("scene_accuracy", "clip_score", "drift", "drift_features", "clip_score_attacked_caption")
+PAIRED = (*_FIRST, *(key for key in OF_IMAGES if key not in _FIRST))
+"""Metrics of prompts, in the order of the tables."""
+SETS = tuple(OF_SETS)
+SCORE_FIELDS = FIELDS | {key: key for key in OF_IMAGES}
+"""Metric of prompts -> field of a score record."""
 
 
 @dataclass(frozen=True, order=True)
