@@ -49,7 +49,7 @@ class SwapCost(Experiment[SwapCostOptions]):
         return [(label, self.labels()[0]) for label in self.labels()[1:]]
 
     def settings(self) -> dict[str, object]:
-        return identity(self.setup, self.options, self.judges.space)
+        return identity(self.setup, self.options, self.judges)
 
     def stages(self) -> Sequence[Stage]:
         """Train what the world lacks, translate the token, draw every condition with every encoder, score."""

@@ -43,7 +43,7 @@ PATIENCE = 60.0
 
 def image_name(unit_id: str) -> str:
     """Path of a unit's image in its run folder. Ids hold untrusted text, so only their hash touches the disk."""
-    return f"images/{hashlib.sha256(unit_id.encode()).hexdigest()[:24]}.png"
+    return f"images/{hashlib.sha256(unit_id.encode()).hexdigest()[:32]}.png"
 
 
 class RunStore:

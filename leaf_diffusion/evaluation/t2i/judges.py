@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.images import ImageFolder
 from leaf_diffusion.metrics.feature_spaces import FeatureSpace
 from leaf_diffusion.reports.results import SETS
+from leaf_diffusion.weights.fingerprints import fingerprint
 from leaf_diffusion.world import SceneJudge, load_judge_clip, real_images
 
 REAL_IMAGES = 500
@@ -34,6 +36,9 @@ class ImageModel(Protocol):
 
 class ImageTextModel(ImageModel, Protocol):
     """What CLIPScore needs: features of images and of captions in one space."""
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def encode_text(self, texts: Sequence[str], /) -> Tensor: ...
 
@@ -61,6 +66,18 @@ class Judges:
         other = clip if self.distances is None else (self.distances.name, self.distances)
         found = {metric: clip if metric == "cmmd" else other for metric in SETS}
         return {metric: space for metric, space in found.items() if space is not None}
+
+    def fingerprints(self) -> dict[str, str]:
+        """What decides the figures besides the images: the judges' weights, and the real images by their content."""
+        found = {} if self.clip is None else {"clip": self.clip.fingerprint}
+        if self.scenes is not None:
+            found["scenes"] = fingerprint(self.scenes.model)
+        if self.real:
+            digest = hashlib.sha256()
+            for image in self.real:
+                digest.update(f"{image.mode} {image.size}\n".encode() + image.tobytes())
+            found["real_images"] = digest.hexdigest()
+        return found
 
     def described(self) -> dict[str, object]:
         """What the results say of the judges."""
@@ -119,8 +136,9 @@ class OpenCLIPJudge:
 
     def __init__(self, name: str, device: str) -> None:
         if Path(name).is_dir() or (name.count("/") == 1 and not _open_clip_knows(name)):
-            self.images = load_image_encoder(name, device=device)
-            self.texts: Callable[[Sequence[str]], Tensor] = partial(_projected, load_text_encoder(name, device=device))
+            self.images, encoder = load_image_encoder(name, device=device), load_text_encoder(name, device=device)
+            self.texts: Callable[[Sequence[str]], Tensor] = partial(_projected, encoder)
+            self.fingerprint = fingerprint(self.images.fingerprint, encoder.fingerprint)
             return
         if not _open_clip_knows(name):
             raise ValueError(
@@ -130,6 +148,7 @@ class OpenCLIPJudge:
         module = module.eval().to(device)
         self.images = wrap_image_encoder(module, name=name)
         self.texts = lambda texts: module.encode_text(tokenizer(list(texts)).to(device))
+        self.fingerprint = fingerprint(self.images.fingerprint, module)
 
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
-from leaf_diffusion.diffusion.families import frozen_parts
+from leaf_diffusion.diffusion.families import configuration, frozen_parts
 from leaf_diffusion.diffusion.speed import attention_of
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
@@ -51,6 +52,8 @@ def identity(setup: Setup, judges: Judges) -> dict[str, object]:
         "encoders": {label: one.fingerprint for label, one in setup.encoders.items()},
         "neutral": {label: one.fingerprint for label, one in setup.neutral.items()},
         "pipeline_weights": fingerprint(*frozen_parts(pipeline)),
+        "pipeline_configuration": fingerprint(json.dumps(configuration(pipeline), sort_keys=True)),
+        "judges": judges.fingerprints(),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
         "feature": str(setup.feature),
         "feature_space": judges.space,
