@@ -87,7 +87,7 @@ class TextToImage(Experiment[Options]):
         return self.setup.name
 
     def plan(self) -> Sequence[str]:
-        return [*self.setup.said(), *self.judges.said(self.options)]
+        return [*self.setup.said(), *self.judges.said(self.setup)]
 
     def image_bytes(self) -> int:
         return self.setup.image_bytes()

@@ -14,6 +14,7 @@ from leaf_diffusion.evaluation.t2i.plan import Cell, Plan
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.evaluation.t2i.summarise import pairs_of, setting
 from leaf_diffusion.evaluation.tasks.text import sensitivity
+from leaf_diffusion.metrics.distribution import least_images
 from leaf_diffusion.reports.results import OF_SETS, Row
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.records import ImageRecord
@@ -28,7 +29,8 @@ def distribution_rows(
 ) -> list[Row]:
     """KID, CMMD and Frechet distance of each cell's images to real ones; n counts the generated images.
 
-    None of them has an interval: they compare sets, not prompts. Their feature spaces are `judges.spaces()`.
+    None of them has an interval: they compare sets, not prompts. Their feature spaces are `judges.spaces()`. Smaller sets
+    than `least_images` have none.
     """
     shown: dict[Cell, list[str]] = defaultdict(list)
     for each in drawn:
@@ -43,7 +45,8 @@ def distribution_rows(
             features.update(zip(part, _features(model, [store.load_image(path) for path in part]), strict=True))
         real = _features(model, judges.real)
         for metric in (metric for metric, (name, _) in spaces.items() if name == space):
-            for cell in (cell for cell in plan.cells if len(shown[cell]) >= 2):
+            least = least_images(metric, real.shape[1])
+            for cell in (cell for cell in plan.cells if len(shown[cell]) >= least <= len(real)):
                 generated = np.stack([features[path] for path in shown[cell]])
                 distance = float(OF_SETS[metric](generated, real))
                 rows[cell, metric] = setting(plan, cell, metric, attack, constraint).row(len(generated), distance)

@@ -47,6 +47,14 @@ class Setup:
         """(source, k, prompt) -> the row of a given attack set."""
         return {(row["source"], row["k"], row["prompt"]): row for row in self.given_attacks}
 
+    def sources_that_are(self, fingerprint: str) -> list[str]:
+        """The sources of attacks that are the encoder of this fingerprint, by their weights or by what an attack set says."""
+        searched = {**self.encoders, **self.neutral}.items()
+        found = [label for label, one in searched if any(base.fingerprint == fingerprint for base in one.bases)]
+        said = [row["source"] for row in self.given_attacks if row.get("fingerprint") == fingerprint]
+        sources = dict.fromkeys(cell.source for cell in self.plan.cells if cell.source is not None)
+        return [source for source in sources if source in {*found, *said}]
+
     @property
     def name(self) -> str:
         """Of the run's folder."""
