@@ -45,7 +45,8 @@ def test_images_are_classified_by_the_rows_text_tower(finished: Path, towers: To
     records = load_run(finished).records("images")
     assert [sorted(record["right"]) for record in records] == [sorted(ROWS)] * 3
     for row in ROWS:
-        tower, encoder = (both[name] for both, name in zip(towers, row.split(" + "), strict=True))
+        image_name, text_name = row.split(" + ")
+        tower, encoder = towers[0][image_name], towers[1][text_name]
         classes = normalize(encoder.features(encoder.tokenize([texts[0] for texts in task.texts])), dim=-1)
         for record in records:
             features = tower.features(tower.prepare([task.load(record["number"])]))
@@ -59,7 +60,8 @@ def test_texts_are_classified_by_the_rows_image_tower(finished: Path, towers: To
     assert len(records) == 12
     prompts = [text for text, _, _ in zero_shot_prompts()]
     for row in ROWS:
-        tower, encoder = (both[name] for both, name in zip(towers, row.split(" + "), strict=True))
+        image_name, text_name = row.split(" + ")
+        tower, encoder = towers[0][image_name], towers[1][text_name]
         anchors = zero_shot_anchors(per_class=1, embed=lambda x, tower=tower: tower.embed(tower.prepare(x)))
         for record in (record for record in records if record["row"] == row):
             assert record["prompt"] == prompts[record["number"]]
@@ -113,7 +115,7 @@ def test_images_texts_and_anchors_of_ones_own(tmp_path: Path, towers: Towers) ->
         label = ["cat", "dog"].index(lines[record["number"]]["label"])
         assert record["right"] == (int((features @ anchors.T).argmax()) == label)
     assert both_domains.main([*own, "--output", str(tmp_path / "templates")]) == 0
-    by_row = {}
+    by_row: dict[int, list[tuple[bool, str]]] = {}
     for record in load_run(tmp_path / "templates").records("texts"):  # no image decides here
         by_row.setdefault(record["number"], []).append((record["right"], record["perturbed"]))
     assert all(len(set(found)) == 1 for found in by_row.values())

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -108,10 +107,13 @@ def test_auto_says_what_it_did_not_find(photographs: Path, tmp_path: Path, capsy
 
 
 def test_auto_takes_inception_then_dinov2_where_they_are(dinov2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[Any] = []
-    monkeypatch.setattr(
-        feature_spaces, "InceptionSpace", lambda state, device: taken.append(sorted(state)) or "inception"
-    )
+    taken: list[list[str]] = []
+
+    def space_of(state: dict[str, torch.Tensor], device: str) -> str:
+        taken.append(sorted(state))
+        return "inception"
+
+    monkeypatch.setattr(feature_spaces, "InceptionSpace", space_of)
     monkeypatch.setattr(feature_spaces, "DINOV2", str(dinov2))
     assert load_space("auto", "cpu")[0] is None
     monkeypatch.setattr(feature_spaces, "try_to_load_from_cache", lambda *_: str(dinov2 / "model.safetensors"))

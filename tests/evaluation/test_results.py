@@ -19,22 +19,18 @@ PLAN = make_plan(PROMPTS, ["a", "b", "c"], protocols=["adaptive", "transfer"], t
 
 def found(hit: dict[str, float]) -> list[Row]:
     """Rows where each encoder is right in the first `hit` share of the prompts when attacked, with every noise."""
-    images, scores = [], []
+    images: list[ImageRecord] = []
+    scores: list[ScoreRecord] = []
     for unit in PLAN.images():
         rank = PROMPTS.index(unit.prompt) / len(PROMPTS)
         right = unit.cell.source is None or rank < hit[unit.cell.encoder]
         texts = dict.fromkeys(("prompt", "original", "given"), unit.prompt.text)
         images.append(
-            ImageRecord(
-                id=unit.id,
-                prompt_id=unit.prompt.id,
-                seed_index=unit.seed_index,
-                image="images/01234567.png",
-                truncated=False,
-                **texts,
-                **asdict(unit.cell),
-            )
-        )
+            ImageRecord.model_validate({
+                "id": unit.id, "prompt_id": unit.prompt.id, "seed_index": unit.seed_index, "truncated": False,
+                "image": "images/01234567.png", **texts, **asdict(unit.cell),
+            })
+        )  # fmt: skip
         scores.append(ScoreRecord(id=unit.id, scene_correct=right, drift=0.25 * (unit.seed_index + 1)))
     return result_rows(setting_values(PLAN, images, scores, "charmer", "none"), pairs_of(["a", "b", "c"]))
 

@@ -93,8 +93,15 @@ def test_blank_prompts_are_refused(encoder: HFTextEncoder) -> None:
             Charmer()(["a cat", blank], Scorer(encoder, Drift("l2")), k=1)
 
 
-def result_row(encoder: str, protocol: str, source: str | None, k: int, **more: Any) -> dict[str, Any]:
-    row = {"encoder": encoder, "baseline": None, "protocol": protocol, "source": source, "attack": "charmer", "k": k}
+def result_row(encoder: str, protocol: str, source: str | None, k: int, **more: object) -> dict[str, object]:
+    row: dict[str, object] = {
+        "encoder": encoder,
+        "baseline": None,
+        "protocol": protocol,
+        "source": source,
+        "attack": "charmer",
+        "k": k,
+    }
     row |= {"constraint": "none", "metric": "scene_accuracy", "mean": 0.5, "ci_low": 0.1, "ci_high": 0.9, "n": 3}
     return row | {"seeds": 1} | more
 

@@ -20,7 +20,7 @@ from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, image_name, load_run, png_ok
 
 TEXTS = ["a red cat", "zwei „Katzen“, 猫", 'a "quoted" hat']
-ROWS: list[dict[str, Any]] = [{"caption": text, "image_id": i, "split": "test"} for i, text in enumerate(TEXTS)]
+ROWS: list[dict[str, object]] = [{"caption": text, "image_id": i, "split": "test"} for i, text in enumerate(TEXTS)]
 KARPATHY = [{"filename": f"{i}.jpg", "split": "val", "sentences": [{"raw": text}]} for i, text in enumerate(TEXTS)]
 FILES: dict[str, str] = {
     "a.txt": "\n".join(TEXTS),
@@ -88,7 +88,14 @@ SPEC = RunSpec({"attack": "charmer", "k": [1, 2], "encoders": {"original": "aa"}
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder with records, an image and results."""
     monkeypatch.setattr("os.fsync", lambda fd: None)
-    row = {"encoder": "leaf", "baseline": None, "protocol": "clean", "source": None, "attack": None, "constraint": None}
+    row: dict[str, object] = {
+        "encoder": "leaf",
+        "baseline": None,
+        "protocol": "clean",
+        "source": None,
+        "attack": None,
+        "constraint": None,
+    }
     row |= {"k": 0, "metric": "drift", "mean": 0.5, "ci_low": 0.1, "ci_high": 0.9, "n": 3, "seeds": 1}
     with RunStore.open(tmp_path / "run", SPEC, command="x") as store:
         for i, text in enumerate(TEXTS):

@@ -61,7 +61,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def spoiled(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def spoiled(value: dict[str, object]) -> Iterator[tuple[str, dict[str, object]]]:
     """(field, the object without it or with something else there)"""
     for name in value:
         yield name, {key: other for key, other in value.items() if key != name}
@@ -115,10 +115,13 @@ def test_results(part: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "difference": lambda row: row["baseline"] is not None,
         "floor": lambda row: row["protocol"] == "floor" and row["metric"] == "drift",
     }
+    places: dict[str, tuple[Any, int | str]]  # a list or an object of the JSON, and where in it
     if part in rows:
-        place, key = whole["rows"], next(i for i, row in enumerate(whole["rows"]) if rows[part](row))
+        at = next(i for i, row in enumerate(whole["rows"]) if rows[part](row))
+        places = {part: (whole["rows"], at)}
     else:
-        place, key = {"attacks": (whole["attacks"], 0), "counts": (whole, "counts"), "top": ([whole], 0)}[part]
+        places = {"attacks": (whole["attacks"], 0), "counts": (whole, "counts"), "top": ([whole], 0)}
+    place, key = places[part]
     original, refused = place[key], 0
     for name, changed in spoiled(original):
         with_plots = part == "attacked row" and name in ("mean", "ci_low", "k")  # drawing takes its time

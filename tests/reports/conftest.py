@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from leaf_diffusion.metrics import paired_bootstrap
+from leaf_diffusion.metrics import Interval, paired_bootstrap
 from leaf_diffusion.runs import RunSpec, RunStore, image_name
 
 COLOURS = {"red": "#d33", "blue": "#36c", "green": "#2a4", "yellow": "#dc3", "purple": "#83b", "orange": "#e80"}
 NOUNS = ["cat", "boat", "house", "key", "bell", "umbrella", "fish", "cup"]
 ENCODERS = {"original": 0.1, "leaf": 0.75, "typo-augmented": 0.5, "original+speller": 0.6}
 NOISE = "xqzv"
+Key = tuple[str, str, str | None, int, str]
+"""Encoder, protocol, source, k, metric."""
 
 
 def draw(colour: str, shape: int, noise: random.Random, size: int) -> Image.Image:
@@ -74,7 +76,7 @@ def build(
     rng = random.Random(0)
     if prompts is None:
         prompts = [f"a {rng.choice(list(COLOURS))} {rng.choice(NOUNS)} on the grass" for _ in range(n)]
-    values: dict[tuple[str, str, str | None, int, str], dict[str, float]] = {}
+    values: dict[Key, dict[str, float]] = {}
     with RunStore.open(
         folder, RunSpec({"pipeline": "world", "prompts": prompts}), command="leaf-diffusion evaluate"
     ) as store:
@@ -131,10 +133,12 @@ def cells(hold: dict[str, float], ks: tuple[int, ...]) -> Iterator[tuple[str, st
     yield next(iter(hold)), "floor", None, 0
 
 
-def results(values: dict[Any, dict[str, float]], labels: list[str], store: RunStore, attacked: bool) -> dict[str, Any]:
-    rows = []
+def results(
+    values: dict[Key, dict[str, float]], labels: list[str], store: RunStore, attacked: bool
+) -> dict[str, object]:
+    rows: list[dict[str, object]] = []
 
-    def add(key: tuple[Any, ...], baseline: str | None, interval: Any) -> None:
+    def add(key: Key, baseline: str | None, interval: Interval) -> None:
         encoder, protocol, source, k, metric = key
         rows.append({
             "encoder": encoder, "baseline": baseline, "protocol": protocol, "source": source,

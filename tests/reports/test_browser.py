@@ -202,8 +202,9 @@ def test_an_experiments_page_keeps_its_order_whatever_the_letters_of_its_encoder
                 rows.append({"encoder": label, "baseline": baseline, **attacked, **fixed, **around})
         tried = SearchedText(attack="charmer", n_positions=20, k=1, constraint="none", perturbed="a czt", queries=9,
                              held=number > 0, truncated=False)  # fmt: skip
-        told = {"right": True, "said": "cat", "text": "a cat", "exact": []}
-        records.append(ClassifiedText(number=0, encoder=label, attacks=[tried], **told))
+        records.append(
+            ClassifiedText(number=0, encoder=label, attacks=[tried], right=True, said="cat", text="a cat", exact=[])
+        )
     made = zero_shot_page(rows, records, {"texts": 1, "classes": 2, "truncated": 0}, labels, "דגים 12")
     visit = Visit(browser, write_page(tmp_path, made, RunSpec({"experiment": "zero-shot-text"}), {}), width)
     page = visit.page

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pytest
 
@@ -18,8 +18,8 @@ from leaf_diffusion.runs import RunSpec, load_run
 Make = Callable[..., Path]
 
 
-def row(encoder: str, metric: str, mean: float, baseline: str | None = None, **more: Any) -> dict[str, Any]:
-    fixed = {"source": None, "attack": None, "constraint": None, "k": 0, "n": 20, "seeds": 1}
+def row(encoder: str, metric: str, mean: float, baseline: str | None = None, **more: object) -> dict[str, object]:
+    fixed: dict[str, object] = {"source": None, "attack": None, "constraint": None, "k": 0, "n": 20, "seeds": 1}
     around = {"ci_low": mean - 0.04, "ci_high": mean + 0.04}
     named = {"encoder": encoder, "baseline": baseline, "protocol": "clean", "metric": metric, "mean": mean}
     return {**named, **around, **fixed, **more}
@@ -39,13 +39,23 @@ ROWS = [
 ]
 
 
-def swap_row(condition: str, *given: Any, **more: Any) -> dict[str, Any]:
+def swap_row(
+    condition: str, encoder: str, metric: str, mean: float, baseline: str | None = None, **more: object
+) -> dict[str, object]:
     kept = ("encoder", "baseline", "protocol", "metric", "mean", "ci_low", "ci_high", "n")
-    made = row(*given, **more)
+    made = row(encoder, metric, mean, baseline, **more)
     return {"condition": condition, **{name: made[name] for name in kept}}
 
 
-SWAP = {
+class SwapCost(TypedDict):
+    """The results of a swap-cost run."""
+
+    identity: str
+    conditions: list[dict[str, str]]
+    rows: list[dict[str, object]]
+
+
+SWAP: SwapCost = {
     "identity": "0123456789abcdef",
     "conditions": [{"key": "plain", "title": "plain prompts"}, {"key": "lora", "title": "<b>LoRA</b>"}],
     "rows": [
@@ -122,7 +132,7 @@ def test_damaged_costs_are_refused_with_their_place(make_run: Make) -> None:
     path = run / "results.json"
     found = json.loads(path.read_text())
     for wrong, said in (
-        ({**SWAP, "rows": [{**SWAP["rows"][0], "mean": "0.5"}]}, 'item 0, the field "mean" has to be'),  # type: ignore[index]
+        ({**SWAP, "rows": [{**SWAP["rows"][0], "mean": "0.5"}]}, 'item 0, the field "mean" has to be'),
         ({**SWAP, "conditions": [{"key": "plain"}]}, 'item 0, the field "title" is missing'),
         ({"rows": []}, 'the field "conditions" is missing'),
         ([], "a valid dictionary"),

@@ -2,7 +2,6 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,13 +17,21 @@ JSON = st.recursive(
 )
 
 
-def row(**values: Any) -> dict[str, Any]:
-    filled = {"encoder": "leaf", "protocol": "clean", "k": 0, "metric": "drift", "mean": 0.5, "n": 3, "seeds": 1}
+def row(**values: object) -> dict[str, object]:
+    filled: dict[str, object] = {
+        "encoder": "leaf",
+        "protocol": "clean",
+        "k": 0,
+        "metric": "drift",
+        "mean": 0.5,
+        "n": 3,
+        "seeds": 1,
+    }
     return dict.fromkeys(COLUMNS) | filled | values
 
 
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
-def test_identity_depends_on_values_alone(settings: dict[str, Any]) -> None:
+def test_identity_depends_on_values_alone(settings: dict[str, object]) -> None:
     spec = RunSpec(settings)
     assert spec.identity == RunSpec(dict(reversed(settings.items()))).identity
     again = RunSpec.from_dict(json.loads(json.dumps(spec.to_dict())))

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +16,7 @@ from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, files, image_
 SPEC = RunSpec({"attack": "charmer", "k": [1, 2], "encoders": {"original": "aa", "leaf": "bb"}})
 
 
-def record(unit: str, **values: Any) -> dict[str, Any]:
+def record(unit: str, **values: object) -> dict[str, object]:
     return {"unit": "attack", "id": unit, **values}
 
 
