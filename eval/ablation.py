@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.encoders.base import TextEncoder
@@ -103,7 +103,7 @@ class Ablation(Experiment[AblationOptions]):
     def labels(self) -> Sequence[str]:
         return [*self.encoders, *self.recipes]
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         recipes = {label: asdict(recipe) for label, recipe in self.recipes.items()}
         return {"fingerprints": units.fingerprints(self.encoders), "recipes": recipes,
                 "texts": self.task.named(self.numbers), "caption_list": content_id(captions=list(self.captions))}  # fmt: skip

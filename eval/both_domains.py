@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
@@ -71,7 +70,7 @@ class BothDomains(Experiment[BothDomainsOptions]):
     def labels(self) -> Sequence[str]:
         return list(self.tower_pairs)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         prints, image_prints = units.fingerprints(self.encoders), units.fingerprints(self.towers)
         chosen, texts = self.images.named(self.numbers), self.texts.named(self.chosen)
         return {"fingerprints": prints, "image_fingerprints": image_prints, "task": self.images.digest,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
 from leaf_diffusion.evaluation.prompts import Prompt
@@ -61,7 +61,7 @@ class InversionExperiment(Experiment[InversionOptions]):
             encoder.module.requires_grad_(False)
         self.feature = units.shared_feature(self.encoders)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         texts, prints = [prompt.text for prompt in self.prompts], units.fingerprints(self.encoders)
         return {"fingerprints": prints, "texts": texts, "feature": str(self.feature), "bleu": has_bleu()}
 

@@ -12,7 +12,7 @@ import random
 import sys
 from collections.abc import Sequence
 from copy import copy
-from typing import Any, Self
+from typing import Self
 
 from torch import Tensor
 
@@ -60,7 +60,7 @@ class Retrieval(Experiment[RetrievalOptions]):
         few.queries = self.queries[:1]
         return few
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         pairs = [list(pair) for pair in zip(self.gallery.captions, self.gallery.names, strict=True)]
         prints, image = units.fingerprints(self.encoders), self.images.fingerprint
         return {"fingerprints": prints, "image_fingerprint": image, "texts": pairs, "query_numbers": self.queries,

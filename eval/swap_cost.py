@@ -10,7 +10,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from leaf_diffusion.diffusion.families import frozen_parts
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, run
@@ -53,7 +53,7 @@ class SwapCost(Experiment[SwapCostOptions]):
         first, *others = self.loaded
         return [(label, first) for label in others]
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         conditions, _ = make_conditions(self.setup, self.options, Path())
         files = {"textual_inversion": self.options.textual_inversion, "lora": self.options.lora}
         return {
@@ -125,7 +125,7 @@ class SwapCost(Experiment[SwapCostOptions]):
     def values(self, records: Records) -> units.Noted:
         return swap_values(typed(SwapScore, records["scores"]))
 
-    def extra(self, records: Records) -> dict[str, Any]:
+    def extra(self, records: Records) -> dict[str, object]:
         conditions = described(self.conditions, typed(SwapImage, records["images"]))
         return {"feature_space": self.judges.space, "conditions": [each.model_dump() for each in conditions],
                 "left_out": self.left_out}  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from leaf_diffusion.attacks import attack_from_name
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
@@ -68,7 +68,7 @@ class TextFare(Experiment[TextFareOptions]):
         params = {"charmer": {"n_positions": options.n_positions}, "leaf": {"rho": options.rho}}
         self.attacks = {name: attack_from_name(name, **params.get(name, {})) for name in options.attacks}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         texts, feature = [prompt.text for prompt in self.prompts], str(self.objective.feature)
         return {"fingerprints": units.fingerprints(self.encoders), "texts": texts, "feature": feature}
 

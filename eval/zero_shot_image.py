@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL.Image import Image
 
@@ -69,7 +68,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         self.numbers, self.radii = self.task.spread(options.limit), options.eps or (default_eps(options.images),)
         self.shown = set(self.numbers[:: max(1, len(self.numbers) // SHOWN)][:SHOWN])
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         prints, text = units.fingerprints(self.encoders), self.text_encoder.fingerprint
         return {"fingerprints": prints, "text": text, "task": self.task.digest, "chosen": self.task.named(self.numbers)}
 

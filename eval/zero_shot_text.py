@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from leaf_diffusion.attacks import attack_from_name
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, load_encoders, run
@@ -87,9 +86,9 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
             self.anchors = dict.fromkeys(self.encoders, seen)
         self.numbers = self.task.spread(options.limit)
 
-    def settings(self) -> dict[str, Any]:
-        named = {"fingerprints": units.fingerprints(self.encoders), "texts": self.task.named(self.numbers),
-                 "class_names": list(self.task.classes)}  # fmt: skip
+    def settings(self) -> dict[str, object]:
+        named: dict[str, object] = {"fingerprints": units.fingerprints(self.encoders), "texts": self.task.named(self.numbers),
+                                    "class_names": list(self.task.classes)}  # fmt: skip
         if self.options.anchors is not None:  # what the images are to the classifier
             shown = next(iter(self.anchors.values())).float().cpu().numpy().tobytes()
             named["anchor_features"] = hashlib.sha256(shown).hexdigest()

@@ -17,10 +17,10 @@ LARGEST_COUNT, LARGEST_NUMBER = 10**15, 1e300
 
 def _number(_: object, __: object) -> core_schema.CoreSchema:
     """An int stays an int and a float a float; true and false are neither."""
-    bounds: dict[str, Any] = {"strict": True, "ge": -LARGEST_NUMBER, "le": LARGEST_NUMBER}
     whole = core_schema.int_schema(strict=True, ge=-int(LARGEST_NUMBER), le=int(LARGEST_NUMBER))
+    real = core_schema.float_schema(strict=True, ge=-LARGEST_NUMBER, le=LARGEST_NUMBER, allow_inf_nan=False)
     return core_schema.union_schema(
-        [whole, core_schema.float_schema(allow_inf_nan=False, **bounds)],
+        [whole, real],
         custom_error_type="number",
         custom_error_message="Input should be a finite number",
     )
