@@ -27,7 +27,6 @@ from leaf_diffusion.evaluation.tasks.retrieval import check_space, show_images, 
 from leaf_diffusion.reports.metrics import CUTS
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.retrieval import retrieval_page
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import (
     AttackedCaptions,
@@ -37,6 +36,7 @@ from leaf_diffusion.runs.experiment_records import (
     Shown,
     typed,
 )
+from leaf_diffusion.runs.results import ResultRow
 
 
 class Retrieval(Experiment[RetrievalOptions]):
@@ -122,7 +122,7 @@ class Retrieval(Experiment[RetrievalOptions]):
         }
         return {**counts, "target_captions": targets, **units.attack_counts(found)}
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         ranked, shown = typed(Ranked, records["ranks"]), typed(Shown, records["shown"])
         goals, ks, counts = self.options.goals, self.options.k, self.extra(records)
         return retrieval_page(rows, ranked, shown, counts, list(self.encoders), goals, ks, self.folder)

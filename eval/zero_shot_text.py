@@ -23,9 +23,9 @@ from leaf_diffusion.evaluation.tasks.text import sensitivity
 from leaf_diffusion.evaluation.tasks.text_attacks import Search, accuracies, attack_text, mean_queries, sensitivities
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.zero_shot import zero_shot_page
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import ClassifiedText, MinimalPairs, typed
+from leaf_diffusion.runs.results import ResultRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
             "truncated": sum(each.truncated for record in found for each in record.attacks),
         }  # fmt: skip
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         texts = typed(ClassifiedText, records["texts"])
         return zero_shot_page(rows, texts, self.extra(records), list(self.encoders), self.options.task)
 

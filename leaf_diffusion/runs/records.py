@@ -1,11 +1,13 @@
-"""The typed records of a run: what stands in a line of records/*.jsonl and in results.json, checked on writing and reading."""
+"""The typed records of a run: what stands in a line of records/*.jsonl, checked on writing and reading."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails, core_schema
 
@@ -107,26 +109,39 @@ KINDS: Mapping[str, type[Record]] = {"attacks": AttackRecord, "images": ImageRec
 """The records of the text-to-image evaluation."""
 
 
-class ResultRow(Typed):
-    """A row of results.json: one metric of one encoder, or its paired difference to `baseline`. Experiments add columns."""
+FIELDS = {
+    "clip_score": "clip_score",
+    "clip_score_attacked_caption": "clip_score_attacked_caption",
+    "scene_accuracy": "scene_correct",
+    "drift": "drift",
+    "drift_features": "drift_features",
+}
+"""Metric -> field of a score record. Drift (pixel RMSE, 0 to 1) has the protocol "floor" beside it."""
 
-    encoder: str
-    baseline: str | None
-    protocol: str
-    source: str | None
-    attack: str | None
-    constraint: str | None
-    k: Count | None
-    metric: str
-    mean: Number | None
-    ci_low: Number | None
-    ci_high: Number | None
-    n: Count
-    seeds: Count
+SWAP_FIELDS = {"drift": "swap_drift", "drift_features": "swap_drift_features"}
+"""The same of clean images: how far they are from the first encoder's of the same prompt and noise."""
 
-    def column(self, name: str) -> Any:
-        """A column by its name, an experiment's own too; None where the row lacks it."""
-        return getattr(self, name, None)
+Values = dict[str, float]
+"""Prompt id -> value, the mean over noises."""
+Key = tuple[str, str, str | None, int]
+"""(encoder, protocol, source, k) of an image."""
+
+
+def prompt_values(
+    images: Iterable[ImageRecord], scores: Iterable[ScoreRecord], fields: Mapping[str, str] = FIELDS
+) -> dict[tuple[Key, str], Values]:
+    """The values of every (key, metric) that some image has a score for."""
+    by_id = {score.id: score for score in scores}
+    noises: dict[tuple[Key, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for image in images:
+        key: Key = (image.encoder, image.protocol, image.source, image.k)
+        for metric, name in fields.items():
+            if image.protocol == "floor" and not metric.startswith("drift"):
+                continue
+            value = getattr(by_id.get(image.id), name, None)
+            if value is not None:
+                noises[key, metric][image.prompt_id].append(float(value))
+    return {key: {prompt: float(np.mean(each)) for prompt, each in found.items()} for key, found in noises.items()}
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -143,6 +158,8 @@ def parse(model: type[M], data: object) -> M:
 def said(error: ValidationError) -> str:
     """The first thing that does not fit, with its field."""
     first = error.errors(include_url=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return f"no JSON that can be read ({visible(first['msg'])})"
     where = _field(first)
     if first["type"] == "missing":
         return f"{where} is missing"

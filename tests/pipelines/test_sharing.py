@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from leaf_diffusion.reports.card import eval_results, write_card
-from leaf_diffusion.runs import RunSpec, RunStore, write_results
+from leaf_diffusion.runs import ResultRow, RunResults, RunSpec, RunStore, write_results
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -196,7 +196,7 @@ def row(**changes):
         "encoder": "leaf", "baseline": None, "protocol": "clean", "source": None, "attack": None, "constraint": None,
         "k": 0, "metric": "scene_accuracy", "mean": 0.75, "ci_low": 0.6, "ci_high": 0.9, "n": 8, "seeds": 1,
     }  # fmt: skip
-    return usual | changes
+    return ResultRow.model_validate({**usual, **changes})
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def run(tmp_path):
         row(encoder="original", mean=0.25),
         row(protocol="floor", metric="drift", mean=0.2),
     ]
-    write_results(store.folder, {"rows": rows})
+    write_results(store.folder, RunResults(rows=rows))
     return store.folder
 
 
@@ -244,7 +244,7 @@ def test_a_card_holds_the_runs_own_figures(kinds, run, tmp_path):
     assert ModelCard.load(Path(path)).data.library_name == "transformers"
     with pytest.raises(ValueError, match=r"no figures of 'typo'; its encoders are: leaf, original"):
         eval_results(run, "typo")
-    write_results(run, {"rows": []})
+    write_results(run, RunResults(rows=[]))
     with pytest.raises(ValueError, match="no results yet"):
         eval_results(run, "leaf")
 
