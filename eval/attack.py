@@ -19,7 +19,6 @@ from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.evaluation.attack_sets import attack_summary, attack_table, attacked_text, write_attacks
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.evaluation.options import AttackOptions, PromptOptions, check_edits, resolve_device
-from leaf_diffusion.evaluation.prompts import from_file
 from leaf_diffusion.runs.files import explained, probe
 from leaf_diffusion.runs.scheduler import chunks
 from leaf_diffusion.scoring.objectives import Drift
@@ -64,9 +63,7 @@ def attack_prompts(options: AttackPromptsOptions, console: Console) -> dict[int,
     """k -> the attacked prompts; the attack set is written where the options name a file."""
     if options.prompts is None:
         raise ValueError("--prompts FILE is needed: the prompts to attack, one a line")
-    every = options.every_caption
-    prompts = [each.text for each in from_file(options.prompts, options.column, options.split, every=every)]
-    prompts = prompts[: options.limit]
+    prompts = [each.text for each in options.read(options.prompts)]
     check_edits(options.k, options.attack, prompts)
     if options.output is not None:  # an hour's search must not end at a folder that cannot be written
         with explained(options.output.parent, "creating"):

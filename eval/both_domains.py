@@ -9,40 +9,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
 from leaf_diffusion.evaluation.tasks import units
-from leaf_diffusion.evaluation.tasks.domains import measure_images, measure_texts, tower_pairs
+from leaf_diffusion.evaluation.tasks.domains import BothDomainsOptions, measure_images, measure_texts, tower_pairs
 from leaf_diffusion.evaluation.tasks.image_attacks import default_eps
 from leaf_diffusion.evaluation.tasks.images import load_image_encoders, load_images
-from leaf_diffusion.evaluation.tasks.options import ImageOptions, LabelledTextOptions, check_counts
 from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY, IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.both_domains import both_page
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.runs.experiment_records import PairImage, PairText, typed
 from leaf_diffusion.runs.results import ResultRow
-
-
-@dataclass(frozen=True, kw_only=True)
-class BothDomainsOptions(LabelledTextOptions, ImageOptions):
-    """Zero-shot accuracy in both domains, clean and attacked, of every image tower with every text tower."""
-
-    encoders: tuple[str, ...] = ("original", "leaf")
-    """Text towers: the original, then robust ones; as everywhere."""
-    image_encoders: tuple[str, ...] = ("original", "fare")
-    """Image towers of the same CLIP: the original, then robust ones."""
-    limit: int | None = 192
-    """Number of images, spread over the classes."""
-    eps: float | None = None
-    """How far a pixel may move, in steps of 1/255. Default: 4 for the world, else 2, as in the paper."""
-    k: int = 1
-
-    def __post_init__(self) -> None:
-        check_counts(self, "limit", "text_limit", "attack_steps", "batch_size", "per_class", "k", "n_positions")
-        if self.eps is not None and not 0 < self.eps <= 255:
-            raise ValueError(f"--eps is above 0 and up to 255, got {self.eps}")
 
 
 class BothDomains(Experiment[BothDomainsOptions]):
@@ -51,19 +29,11 @@ class BothDomains(Experiment[BothDomainsOptions]):
 
     def __init__(self, options: BothDomainsOptions) -> None:
         super().__init__(options)
-        self.images, self.texts = (
-            load_images(options.images, options.class_names, options.templates),
-            options.load_texts(),
-        )
+        self.images = load_images(options.images, options.class_names, options.templates)
+        self.texts = options.load_texts()
         self.encoders = load_encoders(options.encoders, options.device)
         self.towers = load_image_encoders(options.image_encoders, options.device)
-        self.tower_pairs = tower_pairs(
-            self.towers,
-            self.encoders,
-            self.images,
-            self.texts,
-            lambda tower: options.seen_by(tower, self.texts.classes),
-        )
+        self.tower_pairs = tower_pairs(self.towers, self.encoders, self.images, self.texts, options.seen_by)
         self.numbers, self.chosen = self.images.spread(options.limit), self.texts.spread(options.text_limit)
         self.radius = default_eps(options.images) if options.eps is None else options.eps
 

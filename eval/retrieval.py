@@ -8,7 +8,6 @@ finetuning of a text tower touches. Runs as `leaf-diffusion retrieve` and as `py
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Sequence
 from copy import copy
@@ -21,21 +20,12 @@ from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, load_encoders, run
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.goals import Goals, attack_captions
-from leaf_diffusion.evaluation.tasks.options import RetrievalOptions
-from leaf_diffusion.evaluation.tasks.ranks import clean_ranks, packed, rank_searches, retrieval_values, unpacked
-from leaf_diffusion.evaluation.tasks.retrieval import check_space, show_images, shown_units
-from leaf_diffusion.reports.metrics import CUTS
+from leaf_diffusion.evaluation.tasks.ranks import clean_ranks, packed, rank_attacked, retrieval_values, unpacked
+from leaf_diffusion.evaluation.tasks.retrieval import RetrievalOptions, check_space, counts, show_images, shown_units
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.retrieval import retrieval_page
 from leaf_diffusion.runs import RunStore
-from leaf_diffusion.runs.experiment_records import (
-    AttackedCaptions,
-    CleanRank,
-    Embedded,
-    Ranked,
-    Shown,
-    typed,
-)
+from leaf_diffusion.runs.experiment_records import AttackedCaptions, CleanRank, Embedded, Ranked, Shown, typed
 from leaf_diffusion.runs.results import ResultRow
 
 
@@ -44,12 +34,8 @@ class Retrieval(Experiment[RetrievalOptions]):
 
     def __init__(self, options: RetrievalOptions) -> None:
         super().__init__(options)
-        self.gallery, n = options.load_gallery(), options.targets
-        size = len(self.gallery.captions)
-        if size <= max(CUTS) + n:
-            raise ValueError(f"{size} images are too few for recall@{max(CUTS)} and {n} targets")
-        drawn = random.Random(f"retrieval {options.seed}").sample(range(size), size)
-        self.targets, self.queries = drawn[:n], drawn[n:][: options.limit or (48 if options.captions is None else size)]
+        self.gallery = options.load_gallery()
+        self.targets, self.queries = options.drawn(len(self.gallery.captions))
         self.encoders = load_encoders(options.encoders, options.device)
         self.images = load_image_encoder(options.image_encoder, device=options.device)
         check_space(self.images, self.encoders, self.gallery, f"--image-encoder {options.image_encoder}")
@@ -69,10 +55,9 @@ class Retrieval(Experiment[RetrievalOptions]):
     def stages(self) -> Sequence[Stage]:
         everything = {number: number for number in range(len(self.gallery.captions))}
         queries = {number: number for number in self.queries}
-        images = units.numbered(self.gallery.names, everything)
         shown = shown_units(self.encoders, self.queries, self.targets, self.options.goals)
         return [
-            units.single("gallery", images, self.embed, 64),
+            units.single("gallery", units.numbered(self.gallery.names, everything), self.embed, 64),
             units.stage("clean", self.encoders, everything, self.rank_clean, 128),
             units.stage("attacks", self.encoders, queries, self.attack),
             units.stage("ranks", self.encoders, queries, self.rank, 32),
@@ -98,13 +83,8 @@ class Retrieval(Experiment[RetrievalOptions]):
                                ks=options.k, constraint=options.constraint, seed=options.seed)  # fmt: skip
 
     def rank(self, store: RunStore, label: str, queries: Sequence[int]) -> list[Ranked]:
-        """Clean, under the attacks on the encoder itself, and under those found on the first encoder."""
-        found = {(each.encoder, each.number): each.attacked for each in store.records("attacks", AttackedCaptions)}
         first, images, captions = next(iter(self.encoders)), self.embedded(store), self.gallery.captions
-        return [
-            rank_searches(self.encoders[label], label, images, captions[query], query, self.targets,
-                          own=found[label, query], transferred=found[first, query]) for query in queries
-        ]  # fmt: skip
+        return rank_attacked(store, self.encoders[label], label, images, captions, queries, self.targets, first)
 
     def show(self, store: RunStore, wanted: Sequence[Shown]) -> list[Shown]:
         return show_images(store, self.gallery, wanted, self.options.k)
@@ -113,19 +93,12 @@ class Retrieval(Experiment[RetrievalOptions]):
         return retrieval_values(typed(CleanRank, records["clean"]), typed(Ranked, records["ranks"]), self.targets)
 
     def extra(self, records: Records) -> dict[str, object]:
-        found = (row for record in typed(AttackedCaptions, records["attacks"]) for row in record.attacked)
-        targets, shared = [self.gallery.captions[target] for target in self.targets], self.gallery.shared
-        counts = {
-            "images": len(self.gallery.captions),
-            "queries": len(self.queries),
-            "captions_of_several_images": shared,
-        }
-        return {**counts, "target_captions": targets, **units.attack_counts(found)}
+        return counts(self.gallery, self.queries, self.targets, typed(AttackedCaptions, records["attacks"]))
 
     def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         ranked, shown = typed(Ranked, records["ranks"]), typed(Shown, records["shown"])
-        goals, ks, counts = self.options.goals, self.options.k, self.extra(records)
-        return retrieval_page(rows, ranked, shown, counts, list(self.encoders), goals, ks, self.folder)
+        goals, ks, labels = self.options.goals, self.options.k, list(self.encoders)
+        return retrieval_page(rows, ranked, shown, self.extra(records), labels, goals, ks, self.folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

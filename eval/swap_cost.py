@@ -6,22 +6,19 @@ that is replaced. Runs as `leaf-diffusion swap-cost` and as `python eval/swap_co
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
-from leaf_diffusion.diffusion.families import frozen_parts
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, run
-from leaf_diffusion.evaluation.swap_cost.conditions import Condition, make_conditions
+from leaf_diffusion.evaluation.swap_cost.conditions import Condition, identity, make_conditions
 from leaf_diffusion.evaluation.swap_cost.files import train_file, translate_token
 from leaf_diffusion.evaluation.swap_cost.measure import (
     Series,
-    all_series,
     described,
     draw_series,
     score_series,
+    series_units,
     swap_values,
 )
 from leaf_diffusion.evaluation.swap_cost.setup import SwapCostOptions, load
@@ -29,10 +26,9 @@ from leaf_diffusion.evaluation.t2i.judges import load_judges
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.swap_cost import swap_cost_page
-from leaf_diffusion.runs import RunStore, image_name
+from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import SwapImage, SwapScore, TrainedFile, typed
 from leaf_diffusion.runs.results import ResultRow
-from leaf_diffusion.weights.fingerprints import fingerprint
 
 
 class SwapCost(Experiment[SwapCostOptions]):
@@ -50,21 +46,10 @@ class SwapCost(Experiment[SwapCostOptions]):
         return list(self.loaded)
 
     def pairs(self) -> Sequence[tuple[str, str]]:
-        first, *others = self.loaded
-        return [(label, first) for label in others]
+        return [(label, self.labels()[0]) for label in self.labels()[1:]]
 
     def settings(self) -> dict[str, object]:
-        conditions, _ = make_conditions(self.setup, self.options, Path())
-        files = {"textual_inversion": self.options.textual_inversion, "lora": self.options.lora}
-        return {
-            **{name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
-            "encoders": units.fingerprints(self.loaded),
-            "pipeline_weights": fingerprint(*frozen_parts(self.setup.pipeline)),
-            "steps": self.setup.options.steps,
-            "guidance": self.setup.options.guidance,
-            "feature_space": self.judges.space,
-            "prompts": {each.key: [[asked.given, asked.negative] for asked in each.prompts] for each in conditions},
-        }
+        return identity(self.setup, self.options, self.judges.space)
 
     def stages(self) -> Sequence[Stage]:
         """Train what the world lacks, translate the token, draw every condition with every encoder, score."""
@@ -72,13 +57,9 @@ class SwapCost(Experiment[SwapCostOptions]):
         keys = {condition.key for condition in self.conditions}
         own = {"token": self.options.textual_inversion is None, "lora": self.options.lora is None}
         self.trained = {key: key for key in own if own[key] and key in keys}
-        others = {label: label for label in [*self.loaded][1:]} if "translated" in keys else {}
+        others = {label: label for label in self.labels()[1:]} if "translated" in keys else {}
         size = self.setup.options.batch_size
-        places = {
-            (*series.key, number): (series, number)
-            for series in all_series(self.conditions, list(self.loaded))
-            for number in range(len(series.condition.prompts))
-        }
+        places = series_units(self.conditions, self.labels())
         return [
             units.single("trainings", self.trained, self.train, 1),
             units.single("translations", others, self.translate, 1),
@@ -98,29 +79,11 @@ class SwapCost(Experiment[SwapCostOptions]):
         return next(condition for condition in self.conditions if condition.key == key)
 
     def draw(self, store: RunStore, series: Series, numbers: Sequence[int]) -> list[SwapImage]:
-        condition, encoder, protocol = series.key
-        found = []
-        for number, (image, cut) in zip(
-            numbers, draw_series(self.setup, series, numbers, self.options.seed), strict=True
-        ):
-            path = store.save_image(image_name(f"{series.key} {number}"), image)
-            found.append(SwapImage(condition=condition, encoder=encoder, protocol=protocol, number=number, image=path,
-                                   truncated=cut))  # fmt: skip
-        return found
+        return draw_series(store, self.setup, series, numbers, self.options.seed)
 
     def score(self, store: RunStore, series: Series, numbers: Sequence[int]) -> list[SwapScore]:
-        drawn = {
-            (one.condition, one.encoder, one.protocol, one.number): one.image
-            for one in store.records("images", SwapImage)
-        }
-        first = (series.condition.key, self.labels()[0], "clean")
-        images = [store.load_image(drawn[(*series.key, number)]) for number in numbers]
-        firsts = None if series.key == first else [store.load_image(drawn[(*first, number)]) for number in numbers]
         style = series.condition.key in ("plain", "lora") and "lora" in self.trained
-        condition, encoder, protocol = series.key
-        scores = score_series(series, numbers, images, firsts, self.judges, style)
-        return [SwapScore(condition=condition, encoder=encoder, protocol=protocol, number=number, scores=each)
-                for number, each in zip(numbers, scores, strict=True)]  # fmt: skip
+        return score_series(store, series, numbers, self.labels()[0], self.judges, style=style)
 
     def values(self, records: Records) -> units.Noted:
         return swap_values(typed(SwapScore, records["scores"]))

@@ -75,10 +75,8 @@ class TextToImage(Experiment[Options]):
         return [*distances, *(sensitivity_rows(self.setup) if self.options.world else [])]
 
     def extra(self, records: Records) -> Mapping[str, object]:
-        counts = {
-            "attacks": summarise.attack_counts(typed(AttackRecord, records["attacks"])),
-            "counts": summarise.image_counts(typed(ImageRecord, records["images"])),
-        }
+        attacks, images = typed(AttackRecord, records["attacks"]), typed(ImageRecord, records["images"])
+        counts = {"attacks": summarise.attack_counts(attacks), "counts": summarise.image_counts(images)}
         return {**counts, **self.judges.described(), **({} if self.costs is None else {"swap_cost": self.costs})}
 
     def report(self, store: RunStore, rows: Sequence[ResultRow], records: Records) -> Report:

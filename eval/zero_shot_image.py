@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from PIL.Image import Image
 
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
 from leaf_diffusion.evaluation.tasks import units
-from leaf_diffusion.evaluation.tasks.image_attacks import Classifier, ImageAttackName, classify_attacked, default_eps
+from leaf_diffusion.evaluation.tasks.image_attacks import Classifier, classify_attacked, default_eps
 from leaf_diffusion.evaluation.tasks.images import load_image_encoders, load_images
-from leaf_diffusion.evaluation.tasks.options import ImageOptions, check_counts
+from leaf_diffusion.evaluation.tasks.options import ZeroShotImageOptions
 from leaf_diffusion.reports.metrics import IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.zero_shot_image import zero_shot_image_page
@@ -27,30 +26,6 @@ from leaf_diffusion.runs.results import ResultRow
 
 SHOWN = 6
 """Images with examples on the page."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroShotImageOptions(ImageOptions):
-    """Zero-shot image classification of image towers, clean and under l-inf attacks on the pixels."""
-
-    encoders: tuple[str, ...] = ("original", "fare")
-    """Image towers: labels of the world's, sources ("world:fare", "openclip:...", a folder, a Hub id) or LABEL=SOURCE. The
-    first is the baseline of the differences."""
-    text_encoder: str = "original"
-    """The text tower that names the classes, one for all: of the CLIP that the image towers belong to."""
-    limit: int | None = None
-    """Number of images, spread over the classes. Default: all."""
-    attacks: tuple[ImageAttackName, ...] = ("pgd", "apgd")
-    """apgd: on the cross-entropy, then on the DLR loss for images that are still right."""
-    eps: tuple[float, ...] = ()
-    """How far a pixel may move, in steps of 1/255. Default: 4 for the world, else 2, as in the paper."""
-    transfer: bool = True
-    """Show what was found on one tower to the others, too."""
-
-    def __post_init__(self) -> None:
-        if not self.attacks or not all(0 < eps <= 255 for eps in self.eps):
-            raise ValueError(f"--attacks needs one name at least, --eps numbers above 0 and up to 255, got {self.eps}")
-        check_counts(self, "limit", "attack_steps", "batch_size")
 
 
 class ZeroShotImage(Experiment[ZeroShotImageOptions]):

@@ -10,65 +10,18 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from leaf_diffusion.attacks import attack_from_name
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, load_encoders, run
-from leaf_diffusion.evaluation.options import ConstraintName, check_edits
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.images import seen_by_tower
-from leaf_diffusion.evaluation.tasks.options import TaskOptions, check_counts
+from leaf_diffusion.evaluation.tasks.query_curve import accuracies, mean_queries, sensitivities
 from leaf_diffusion.evaluation.tasks.text import sensitivity
-from leaf_diffusion.evaluation.tasks.text_attacks import Search, accuracies, attack_text, mean_queries, sensitivities
+from leaf_diffusion.evaluation.tasks.text_attacks import ZeroShotTextOptions, attack_text
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.zero_shot import zero_shot_page
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import ClassifiedText, MinimalPairs, typed
 from leaf_diffusion.runs.results import ResultRow
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroShotTextOptions(TaskOptions):
-    """Zero-shot text classification, clean and attacked, with the exact worst single edit."""
-
-    anchors: Path | None = None
-    """Images of the classes, a sub-folder a class: the classes as the image tower of --image-encoder sees them."""
-    image_encoder: str | None = None
-    """The image tower of the CLIP that the text encoders belong to: a folder, a Hub id, openclip:..."""
-    exact: bool = True
-    """Score every allowed single edit. About 191 queries a character: leave it out for long texts (--no-exact)."""
-    attacks: tuple[str, ...] = ("charmer",)
-    """As of `leaf-diffusion attack`: charmer, leaf, tokens, keyboard, worst-keyboard, ..."""
-    k: tuple[int, ...] = (1, 2, 3, 4, 5)
-    """Numbers of edits."""
-    n_positions: tuple[int, ...] = (20,)
-    """Positions that Charmer keeps a round; further ones are tried at k=1 for the curve over queries."""
-    constraints: tuple[ConstraintName, ...] = ("no-new-words",)
-    """ "none" gives the figures without the constraint."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_edits(self.k)
-        check_counts(self, "limit", "images")
-        if (self.anchors is None) != (self.image_encoder is None):
-            raise ValueError("--anchors needs --image-encoder, which sees the images, and the other way round")
-        if self.anchors is not None and self.task == "world":
-            raise ValueError("--anchors belongs to a --task of your own; the world draws its own images")
-        if not self.constraints or not self.n_positions or not self.attacks:
-            raise ValueError("--attacks, --constraints and --n-positions each need one value at least")
-        if "exhaustive" in self.attacks:
-            raise ValueError("--attacks: the exhaustive search is what --exact does")
-
-    def searches(self) -> list[Search]:
-        """Every attack at every k; Charmer with further numbers of positions at k=1."""
-        found = []
-        for name in self.attacks:
-            positions = self.n_positions if name == "charmer" else (None,)
-            for i, n in enumerate(positions):
-                attack = attack_from_name(name, **({} if n is None else {"n_positions": n}))
-                found.append(Search(name, attack, (1,) if i else self.k, n))
-        return found
 
 
 class ZeroShotText(Experiment[ZeroShotTextOptions]):
@@ -88,7 +41,7 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
 
     def settings(self) -> dict[str, object]:
         named: dict[str, object] = {"fingerprints": units.fingerprints(self.encoders), "texts": self.task.named(self.numbers),
-                                    "class_names": list(self.task.classes)}  # fmt: skip
+                 "class_names": list(self.task.classes)}  # fmt: skip
         if self.options.anchors is not None:  # what the images are to the classifier
             shown = next(iter(self.anchors.values())).float().cpu().numpy().tobytes()
             named["anchor_features"] = hashlib.sha256(shown).hexdigest()

@@ -1,4 +1,4 @@
-"""One thread a worker (the workers already share the cores), and never a network."""
+"""One thread a worker (the workers already share the cores), never a network, and every annotated shape checked."""
 
 import os
 from collections.abc import Callable
@@ -12,6 +12,9 @@ import leaf_diffusion  # noqa: F401, I001 - mends torchvision before a test impo
 import pytest
 import torch
 
+from tests import shapes
+
+shapes.install()
 torch.set_num_threads(1)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from leaf_diffusion.attacks import ATTACKS
 from leaf_diffusion.cli import main as cli
+from leaf_diffusion.diffusion.families import FAMILIES
 from leaf_diffusion.encoders import sources
 from leaf_diffusion.evaluation.t2i import options
 
@@ -57,7 +58,7 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     # a module, as a script is one: dataclasses and registered loaders look their own up
     module = ModuleType(f"guide_{page.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    with patch.dict(ATTACKS), patch.dict(sources._LOADERS):
+    with patch.dict(ATTACKS), patch.dict(sources._LOADERS), patch.dict(sources._KINDS), patch.dict(FAMILIES):
         for block in blocks(page, "python"):
             code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
             if block.run:
@@ -71,7 +72,7 @@ def options_of(command: str) -> frozenset[str]:
     with redirect_stdout(said):
         assert cli.main([*command.split(), "--help"]) == 0
     # what a row of the table begins with: options that a description mentions are another command's
-    rows = re.findall(r"^\W*?((?:--?[\w-]+,? )+)", said.getvalue(), re.MULTILINE)
+    rows = re.findall(r"^\W*?((?:--?[\w-]+(?:,? |$))+)", said.getvalue(), re.MULTILINE)
     return frozenset(re.findall(r"--[\w-]+", " ".join(rows)))
 
 

@@ -93,7 +93,10 @@ def load_text_encoder(
 
 
 def wrap(module: nn.Module, tokenizer: Any, *, name: str | None = None, defence: Defence | None = None) -> TextEncoder:
-    """The encoder around a transformers or open_clip module, which is used as it is."""
+    """The encoder around a transformers or open_clip module, or one of a registered kind, which is used as it is."""
+    if (kind := sources.kind_of(module)) is not None:
+        encoder: TextEncoder = kind(module, tokenizer, name=name or type(module).__name__, defence=defence)
+        return encoder
     if hasattr(module, "config") and hasattr(module.config, "to_dict"):
         return HFTextEncoder(module, tokenizer, name=name, defence=defence)
     from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder

@@ -1,4 +1,5 @@
-"""Names such as "world:leaf": a table from prefix to loader, imported when used, so that nobody imports upwards."""
+"""Tables of what is imported when used, so that nobody imports upwards: the loader of a name such as "world:leaf", and the
+encoder class of a module of another kind than CLIP."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ _IMAGE_LOADERS: dict[str, str] = {
     "world": "leaf_diffusion.world.sources:load_world_image_encoder",
     "openclip": "leaf_diffusion.encoders.openclip:load_openclip",
 }
+# the name of a module's class -> its text encoder, called as f(module, tokenizer, name=, defence=)
+_KINDS: dict[str, str] = {}
 
 
 def register(prefix: str, loader: str) -> None:
@@ -25,6 +28,19 @@ def register(prefix: str, loader: str) -> None:
     if ":" in prefix or ":" not in loader:
         raise ValueError(f'expected a prefix without ":" and a loader "module:function", got {prefix!r} and {loader!r}')
     _LOADERS[prefix] = loader
+
+
+def register_kind(module: type[nn.Module], encoder: str) -> None:
+    """Make modules of a class text encoders through `encoder`, written "package.module:class"."""
+    if ":" not in encoder:
+        raise ValueError(f'expected an encoder "module:class", got {encoder!r}')
+    _KINDS[module.__name__] = encoder
+
+
+def kind_of(module: nn.Module) -> Callable[..., Any] | None:
+    """The registered text encoder of a module's class, or of one that it inherits from; None for CLIP's own."""
+    named = next((_KINDS[each.__name__] for each in type(module).__mro__ if each.__name__ in _KINDS), None)
+    return None if named is None else _resolved(named)
 
 
 def prefixes() -> list[str]:
@@ -39,6 +55,12 @@ def split(source: str, *, images: bool = False) -> tuple[str, str] | None:
 
 def load(prefix: str, name: str, *, images: bool = False, **keywords: Any) -> tuple[nn.Module, Any]:
     """Module and tokenizer from the loader of `prefix`; of an image tower, module and preprocessing."""
-    module, _, function = (_IMAGE_LOADERS if images else _LOADERS)[prefix].partition(":")
-    loader: Callable[..., tuple[nn.Module, Any]] = getattr(importlib.import_module(module), function)
-    return loader(name, **keywords)
+    found: tuple[nn.Module, Any] = _resolved((_IMAGE_LOADERS if images else _LOADERS)[prefix])(name, **keywords)
+    return found
+
+
+def _resolved(name: str) -> Callable[..., Any]:
+    """What "package.module:attribute" names."""
+    module, _, attribute = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return found

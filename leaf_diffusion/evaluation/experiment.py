@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,10 +31,11 @@ from leaf_diffusion.evaluation.stages import Stage, recorded
 from leaf_diffusion.evaluation.strict import strict
 from leaf_diffusion.evaluation.terminal import Bars, print_found, print_matrix, quiet
 from leaf_diffusion.reports.pages.experiment import Page, write_page
+from leaf_diffusion.reports.results import REPORT
 from leaf_diffusion.reports.sections import Matrix
 from leaf_diffusion.runs import ResultRow, RunResults, RunSpec, RunStore, load_run
 from leaf_diffusion.runs.records import Record
-from leaf_diffusion.runs.scheduler import run_batches
+from leaf_diffusion.runs.scheduler import POLL_SECONDS, run_batches
 
 NOT_IDENTITY = ("encoders", "output", "device", "share", "strict", "dry_run", "config")
 """Options that change no result, or that the identity holds in another form (fingerprints)."""
@@ -194,7 +196,7 @@ def _run(kind: type[Experiment[O]], options: O, arguments: Sequence[str]) -> int
         )
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     if report is None:
-        console.print(f"all is done; another process writes the results of {store.folder}", soft_wrap=True)
+        console.print(f"all is done; another process wrote the results of {store.folder}", soft_wrap=True)
         return 0
     for table in report.tables:
         print_matrix(console, table)
@@ -211,7 +213,7 @@ def _specification(experiment: Experiment[O]) -> RunSpec:
 
 
 def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Report | None:
-    """All that is left to do; None where another process writes the results."""
+    """All that is left to do; None where another process wrote the results."""
     stages = experiment.stages()
     totals = {stage.kind: len(stage.units) for stage in stages}
     print_found(console, store, totals)
@@ -222,7 +224,7 @@ def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Repor
             run_batches(store, stage.kind, batches, advance)
             if stage.after is not None and store.slot == 0:
                 stage.after(store)
-    if not store.claim("results"):
+    if not _first_to_report(store):
         return None
     with console.status("results"):
         records = recorded(store, stages)
@@ -232,3 +234,14 @@ def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Repor
         ]
         store.write_results(RunResults.model_validate({"rows": rows, **experiment.extra(records)}))
         return experiment.report(store, load_run(store.folder).results.rows, records)
+
+
+def _first_to_report(store: RunStore) -> bool:
+    """Whether this process writes the results and the report: the others wait for it, and one of them does where it dies."""
+    report = store.folder / REPORT
+    before = report.stat().st_mtime_ns if report.is_file() else None
+    if store.claim("results"):
+        return True
+    while not store.claim("results"):
+        time.sleep(POLL_SECONDS)
+    return not report.is_file() or report.stat().st_mtime_ns == before

@@ -13,6 +13,7 @@ import torch
 
 from leaf_diffusion.attacks import Attack, Charmer, attack_from_text
 from leaf_diffusion.command_line import ByName
+from leaf_diffusion.evaluation.prompts import Prompt, from_file
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
 
 ConstraintName = Literal["no-new-words", "published", "none"]
@@ -78,6 +79,10 @@ class PromptOptions:
     """Whether every caption of an image is a prompt; otherwise its first."""
     limit: int | None = None
     """Number of prompts. Default: all."""
+
+    def read(self, path: Path) -> list[Prompt]:
+        """The prompts of a file, as the options choose them."""
+        return from_file(path, self.column, self.split, every=self.every_caption)[: self.limit]
 
 
 @dataclass(frozen=True, kw_only=True)

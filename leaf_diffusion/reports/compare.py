@@ -10,7 +10,7 @@ from leaf_diffusion.metrics import paired_bootstrap
 from leaf_diffusion.reports import sections
 from leaf_diffusion.reports.gallery import GalleryRow, gallery_rows
 from leaf_diffusion.reports.html import templates
-from leaf_diffusion.reports.results import METRICS, PAIRED, Metric, Results, Setting, setting_of
+from leaf_diffusion.reports.results import METRICS, PAIRED, SCORE_FIELDS, Metric, Results, Setting, setting_of
 from leaf_diffusion.runs import Run, Values, atomic_write, load_run, prompt_values
 from leaf_diffusion.runs.records import ImageRecord, ScoreRecord
 
@@ -83,7 +83,7 @@ def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, object]:
 
 
 def _by_place(run: Run) -> dict[Place, Values]:
-    values = prompt_values(run.records("images", ImageRecord), run.records("scores", ScoreRecord))
+    values = prompt_values(run.records("images", ImageRecord), run.records("scores", ScoreRecord), SCORE_FIELDS)
     return {
         (encoder, setting_of(protocol, source, k), metric): each
         for ((encoder, protocol, source, k), metric), each in values.items()

@@ -14,7 +14,7 @@ from leaf_diffusion.reports import costs, sections
 from leaf_diffusion.reports.gallery import gallery_rows
 from leaf_diffusion.reports.headline import headline
 from leaf_diffusion.reports.plots import plot_over_k
-from leaf_diffusion.reports.results import METRICS, PAIRED, SETS, Results
+from leaf_diffusion.reports.results import METRICS, PAIRED, REPORT, SETS, Results
 from leaf_diffusion.reports.uncounted import uncounted
 from leaf_diffusion.reports.untrusted import finalize, prompt
 from leaf_diffusion.runs import Run, atomic_write, load_run
@@ -32,7 +32,7 @@ def write_report(run: Run | str | Path) -> Path:
     written.
     """
     run = run if isinstance(run, Run) else load_run(run)
-    path = run.folder / "report.html"
+    path = run.folder / REPORT
     atomic_write(path, render(run).encode())
     return path
 

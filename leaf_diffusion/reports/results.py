@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from leaf_diffusion.runs import ResultRow, Run
+import numpy as np
+from PIL import Image
+
+from leaf_diffusion.metrics import Distance, cmmd, frechet_distance, kid, pixel_rmse
+from leaf_diffusion.runs import FIELDS, ResultRow, Run
 from leaf_diffusion.runs.read import damaged_results
 from leaf_diffusion.runs.results import EvaluationResults
 from leaf_diffusion.text.visible import isolated
+
+REPORT = "report.html"
+"""The page of a run, in its folder: what is written last."""
 
 
 class Estimate(Protocol):
@@ -27,7 +34,11 @@ class Estimate(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown. scale: 100 shows shares as percent."""
+    """How a metric is shown. scale: 100 shows shares as percent.
+
+    A metric with a function is measured, averaged and shown by every evaluation: `of_images` is given an attacked image and
+    the clean one of the same encoder and noise, `of_sets` the features of a setting's images and of real ones.
+    """
 
     key: str
     title: str
@@ -36,6 +47,8 @@ class Metric:
     scale: float = 1.0
     digits: int = 1
     unit: str = ""
+    of_images: Callable[[Image.Image, Image.Image], float] | None = None
+    of_sets: Callable[[np.ndarray, np.ndarray], Distance] | None = None
 
     def show(self, value: float | None) -> str:
         return "–" if value is None else f"{self._round(value):.{self.digits}f}{self.unit}".replace("-", "−")
@@ -73,6 +86,7 @@ METRICS = {
             "difference between the attacked and the clean image of the same encoder and noise, RMSE of pixels in 0 to 1",
             higher_is_better=False,
             digits=3,
+            of_images=pixel_rmse,
         ),
         Metric(
             "drift_features",
@@ -94,13 +108,26 @@ METRICS = {
             digits=0,
             unit="%",
         ),
-        Metric("kid", "KID", "unbiased, polynomial kernel of degree 3", higher_is_better=False, digits=4),
-        Metric("cmmd", "CMMD", "Gaussian kernel, σ = 10, × 1000", higher_is_better=False, digits=2),
-        Metric("frechet", "Fréchet distance", "falls with n: compare equal n only", higher_is_better=False, digits=2),
+        Metric("kid", "KID", "unbiased, polynomial kernel of degree 3", higher_is_better=False, digits=4, of_sets=kid),
+        Metric("cmmd", "CMMD", "Gaussian kernel, σ = 10, × 1000", higher_is_better=False, digits=2, of_sets=cmmd),
+        Metric(
+            "frechet",
+            "Fréchet distance",
+            "falls with n: compare equal n only",
+            higher_is_better=False,
+            digits=2,
+            of_sets=frechet_distance,
+        ),
     )
 }
-PAIRED = ("scene_accuracy", "clip_score", "drift", "drift_features", "clip_score_attacked_caption")
-SETS = ("kid", "cmmd", "frechet")
+OF_IMAGES = {key: metric.of_images for key, metric in METRICS.items() if metric.of_images}
+OF_SETS = {key: metric.of_sets for key, metric in METRICS.items() if metric.of_sets}
+_FIRST = ("scene_accuracy", "clip_score", "drift", "drift_features", "clip_score_attacked_caption")
+PAIRED = (*_FIRST, *(key for key in OF_IMAGES if key not in _FIRST))
+"""Metrics of prompts, in the order of the tables."""
+SETS = tuple(OF_SETS)
+SCORE_FIELDS = FIELDS | {key: key for key in OF_IMAGES}
+"""Metric of prompts -> field of a score record."""
 
 
 @dataclass(frozen=True, order=True)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # torch.save since 1.6, and before
+# of a training's checkpoint the weights are taken (state_dict, model), without the names of what wrapped the model
 _CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
-    "[save_file({k: v.clone().contiguous() for k, v in t.items() if isinstance(v, torch.Tensor)}, "
+    "torch.serialization.add_safe_globals([torch.nn.ParameterDict]); "  # of the first learnt tokens
+    "[save_file({k[len(p):]: v.detach().clone().contiguous() for k, v in t.items() if isinstance(v, torch.Tensor)}, "
     "new, {'format': 'pt'}) for old, new in zip(sys.argv[1::2], sys.argv[2::2]) "
     "for s in [torch.load(old, map_location='cpu', weights_only=True)] "
-    "for t in [s.get('string_to_param', s.get('state_dict', s))]]"  # the first is AUTOMATIC1111's learnt token
+    "for t in [next((s[n] for n in ('string_to_param', 'state_dict', 'model') if hasattr(s.get(n), 'items')), s)] "
+    "for p in [next((p for p in ('module.', 'model.')[: 1 + (t is not s)] if all(str(k).startswith(p) for k in t)), '')]]"
 )
 
 

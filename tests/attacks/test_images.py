@@ -197,9 +197,9 @@ def test_results_stay_in_the_ball_and_follow_from_image_and_seed(
 
 
 def test_drift_is_the_squared_distance_of_features() -> None:
-    features = torch.rand(3, 4)
-    loss, score = FeatureDrift(lambda x: x, torch.zeros(3, 4))(features)
-    torch.testing.assert_close(loss, features.pow(2).sum(1))
+    pixels = torch.rand(3, 3, 2, 2)
+    loss, score = FeatureDrift(lambda x: x.flatten(1), torch.zeros(3, 12))(pixels)
+    torch.testing.assert_close(loss, pixels.pow(2).sum((1, 2, 3)))
     torch.testing.assert_close(loss, score)
 
 

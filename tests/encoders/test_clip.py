@@ -1,12 +1,21 @@
 """The towers of transformers, against transformers' own padded forward pass."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedModel,
+)
 
-from leaf_diffusion.encoders.base import Hidden, TextEncoder
+from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.tokens.tokenizer import RowTokenizer, clip_tokenizer
 
@@ -32,7 +41,7 @@ def text_config(**changes: object) -> CLIPTextConfig:
     return CLIPTextConfig(**SIZES, bos_token_id=49406, **{"eos_token_id": 49407, **changes})
 
 
-def tower(cls: type = CLIPTextModelWithProjection, seed: int = 0, **changes: object):
+def tower(cls: type = CLIPTextModelWithProjection, seed: int = 0, **changes: object) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = cls(text_config(**changes)).eval()
     for parameter in model.parameters():  # the small init of CLIP would hide a wrong position or a missing bias
@@ -52,12 +61,12 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_is_a_text_encoder():
+def test_is_a_text_encoder() -> None:
     assert isinstance(ENCODER, TextEncoder)
     assert (ENCODER.context_length, ENCODER.dtype, ENCODER.device.type) == (77, torch.float32, "cpu")
 
 
-def test_features_are_those_of_transformers():
+def test_features_are_those_of_transformers() -> None:
     rows = ENCODER.tokenize(SENTENCES)
     output = MODEL(padded(SENTENCES), output_hidden_states=True)
     close(ENCODER.features(rows), output.text_embeds)
@@ -68,11 +77,11 @@ def test_features_are_those_of_transformers():
 
 @given(st.text(max_size=60).filter(lambda text: text.isprintable()))
 @settings(max_examples=25, deadline=None)
-def test_features_of_any_text(text):
+def test_features_of_any_text(text: str) -> None:
     close(ENCODER.features(ENCODER.tokenize([text])), MODEL(padded([text])).text_embeds)
 
 
-def test_hidden_content_is_zero_behind_end_of_text():
+def test_hidden_content_is_zero_behind_end_of_text() -> None:
     rows = ENCODER.tokenize(SENTENCES[:3])
     content = ENCODER.features(rows, Hidden()).reshape(3, 77, -1)
     everything = ENCODER.features(rows, Hidden(positions="all")).reshape(3, 77, -1)
@@ -82,13 +91,13 @@ def test_hidden_content_is_zero_behind_end_of_text():
         close(content[i, : len(row)], everything[i, : len(row)])
 
 
-def test_batch_of_one_equals_batch_of_many():
+def test_batch_of_one_equals_batch_of_many() -> None:
     rows = ENCODER.tokenize(SENTENCES * 3)
     together = ENCODER.features(rows)
     close(together, torch.cat([ENCODER.features([row]) for row in rows]))
 
 
-def test_truncation_keeps_end_of_text_and_is_counted():
+def test_truncation_keeps_end_of_text_and_is_counted() -> None:
     exact = "a " * 75
     rows = ENCODER.tokenize([exact, exact + "b", "a"])
     assert [len(row) for row in rows] == [77, 77, 3]
@@ -96,7 +105,7 @@ def test_truncation_keeps_end_of_text_and_is_counted():
     assert ENCODER.is_truncated([exact, exact + "b", "a"]) == [False, True, False]
 
 
-def test_padding_elsewhere_does_not_reach_the_encoder():
+def test_padding_elsewhere_does_not_reach_the_encoder() -> None:
     tokenizer = clip_tokenizer()
     encoder = HFTextEncoder(MODEL, tokenizer)
     tokenizer(["a", "a long one"], padding=True)
@@ -104,7 +113,7 @@ def test_padding_elsewhere_does_not_reach_the_encoder():
 
 
 @pytest.mark.parametrize("cls", [CLIPTextModel, CLIPTextModelWithProjection])
-def test_legacy_end_of_text(cls):
+def test_legacy_end_of_text(cls: type[PreTrainedModel]) -> None:
     modern, legacy = tower(cls), tower(cls, eos_token_id=2)
     rows = ENCODER.tokenize(SENTENCES)
     features = HFTextEncoder(legacy, TOKENIZER).features(rows, "pooled")
@@ -113,7 +122,7 @@ def test_legacy_end_of_text(cls):
     close(features, text(padded(SENTENCES)).pooler_output)
 
 
-def test_text_half_of_a_clip_model():
+def test_text_half_of_a_clip_model() -> None:
     vision = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -129,13 +138,13 @@ def test_text_half_of_a_clip_model():
     close(encoder.features(encoder.tokenize(SENTENCES)), expected)
 
 
-def test_no_projection_is_said_clearly():
+def test_no_projection_is_said_clearly() -> None:
     encoder = HFTextEncoder(tower(CLIPTextModel), TOKENIZER)
     with pytest.raises(ValueError, match=r'no text projection.*feature="pooled"'):
         encoder.features(encoder.tokenize(["a"]))
 
 
-def test_projection_given_from_outside():
+def test_projection_given_from_outside() -> None:
     text_only = HFTextEncoder(MODEL.text_model, TOKENIZER, projection=MODEL.text_projection)
     rows = ENCODER.tokenize(SENTENCES)
     close(text_only.features(rows), ENCODER.features(rows))
@@ -143,7 +152,7 @@ def test_projection_given_from_outside():
 
 
 @pytest.mark.parametrize("what", ["projected", "pooled", Hidden(), Hidden(-2, "all")])
-def test_features_from_embeddings(what):
+def test_features_from_embeddings(what: Feature) -> None:
     rows = ENCODER.tokenize(SENTENCES[:3])
     embeds = torch.zeros(3, max(map(len, rows)), 24)
     for i, row in enumerate(rows):
@@ -155,22 +164,22 @@ def test_features_from_embeddings(what):
     assert gradient[0].abs().sum() > 0
 
 
-def test_no_rows_no_features():
+def test_no_rows_no_features() -> None:
     assert ENCODER.features([]).shape == (0, 16)
 
 
-def test_rows_without_an_end_are_refused():
+def test_rows_without_an_end_are_refused() -> None:
     with pytest.raises(ValueError, match="token row 1 has 2 tokens"):
         ENCODER.features([[49406, 49407], [49406, 320]])
     with pytest.raises(ValueError, match="at most 77"):
         ENCODER.features([[49406, *[320] * 76, 49407]])
 
 
-def test_fingerprint_follows_weights_activation_and_defence():
+def test_fingerprint_follows_weights_activation_and_defence() -> None:
     class Defence:
         name = fingerprint = "upper"
 
-        def __call__(self, texts):
+        def __call__(self, texts: Sequence[str]) -> list[str]:
             return [text.upper() for text in texts]
 
     model = tower()
@@ -184,7 +193,7 @@ def test_fingerprint_follows_weights_activation_and_defence():
     assert len({first, trained, *(other.fingerprint for other in others)}) == 4
 
 
-def test_misfitting_tokenizers():
+def test_misfitting_tokenizers() -> None:
     with pytest.raises(ValueError, match=r"largest token id is 49407.*embeds only 100"):
         HFTextEncoder(tower(vocab_size=100), TOKENIZER)
     with pytest.raises(ValueError, match="pools at token 7"):
@@ -195,12 +204,12 @@ def test_misfitting_tokenizers():
         ENCODER.tokenize("one string")
 
 
-def test_only_clip_text_towers():
+def test_only_clip_text_towers() -> None:
     with pytest.raises(ValueError, match="Linear is no CLIP text tower"):
         HFTextEncoder(torch.nn.Linear(2, 2), TOKENIZER)
 
 
-def test_the_tokenizer_is_open_clips():
+def test_the_tokenizer_is_open_clips() -> None:
     from open_clip.tokenizer import SimpleTokenizer
 
     texts = ["a red umbrella, on the beach!", "It's 1.21 gigawatts", "ünïcode 日本語 😀", "wh1te c@t"]
@@ -209,7 +218,7 @@ def test_the_tokenizer_is_open_clips():
     assert len(TOKENIZER) == 49408
 
 
-def test_words_are_the_tokenizers_pieces():
+def test_words_are_the_tokenizers_pieces() -> None:
     assert ENCODER.words("A red Umbrella") == [["a"], ["red"], ["umbrella"]]
     (article, word) = ENCODER.words("a umbrlla")
     assert article == ["a"]

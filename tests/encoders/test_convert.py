@@ -1,6 +1,8 @@
 """Conversion both ways: the same logits, the same weights, and clear words where it cannot be."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +17,21 @@ from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 TEXTS = ["a red umbrella", "zwei Katzen, 猫"]
 
 
-def model(act="quick_gelu"):
+def model(act: str = "quick_gelu") -> CLIPModel:
     torch.manual_seed(0)
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text: dict[str, object] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     text |= {"bos_token_id": 49406, "eos_token_id": 49407, "hidden_act": act, "projection_dim": 24}
-    vision = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3}
+    vision: dict[str, object] = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+    }
     vision |= {"image_size": 16, "patch_size": 8, "hidden_act": act, "projection_dim": 24}
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
     with torch.no_grad():  # biases and gains that are not their neutral selves
@@ -29,7 +41,7 @@ def model(act="quick_gelu"):
 
 
 @torch.no_grad()
-def logits(clip, images):
+def logits(clip: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     ids = clip_tokenizer()(TEXTS, padding="max_length", return_tensors="pt").input_ids
     if isinstance(clip, CLIPModel):
         return clip(input_ids=ids, pixel_values=images).logits_per_image
@@ -40,7 +52,7 @@ def logits(clip, images):
 
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
-def test_both_ways_have_the_same_logits(tmp_path, act):
+def test_both_ways_have_the_same_logits(tmp_path: Path, act: str) -> None:
     import open_clip
 
     clip, images = model(act), torch.randn(3, 3, 16, 16)
@@ -59,7 +71,7 @@ def test_both_ways_have_the_same_logits(tmp_path, act):
     assert all(torch.equal(value, back.state_dict()[key]) for key, value in clip.state_dict().items())
 
 
-def test_open_clips_own_loader_reads_the_folder(tmp_path):
+def test_open_clips_own_loader_reads_the_folder(tmp_path: Path) -> None:
     import open_clip
 
     model().save_pretrained(tmp_path / "hf")
@@ -69,7 +81,7 @@ def test_open_clips_own_loader_reads_the_folder(tmp_path):
     torch.testing.assert_close(logits(loaded.eval(), images), logits(model(), images), rtol=1e-5, atol=1e-5)
 
 
-def test_text_halves(tmp_path):
+def test_text_halves(tmp_path: Path) -> None:
     clip = model()
     tower = CLIPTextModelWithProjection(clip.config.text_config)
     state = clip.state_dict()
@@ -85,20 +97,22 @@ def test_text_halves(tmp_path):
     assert set(tower.state_dict()) <= set(to_transformers(custom))
 
 
-def test_configurations_of_open_clips_models_survive_the_round():
+def test_configurations_of_open_clips_models_survive_the_round() -> None:
     import open_clip
 
     for name in ("ViT-B-32", "ViT-L-14-quickgelu", "ViT-H-14", "ViT-bigG-14"):
         given = open_clip.get_model_config(name)
         back = open_clip_config(transformers_config(given))
         for part in ("text_cfg", "vision_cfg"):
-            assert {key: back[part].get(key) for key in given[part]} == pytest.approx(given[part], rel=1e-4)
+            half = back[part]
+            assert isinstance(half, dict)
+            assert {key: half.get(key) for key in given[part]} == pytest.approx(given[part], rel=1e-4)
         assert back["quick_gelu"] == given.get("quick_gelu", False)
     with pytest.raises(ValueError, match="plain open_clip"):
         transformers_config(open_clip.get_model_config("RN50"))
 
 
-def test_what_cannot_be_converted(tmp_path):
+def test_what_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unet\.weight has no place in an open_clip"):
         to_open_clip({"unet.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="has no place in a transformers CLIP"):
@@ -118,7 +132,7 @@ def test_what_cannot_be_converted(tmp_path):
         convert([str(file), str(tmp_path)])
 
 
-def test_checkpoints_that_are_not_whole_are_refused_in_words():
+def test_checkpoints_that_are_not_whole_are_refused_in_words() -> None:
     state = model().state_dict()
     del state["text_model.encoder.layers.1.self_attn.k_proj.bias"]
     with pytest.raises(ValueError, match=r"comes without text_model.encoder.layers.1.self_attn.k_proj.bias"):
@@ -126,12 +140,21 @@ def test_checkpoints_that_are_not_whole_are_refused_in_words():
     for shape in ([], [0], [7, 2]):
         with pytest.raises(ValueError, match="cannot be split into query, key and value"):
             to_transformers({"transformer.resblocks.0.attn.in_proj_weight": torch.zeros(shape)})
-    for wrong in ({}, [], {"text_cfg": 3}, {"text_cfg": {"width": None}, "embed_dim": 4}):
+    wrongs: list[Any] = [{}, [], {"text_cfg": 3}, {"text_cfg": {"width": None}, "embed_dim": 4}]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="no model_cfg of an open_clip CLIP"):
             transformers_config(wrong)
 
 
-def saved_open_clip(folder, clip, *, text=None, vision=None, preprocess=None, **more):
+def saved_open_clip(
+    folder: Path,
+    clip: torch.nn.Module,
+    *,
+    text: dict[str, object] | None = None,
+    vision: dict[str, object] | None = None,
+    preprocess: dict[str, object] | None = None,
+    **more: object,
+) -> Path:
     """The transformers CLIP as an open_clip folder with changed settings."""
     clip.save_pretrained(folder / "before")
     convert([str(folder / "before"), str(folder / "oc")])
@@ -166,7 +189,9 @@ def saved_open_clip(folder, clip, *, text=None, vision=None, preprocess=None, **
         ({"preprocess": {"size": 32}}, r"preprocess_cfg\.size is 32"),
     ],
 )
-def test_settings_without_a_counterpart_are_refused_by_name(tmp_path, settings, said):
+def test_settings_without_a_counterpart_are_refused_by_name(
+    tmp_path: Path, settings: dict[str, dict[str, object]], said: str
+) -> None:
     folder = saved_open_clip(tmp_path, model(), **settings)
     with pytest.raises(ValueError, match=said):
         convert([str(folder), str(tmp_path / "out")])
@@ -174,7 +199,7 @@ def test_settings_without_a_counterpart_are_refused_by_name(tmp_path, settings, 
 
 
 @torch.no_grad()
-def test_norms_and_preprocessing_go_both_ways(tmp_path):
+def test_norms_and_preprocessing_go_both_ways(tmp_path: Path) -> None:
     import open_clip
     from transformers import CLIPImageProcessor
 
@@ -184,17 +209,17 @@ def test_norms_and_preprocessing_go_both_ways(tmp_path):
     for half in (clip.config.text_config, clip.config.vision_config):
         half.layer_norm_eps = 0.1
     clip = CLIPModel(clip.config).eval()
-    half = [0.5, 0.5, 0.5]
+    mean = [0.5, 0.5, 0.5]
     side = {"height": 16, "width": 16}
     processor = CLIPImageProcessor(
-        size={"shortest_edge": 16}, crop_size=side, image_mean=half, image_std=half, resample=2
+        size={"shortest_edge": 16}, crop_size=side, image_mean=mean, image_std=mean, resample=2
     )
-    for folder in ("before", "hf"):
-        processor.save_pretrained(tmp_path / folder)
-        clip.save_pretrained(tmp_path / folder)
+    for name in ("before", "hf"):
+        processor.save_pretrained(tmp_path / name)
+        clip.save_pretrained(tmp_path / name)
     folder = saved_open_clip(tmp_path, clip)
     content = json.loads((folder / CONFIG).read_text())
-    assert content["preprocess_cfg"]["mean"] == content["preprocess_cfg"]["std"] == half
+    assert content["preprocess_cfg"]["mean"] == content["preprocess_cfg"]["std"] == mean
     assert content["preprocess_cfg"]["interpolation"] == "bilinear"
     loaded, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     images = torch.randn(2, 3, 16, 16)
@@ -207,7 +232,7 @@ def test_norms_and_preprocessing_go_both_ways(tmp_path):
     )
 
 
-def test_no_projection_is_invented(tmp_path):
+def test_no_projection_is_invented(tmp_path: Path) -> None:
     from transformers import CLIPTextModel
 
     tower = CLIPTextModel(model().config.text_config)
@@ -217,7 +242,7 @@ def test_no_projection_is_invented(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_transformers_settings_that_open_clip_lacks():
+def test_transformers_settings_that_open_clip_lacks() -> None:
     config = model().config
     for change, said in (
         ({"eos_token_id": 7}, "eos_token_id 7"),

@@ -28,16 +28,16 @@ SPELLER = Speller(WORDS)
         ("", ""),
     ],
 )
-def test_corrections(given_text, wanted):
+def test_corrections(given_text: str, wanted: str) -> None:
     assert SPELLER([given_text]) == [wanted]
 
 
-def test_two_edits_only_when_asked():
+def test_two_edits_only_when_asked() -> None:
     assert Speller(WORDS, max_distance=2)(["umbxxlla"]) == ["umbrella"]
     assert Speller({"cut": 1, "umbrella": 1}, max_distance=2)(["cxt"]) == ["cut"]
 
 
-def test_ties_without_frequencies():
+def test_ties_without_frequencies() -> None:
     speller = Speller(["cat", "bat", "can", "cast"])
     assert speller(["cap"]) == ["can"]  # first letter, then length, then alphabet
     assert speller(["catt"]) == ["cat"]  # shorter than "cast"
@@ -47,26 +47,26 @@ def test_ties_without_frequencies():
 
 @given(st.lists(st.sampled_from(sorted(WORDS)), min_size=1, max_size=8))
 @settings(max_examples=30, deadline=None)
-def test_right_sentences_stay(words):
+def test_right_sentences_stay(words: list[str]) -> None:
     assert SPELLER([" ".join(words)]) == [" ".join(words)]
 
 
 @given(st.text(max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_idempotent_and_keeps_spaces(text):
+def test_idempotent_and_keeps_spaces(text: str) -> None:
     (once,) = SPELLER([text])
     assert [c for c in once if c.isspace()] == [c for c in text if c.isspace()]
     assert SPELLER([once]) == [once]
 
 
-def test_english():
+def test_english() -> None:
     speller = english_speller()
     assert isinstance(speller, Defence)
     assert speller(["a phto of two catts on the beech"]) == ["a photo of two cats on the beech"]
     assert speller.fingerprint == english_speller().fingerprint != SPELLER.fingerprint
 
 
-def test_fast_enough_for_attacks():
+def test_fast_enough_for_attacks() -> None:
     speller, rng = english_speller(), random.Random(0)
     base = "a red umbrella on a sandy beach"
     texts = [base[:i] + rng.choice("abcdefghij") + base[i:] for i in range(len(base)) for _ in range(30)]
@@ -75,7 +75,7 @@ def test_fast_enough_for_attacks():
     assert time.perf_counter() - start < 5
 
 
-def test_bad_arguments():
+def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="dictionary is empty"):
         Speller([])
     with pytest.raises(ValueError, match="1 or 2"):

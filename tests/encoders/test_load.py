@@ -2,13 +2,24 @@
 
 import copy
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedModel,
+)
 
 from leaf_diffusion.encoders import load_text_encoder, sources
+from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -16,23 +27,23 @@ CONFIG = CLIPTextConfig(**SIZES, projection_dim=8, eos_token_id=49407, bos_token
 TEXTS = ["a red umbrella", "an other one"]
 
 
-def tower(cls=CLIPTextModelWithProjection, **changes):
+def tower(cls: type[PreTrainedModel] = CLIPTextModelWithProjection, **changes: object) -> PreTrainedModel:
     torch.manual_seed(0)
     return cls(
         CLIPTextConfig(**(copy.deepcopy(CONFIG).to_dict() | changes))
     ).eval()  # saving in half precision would write into a shared config
 
 
-def features(encoder, what="projected"):
+def features(encoder: TextEncoder, what: Feature = "projected") -> torch.Tensor:
     return encoder.features(encoder.tokenize(TEXTS), what)
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def test_folder_with_its_tokenizer(tmp_path):
+def test_folder_with_its_tokenizer(tmp_path: Path) -> None:
     model = tower()
     model.save_pretrained(tmp_path)
     clip_tokenizer().save_pretrained(tmp_path)
@@ -43,12 +54,12 @@ def test_folder_with_its_tokenizer(tmp_path):
     assert not encoder.module.training
 
 
-def test_folder_without_tokenizer_has_clips(tmp_path):
+def test_folder_without_tokenizer_has_clips(tmp_path: Path) -> None:
     tower().save_pretrained(tmp_path)
     assert load_text_encoder(str(tmp_path)).tokenize(["a cat"]) == [[49406, 320, 2368, 49407]]
 
 
-def test_whole_clip_folder_with_stale_projection_width(tmp_path):
+def test_whole_clip_folder_with_stale_projection_width(tmp_path: Path) -> None:
     vision = {**SIZES, "image_size": 8, "patch_size": 4}
     clip = CLIPModel(CLIPConfig(text_config=CONFIG.to_dict(), vision_config=vision, projection_dim=12)).eval()
     clip.save_pretrained(tmp_path)
@@ -60,7 +71,7 @@ def test_whole_clip_folder_with_stale_projection_width(tmp_path):
     torch.testing.assert_close(features(encoder), features(load_text_encoder(clip, tokenizer=clip_tokenizer())))
 
 
-def test_pipeline_folder_and_subfolder(tmp_path):
+def test_pipeline_folder_and_subfolder(tmp_path: Path) -> None:
     model = tower(CLIPTextModel)
     model.save_pretrained(tmp_path / "text_encoder")
     clip_tokenizer().save_pretrained(tmp_path / "tokenizer")
@@ -72,7 +83,7 @@ def test_pipeline_folder_and_subfolder(tmp_path):
     assert isinstance(load_text_encoder(tmp_path).module, CLIPTextModel)
 
 
-def test_a_module_needs_its_tokenizer_and_is_left_alone():
+def test_a_module_needs_its_tokenizer_and_is_left_alone() -> None:
     model = tower()
     with pytest.raises(ValueError, match="pass tokenizer="):
         load_text_encoder(model)
@@ -83,7 +94,7 @@ def test_a_module_needs_its_tokenizer_and_is_left_alone():
     assert load_text_encoder(model, tokenizer=clip_tokenizer()).module is model
 
 
-def test_half_precision_files_are_computed_in_float32(tmp_path):
+def test_half_precision_files_are_computed_in_float32(tmp_path: Path) -> None:
     tower().half().save_pretrained(tmp_path)
     assert load_text_encoder(tmp_path).dtype == torch.float32
     assert load_text_encoder(tmp_path, dtype=torch.float16).dtype == torch.float16
@@ -91,11 +102,11 @@ def test_half_precision_files_are_computed_in_float32(tmp_path):
         load_text_encoder(tmp_path, dtype="fp17")
 
 
-def toy(name):
+def toy(name: str) -> tuple[PreTrainedModel, CLIPTokenizer]:
     return tower(), clip_tokenizer()
 
 
-def test_registered_prefixes(monkeypatch):
+def test_registered_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_LOADERS", dict(sources._LOADERS))
     sources.register("toy", f"{__name__}:toy")
     encoder = load_text_encoder("toy:anything", defence="speller")
@@ -110,14 +121,14 @@ def test_registered_prefixes(monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder", "wrold:leaf", "nobody/nothing"])
-def test_missing_models(source):
+def test_missing_models(source: str) -> None:
     with pytest.raises(
         FileNotFoundError, match=rf"no text encoder '{source}'(.|\n)*Hugging Face Hub(.|\n)*world:original"
     ):
         load_text_encoder(source)
 
 
-def test_pickles_are_refused(tmp_path):
+def test_pickles_are_refused(tmp_path: Path) -> None:
     CONFIG.save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no \*.safetensors"):
         load_text_encoder(tmp_path)
@@ -126,14 +137,14 @@ def test_pickles_are_refused(tmp_path):
         load_text_encoder(tmp_path)
 
 
-def test_incomplete_weights_are_refused(tmp_path):
+def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
     tower().save_pretrained(tmp_path)
     save_file({"text_projection.weight": torch.zeros(8, 16)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"tensors of .* are missing"):
         load_text_encoder(tmp_path)
 
 
-def test_other_models_are_refused(tmp_path):
+def test_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match='model_type "bert" is no CLIP text tower'):
@@ -141,7 +152,7 @@ def test_other_models_are_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
-def test_adapter_is_merged_into_a_copy(tmp_path):
+def test_adapter_is_merged_into_a_copy(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     model = tower()
     before = features(load_text_encoder(model, tokenizer=clip_tokenizer())).clone()
@@ -164,7 +175,7 @@ def test_adapter_is_merged_into_a_copy(tmp_path):
         load_text_encoder(tower(num_hidden_layers=1), tokenizer=clip_tokenizer(), adapter=tmp_path / "lora")
 
 
-def test_missing_or_pickled_adapters(tmp_path):
+def test_missing_or_pickled_adapters(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     with pytest.raises(FileNotFoundError, match="neither a folder nor on the Hugging Face Hub"):
         load_text_encoder(tower(), tokenizer=clip_tokenizer(), adapter="nobody/lora")
@@ -177,7 +188,7 @@ def test_missing_or_pickled_adapters(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"model_type": "clip_text_model", "hidden_size": 0}']
 )
-def test_a_damaged_configuration_is_named(tmp_path, content):
+def test_a_damaged_configuration_is_named(tmp_path: Path, content: bytes) -> None:
     tower().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
@@ -186,7 +197,9 @@ def test_a_damaged_configuration_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", ["num_hidden_layers", "intermediate_size", "vocab_size", "max_position_embeddings"])
-def test_a_configuration_far_larger_than_the_weights_is_refused_before_anything_is_built(tmp_path, name):
+def test_a_configuration_far_larger_than_the_weights_is_refused_before_anything_is_built(
+    tmp_path: Path, name: str
+) -> None:
     tower().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {name: 10**9}))
@@ -194,7 +207,7 @@ def test_a_configuration_far_larger_than_the_weights_is_refused_before_anything_
         load_text_encoder(tmp_path)
 
 
-def test_damaged_weights_are_named(tmp_path):
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
     tower().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
@@ -205,7 +218,7 @@ def test_damaged_weights_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": 3}'])
-def test_a_damaged_tokenizer_is_named(tmp_path, content):
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
     tower().save_pretrained(tmp_path)
     clip_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(content)
@@ -213,7 +226,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path, content):
         load_text_encoder(tmp_path)
 
 
-def test_a_token_of_an_absurd_id_is_refused(tmp_path):
+def test_a_token_of_an_absurd_id_is_refused(tmp_path: Path) -> None:
     tower().save_pretrained(tmp_path)
     clip_tokenizer().save_pretrained(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -223,7 +236,7 @@ def test_a_token_of_an_absurd_id_is_refused(tmp_path):
         load_text_encoder(tmp_path)
 
 
-def test_code_beside_the_weights_is_refused_and_nobody_asked(tmp_path, monkeypatch):
+def test_code_beside_the_weights_is_refused_and_nobody_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run it"))
     tower().save_pretrained(tmp_path)
     (tmp_path / "own.py").write_text("raise SystemExit('ran')")
@@ -234,7 +247,7 @@ def test_code_beside_the_weights_is_refused_and_nobody_asked(tmp_path, monkeypat
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
-def test_a_damaged_adapter_is_named(tmp_path):
+def test_a_damaged_adapter_is_named(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     lora = peft.get_peft_model(tower(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
     lora.save_pretrained(tmp_path)
@@ -249,7 +262,7 @@ def test_a_damaged_adapter_is_named(tmp_path):
         load_text_encoder(tower(), tokenizer=clip_tokenizer(), adapter=tmp_path)
 
 
-def changed(folder, edit, **config):
+def changed(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object], **config: object) -> None:
     """The model in the folder with edited weights and configuration."""
     from safetensors.torch import load_file
 
@@ -260,11 +273,11 @@ def changed(folder, edit, **config):
     (folder / "config.json").write_text(json.dumps(content))
 
 
-def lose(part):
+def lose(part: str) -> Callable[[dict[str, torch.Tensor]], object]:
     return lambda state: [state.pop(key) for key in list(state) if part in key]
 
 
-def spoil(state):
+def spoil(state: dict[str, torch.Tensor]) -> None:
     state[max(state)].view(-1)[0] = float("nan")
 
 
@@ -281,28 +294,30 @@ def spoil(state):
         (lose("nothing"), {"attn_implementation": "somebody/kernels"}, "the kernel 'somebody/kernels'"),
     ],
 )
-def test_weights_are_whole_and_the_configurations(tmp_path, edit, config, said):
+def test_weights_are_whole_and_the_configurations(
+    tmp_path: Path, edit: Callable[[dict[str, torch.Tensor]], object], config: dict[str, object], said: str
+) -> None:
     tower().save_pretrained(tmp_path)
     changed(tmp_path, edit, **config)
     with pytest.raises(ValueError, match=said):
         load_text_encoder(tmp_path)
 
 
-def test_position_ids_of_old_versions_are_no_weights(tmp_path):
+def test_position_ids_of_old_versions_are_no_weights(tmp_path: Path) -> None:
     tower().save_pretrained(tmp_path)
     wanted = features(load_text_encoder(tmp_path))
     changed(tmp_path, lambda state: state.update({"text_model.embeddings.position_ids": torch.arange(77)[None]}))
     assert torch.equal(features(load_text_encoder(tmp_path)), wanted)
 
 
-def test_a_stored_projection_is_used_whatever_the_configuration_calls_the_tower(tmp_path):
+def test_a_stored_projection_is_used_whatever_the_configuration_calls_the_tower(tmp_path: Path) -> None:
     tower().save_pretrained(tmp_path)
     wanted = features(load_text_encoder(tmp_path))
     changed(tmp_path, lambda state: None, architectures=["CLIPTextModel"])
     assert torch.equal(features(load_text_encoder(tmp_path)), wanted)
 
 
-def test_half_precision_alone_is_read(tmp_path):
+def test_half_precision_alone_is_read(tmp_path: Path) -> None:
     tower().half().save_pretrained(tmp_path, variant="fp16")
     assert not (tmp_path / "model.safetensors").exists()
     assert load_text_encoder(tmp_path).dtype == torch.float32
@@ -312,14 +327,14 @@ def test_half_precision_alone_is_read(tmp_path):
     )
 
 
-def test_a_module_of_nan_is_refused():
+def test_a_module_of_nan_is_refused() -> None:
     model = tower()
     spoil(model.state_dict())
     with pytest.raises(ValueError, match=r"CLIPTextModelWithProjection: the tensor .* holds NaN"):
         load_text_encoder(model, tokenizer=clip_tokenizer())
 
 
-def test_an_index_and_its_files_are_read(tmp_path):
+def test_an_index_and_its_files_are_read(tmp_path: Path) -> None:
     tower().save_pretrained(tmp_path, max_shard_size="2MB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     assert torch.equal(

@@ -1,5 +1,7 @@
 """The towers of open_clip, against open_clip's own encode_text."""
 
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
@@ -15,7 +17,7 @@ from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 TEXTS = ["a red umbrella", "", "Café 😀 &amp; tea", "many words " * 60]
 
 
-def model(cls=open_clip.CLIP, **text):
+def model(cls: type[torch.nn.Module] = open_clip.CLIP, **text: object) -> torch.nn.Module:
     torch.manual_seed(0)
     vision = CLIPVisionCfg(layers=1, width=32, head_width=16, patch_size=8, image_size=16)
     settings = {"width": 32, "heads": 2, "layers": 3, **text}
@@ -23,7 +25,7 @@ def model(cls=open_clip.CLIP, **text):
 
 
 @pytest.mark.parametrize("cls", [open_clip.CLIP, open_clip.CustomTextCLIP])
-def test_features_are_those_of_open_clip(cls):
+def test_features_are_those_of_open_clip(cls: type[torch.nn.Module]) -> None:
     clip = model(cls)
     encoder = OpenCLIPTextEncoder(clip)
     ids = SimpleTokenizer()(TEXTS)
@@ -34,7 +36,7 @@ def test_features_are_those_of_open_clip(cls):
     assert encoder.features(rows, "pooled").shape == (4, 32)
 
 
-def test_custom_and_plain_tower_agree():
+def test_custom_and_plain_tower_agree() -> None:
     plain, custom = model(), model(open_clip.CustomTextCLIP)
     custom.text.load_state_dict(
         {key: value for key, value in plain.state_dict().items() if key in custom.text.state_dict()}
@@ -45,7 +47,7 @@ def test_custom_and_plain_tower_agree():
     )
 
 
-def test_hidden_states_and_embeddings():
+def test_hidden_states_and_embeddings() -> None:
     clip = model(open_clip.CustomTextCLIP)
     encoder = OpenCLIPTextEncoder(clip)
     rows, ids = encoder.tokenize(TEXTS), SimpleTokenizer()(TEXTS)
@@ -59,7 +61,7 @@ def test_hidden_states_and_embeddings():
     )
 
 
-def test_a_transformers_tokenizer_serves_too():
+def test_a_transformers_tokenizer_serves_too() -> None:
     encoder = load_text_encoder(model(), tokenizer=clip_tokenizer())
     assert isinstance(encoder, OpenCLIPTextEncoder)
     assert encoder.tokenize(["a red cat"]) == OpenCLIPTextEncoder(model()).tokenize(["a red cat"])
@@ -75,12 +77,12 @@ def test_a_transformers_tokenizer_serves_too():
         ({"pool_type": "eos", "eos_id": 2}, "not the tokenizer's end-of-text"),
     ],
 )
-def test_other_towers_are_refused(text, reason):
+def test_other_towers_are_refused(text: dict[str, object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         OpenCLIPTextEncoder(model(open_clip.CustomTextCLIP, **text))
 
 
-def test_fingerprint_ignores_the_image_half():
+def test_fingerprint_ignores_the_image_half() -> None:
     clip = model()
     encoder = OpenCLIPTextEncoder(clip)
     first = encoder.fingerprint
@@ -92,7 +94,7 @@ def test_fingerprint_ignores_the_image_half():
     assert encoder.fingerprint != first
 
 
-def test_named_architectures(tmp_path, monkeypatch):
+def test_named_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="should read openclip:ARCHITECTURE/PRETRAINED"):
         load_text_encoder("openclip:no-such-model/openai")
     with pytest.raises(FileNotFoundError, match="neither a file nor one of the tags"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.swap import check_swap, exchanged, text_model_for_pipeline
@@ -11,7 +11,9 @@ from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 TOKENIZER = clip_tokenizer()
 
 
-def tower(cls=CLIPTextModelWithProjection, seed=0, **changes):
+def tower(
+    cls: type[PreTrainedModel] = CLIPTextModelWithProjection, seed: int = 0, **changes: object
+) -> PreTrainedModel:
     torch.manual_seed(seed)
     sizes = {
         "hidden_size": 16,
@@ -38,24 +40,24 @@ def tower(cls=CLIPTextModelWithProjection, seed=0, **changes):
         ({"eos_token_id": 7}, r"pooling \(eos_token_id\).*49407, the new encoder pools at 7"),
     ],
 )
-def test_misfits_are_named(changes, named):
+def test_misfits_are_named(changes: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        check_swap(tower(CLIPTextModel), tower(**changes), TOKENIZER)
+        check_swap(tower(CLIPTextModel), tower(CLIPTextModelWithProjection, 0, **changes), TOKENIZER)
 
 
-def test_all_misfits_at_once():
+def test_all_misfits_at_once() -> None:
     with pytest.raises(ValueError, match=r"width.*; context length"):
         check_swap(tower(CLIPTextModel), tower(hidden_size=24, max_position_embeddings=64), TOKENIZER)
 
 
-def test_projection_counts_where_the_pipeline_uses_one():
+def test_projection_counts_where_the_pipeline_uses_one() -> None:
     check_swap(tower(CLIPTextModel), tower(projection_dim=4), TOKENIZER)
     with pytest.raises(ValueError, match="projection width: the pipeline has 8, the new encoder 4"):
         check_swap(tower(), tower(projection_dim=4), TOKENIZER)
     check_swap(tower(), tower(CLIPTextModel), TOKENIZER)  # the pipeline's own projection stays
 
 
-def test_other_tokenizers():
+def test_other_tokenizers() -> None:
     check_swap(tower(CLIPTextModel), tower(), TOKENIZER, clip_tokenizer())
     other = clip_tokenizer()
     other.add_tokens(["<cat-toy>"])
@@ -63,7 +65,7 @@ def test_other_tokenizers():
         check_swap(tower(CLIPTextModel), tower(), TOKENIZER, other)
 
 
-def test_legacy_pooling_fits_until_tokens_are_added():
+def test_legacy_pooling_fits_until_tokens_are_added() -> None:
     check_swap(tower(CLIPTextModel), tower(eos_token_id=2), TOKENIZER)
     extended = clip_tokenizer()
     extended.add_tokens(["<cat-toy>"])
@@ -71,7 +73,7 @@ def test_legacy_pooling_fits_until_tokens_are_added():
         check_swap(tower(CLIPTextModel), tower(eos_token_id=2), extended)
 
 
-def test_becomes_the_pipelines_class_dtype_and_copy():
+def test_becomes_the_pipelines_class_dtype_and_copy() -> None:
     new, like = tower(seed=1), tower(CLIPTextModel, seed=2).to(torch.float16)
     encoder = HFTextEncoder(new, TOKENIZER)
     built = text_model_for_pipeline(encoder, like)
@@ -87,14 +89,14 @@ def test_becomes_the_pipelines_class_dtype_and_copy():
     assert torch.equal(new(ids).last_hidden_state, before)
 
 
-def test_activation_comes_with_the_encoder():
+def test_activation_comes_with_the_encoder() -> None:
     new = tower(seed=1, hidden_act="gelu", num_hidden_layers=3)
     built = text_model_for_pipeline(new, tower(CLIPTextModel))
     ids = torch.tensor([[49406, 320, 49407]])
     assert torch.equal(built(ids).last_hidden_state, new(ids).last_hidden_state)
 
 
-def test_a_half_precision_config_does_not_round_the_weights():
+def test_a_half_precision_config_does_not_round_the_weights() -> None:
     new = tower(seed=1)
     new.config.dtype = torch.float16  # as in a config.json saved beside half-precision weights
     built = text_model_for_pipeline(new, tower(CLIPTextModel))
@@ -102,12 +104,12 @@ def test_a_half_precision_config_does_not_round_the_weights():
     assert all(torch.equal(a, b) for a, b in zip(built.parameters(), new.text_model.parameters(), strict=True))
 
 
-def test_the_right_module_is_used_as_it_is():
+def test_the_right_module_is_used_as_it_is() -> None:
     model = tower(CLIPTextModel, seed=1)
     assert text_model_for_pipeline(model, tower(CLIPTextModel)) is model
 
 
-def test_a_missing_projection_is_the_one_that_was_there():
+def test_a_missing_projection_is_the_one_that_was_there() -> None:
     new, old = tower(CLIPTextModel, seed=1), tower(projection_dim=4)
     built = text_model_for_pipeline(new, old)
     assert type(built) is type(old)
@@ -117,7 +119,7 @@ def test_a_missing_projection_is_the_one_that_was_there():
     assert all(torch.equal(inner[key.removeprefix("text_model.")], value) for key, value in new.state_dict().items())
 
 
-def test_what_is_no_text_tower():
+def test_what_is_no_text_tower() -> None:
     with pytest.raises(ValueError, match="Linear is no CLIP text tower"):
         text_model_for_pipeline(torch.nn.Linear(2, 2), tower())
 

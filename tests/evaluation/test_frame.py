@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,3 +87,31 @@ def test_every_experiment_has_a_strict_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "2" / "spec.json").read_text())["settings"]["strict"] is True
     lines = [(tmp_path / name / "records" / "losses.jsonl").read_text().splitlines() for name in ("2", "3")]
     assert lines[0] == lines[1][:2]
+
+
+HOLDER = """
+import json, sys, time
+from pathlib import Path
+from leaf_diffusion.runs import RunSpec, RunStore
+folder = Path(sys.argv[1])
+store = RunStore.open(folder, RunSpec(json.loads((folder / "spec.json").read_text())["settings"]), shared=True)
+print(store.claim("results"), flush=True)
+time.sleep(4)
+if sys.argv[2] == "writes":
+    (folder / "report.html").write_text("the holder's")
+"""
+
+
+@pytest.mark.parametrize("holder", ["writes", "dies"])
+def test_one_process_reports_and_another_does_where_it_dies(tmp_path: Path, holder: str) -> None:
+    words = ["--encoders", "original", "--k", "1", "--attacks", "random-typos", "--limit", "2", "--share"]
+    assert textfare.main([*words, "--output", str(tmp_path / "run")]) == 0
+    report = tmp_path / "run" / "report.html"
+    report.write_text("of the first run")
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), holder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "True"
+        assert textfare.main([*words, "--output", str(tmp_path / "run")]) == 0
+    assert (report.read_text() == "the holder's") == (holder == "writes")
+    assert report.read_text() != "of the first run"

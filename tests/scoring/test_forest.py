@@ -11,18 +11,20 @@ from leaf_diffusion.tokens.token_rows import Rows
 ROWS = st.sets(st.lists(st.integers(0, 3), min_size=1, max_size=8).map(tuple), min_size=1, max_size=40).map(sorted)
 
 
-def prefixes(rows):
+def prefixes(rows: list[tuple[int, ...]]) -> set[tuple[int, ...]]:
     return {row[: i + 1] for row in rows for i in range(len(row))}
 
 
 @given(ROWS, st.sampled_from([1, 3, 8, 64]), st.sampled_from([1, 8]))
-def test_every_prefix_is_one_node_and_reads_its_own_prefixes(rows, chunk, aligned):
+def test_every_prefix_is_one_node_and_reads_its_own_prefixes(
+    rows: list[tuple[int, ...]], chunk: int, aligned: int
+) -> None:
     forest = build_forest(distinct(Rows.of(rows))[0], chunk, aligned)
     total = len(prefixes(rows))
     assert len(forest.tokens) == len({(row[i], i) for row in rows for i in range(len(row))})
     assert len(forest.pairs) == len(forest.keys) * forest.chunk < total + forest.chunk
     assert forest.keys.shape == forest.stops.shape and forest.keys.shape[1] % aligned == 0
-    read = {}
+    read: dict[int, tuple[int, ...]] = {}
     for row, path, end in zip(rows, forest.paths.tolist(), forest.ends.tolist(), strict=True):
         assert path[len(row) - 1] == end and not any(path[len(row) :])
         for i, node in enumerate(path[: len(row)]):
@@ -37,7 +39,7 @@ def test_every_prefix_is_one_node_and_reads_its_own_prefixes(rows, chunk, aligne
 
 
 @given(ROWS, st.integers(1, 30))
-def test_cut_keeps_the_order_and_the_bound(rows, most):
+def test_cut_keeps_the_order_and_the_bound(rows: list[tuple[int, ...]], most: int) -> None:
     parts = [rows[part] for part in cut(distinct(Rows.of(rows))[0], most)]
     assert [row for part in parts for row in part] == rows
     assert all(len(prefixes(part)) <= most or len(part) == 1 for part in parts)
@@ -46,7 +48,7 @@ def test_cut_keeps_the_order_and_the_bound(rows, most):
 
 
 @given(st.lists(st.lists(st.sampled_from([0, 1, 2, 65534, 65535, 1 << 20]), max_size=8).map(tuple), max_size=40))
-def test_distinct_rows_are_sorted_as_tuples_are(rows):
+def test_distinct_rows_are_sorted_as_tuples_are(rows: list[tuple[int, ...]]) -> None:
     kept, order, place = distinct(Rows.of(rows))
     assert kept.rows.lists() == sorted(set(rows))
     assert [rows[i] for i in order] == sorted(rows)
@@ -56,5 +58,5 @@ def test_distinct_rows_are_sorted_as_tuples_are(rows):
         assert half.rows.lists() == sorted(set(rows))[len(kept) // 2 :]
 
 
-def test_nothing_is_cut_into_nothing():
+def test_nothing_is_cut_into_nothing() -> None:
     assert list(cut(distinct(Rows.of([]))[0], 5)) == []

@@ -1,5 +1,7 @@
 """Objectives: the numbers, their signs, and when an attack is done."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -11,7 +13,7 @@ TOKENIZER = clip_tokenizer()
 PROMPTS = ["a red umbrella", "two cats"]
 
 
-def encoder(seed=0, projection_dim=8):
+def encoder(seed: int = 0, projection_dim: int = 8) -> HFTextEncoder:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = CLIPTextConfig(**sizes, projection_dim=projection_dim, eos_token_id=49407, bos_token_id=49406)
@@ -23,11 +25,11 @@ FEATURES = ENCODER.features(ENCODER.tokenize(["a rd umbrella", "tow cats", "dogs
 CLEAN = ENCODER.features(ENCODER.tokenize(PROMPTS)).detach()
 
 
-def cosine(a, b):
+def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cosine_similarity(a, b, dim=-1)
 
 
-def test_l2_drift_is_squared_and_unnormalised():
+def test_l2_drift_is_squared_and_unnormalised() -> None:
     for goal, clean in zip(Drift("l2").goals(ENCODER, PROMPTS), CLEAN, strict=True):
         torch.testing.assert_close(goal(FEATURES), ((FEATURES - clean) ** 2).sum(1), rtol=1e-4, atol=1e-5)
         assert goal.scale == pytest.approx(float(clean.square().sum()), rel=1e-4)
@@ -35,13 +37,13 @@ def test_l2_drift_is_squared_and_unnormalised():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_cosine_drift_at_every_batch_size(n):
+def test_cosine_drift_at_every_batch_size(n: int) -> None:
     for goal, clean in zip(Drift("cosine").goals(ENCODER, PROMPTS), CLEAN, strict=True):
         assert goal(FEATURES[:n]).shape == (n,)
         torch.testing.assert_close(goal(FEATURES[:n]), 1 - cosine(FEATURES[:n], clean), rtol=1e-4, atol=1e-5)
 
 
-def test_anchored_drift():
+def test_anchored_drift() -> None:
     anchor = encoder(seed=1)
     wanted = anchor.features(anchor.tokenize(PROMPTS))
     goals = Drift("l2", anchor=anchor).goals(ENCODER, PROMPTS)
@@ -50,7 +52,7 @@ def test_anchored_drift():
         Drift("l2", anchor=encoder(2, projection_dim=12)).goals(ENCODER, PROMPTS)
 
 
-def test_toward_grows_as_the_target_nears():
+def test_toward_grows_as_the_target_nears() -> None:
     goal = Toward(["dogs", "two dogs"]).goals(ENCODER, PROMPTS)[0]
     assert goal(FEATURES).argmax() == 2
     assert goal(FEATURES)[2] == pytest.approx(1, abs=1e-5)
@@ -61,7 +63,7 @@ def test_toward_grows_as_the_target_nears():
     assert torch.equal(target, kept)  # never normalised in place
 
 
-def test_margin_is_solved_once_the_label_flips():
+def test_margin_is_solved_once_the_label_flips() -> None:
     classes = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     logits = cosine(FEATURES[:, None], classes)
     for label in range(4):
@@ -74,22 +76,24 @@ def test_margin_is_solved_once_the_label_flips():
     assert not goal.solved(0.0)
 
 
-def test_token_states_can_be_attacked():
+def test_token_states_can_be_attacked() -> None:
     goals = Drift("l2", feature=Hidden(-2)).goals(ENCODER, PROMPTS)
     own = ENCODER.features(ENCODER.tokenize(PROMPTS), Hidden(-2)).detach()
     assert goals[0](own)[0] == pytest.approx(0, abs=1e-5)
     assert goals[0](own)[1] > 0.01
 
 
-def test_names_tell_objectives_apart():
-    named = [Drift("l2"), Drift("cosine"), Drift("l2", anchor=ENCODER), Drift("l2", feature="pooled"), Toward(["a"])]
+def test_names_tell_objectives_apart() -> None:
+    named: list[Objective] = [Drift("l2"), Drift("cosine"), Drift("l2", anchor=ENCODER)]
+    named += [Drift("l2", feature="pooled"), Toward(["a"])]
     assert all(isinstance(each, Objective) for each in named)
     assert len({each.name for each in named}) == 5
 
 
-def test_bad_arguments():
+def test_bad_arguments() -> None:
+    unknown: Any = "l1"
     with pytest.raises(ValueError, match="unknown drift 'l1'"):
-        Drift("l1")
+        Drift(unknown)
     with pytest.raises(ValueError, match="1 targets for 2 prompts"):
         Toward(["dogs"]).goals(ENCODER, PROMPTS)
     with pytest.raises(TypeError, match="put the string in a list"):

@@ -1,18 +1,28 @@
 """The prefix forest against the plain scorer, which is its definition."""
 
 import warnings
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedModel,
+)
 
 from leaf_diffusion.attacks import Charmer, Exhaustive, LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder, Hidden, clip_tokenizer
-from leaf_diffusion.encoders.causal import UnsupportedTowerError
+from leaf_diffusion.encoders.base import Feature, TextEncoder
+from leaf_diffusion.encoders.causal import Block, UnsupportedTowerError
 from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder
 from leaf_diffusion.scoring import Drift, Margin, Scorer, prefix_forest, scorer
-from leaf_diffusion.scoring.forest import distinct
+from leaf_diffusion.scoring.forest import Forest, SortedRows, distinct
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, random_edits
 from leaf_diffusion.tokens.token_rows import Rows
@@ -23,27 +33,29 @@ ODD = ["", "a cat", 'the "so-called" cat &amp; dog', "a  double\tspace", "café 
        "a cat <|endoftext|>", "a cat <|endoftext|><|endoftext|>"]  # fmt: skip
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 IDS = {"bos_token_id": 49406, "pad_token_id": 49407}
-FEATURES = ["pooled", "projected", Hidden(), Hidden(-2), Hidden(0), Hidden(2, "all"), Hidden(-1, "all")]
+FEATURES: list[Feature] = ["pooled", "projected", Hidden(), Hidden(-2), Hidden(0), Hidden(2, "all"), Hidden(-1, "all")]
 
 
-def text_config(**changes):
+def text_config(**changes: object) -> CLIPTextConfig:
     given = SIZES | IDS | {"eos_token_id": 49407, "projection_dim": 16, "initializer_factor": 4.0} | changes
     return CLIPTextConfig(**given)
 
 
-def hf(cls=CLIPTextModelWithProjection, dtype=torch.float32, **changes):
+def hf(
+    cls: type[PreTrainedModel] = CLIPTextModelWithProjection, dtype: torch.dtype = torch.float32, **changes: object
+) -> HFTextEncoder:
     torch.manual_seed(0)
     return HFTextEncoder(cls(text_config(**changes)).eval().to(dtype), TOKENIZER, name="tower")
 
 
-def clip_model():
+def clip_model() -> HFTextEncoder:
     torch.manual_seed(0)
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = CLIPConfig(text_config=text_config().to_dict(), vision_config=vision | {"image_size": 8, "patch_size": 8})
     return HFTextEncoder(CLIPModel(config).eval(), TOKENIZER)
 
 
-def openclip(quick=False, **changes):
+def openclip(quick: bool = False, **changes: object) -> OpenCLIPTextEncoder:
     import open_clip
 
     torch.manual_seed(0)
@@ -69,11 +81,11 @@ TOWERS = {
 }
 
 
-def rows_of(encoder, texts):
+def rows_of(encoder: TextEncoder, texts: list[str]) -> list[tuple[int, ...]]:
     return [tuple(row) for row in dict.fromkeys(map(tuple, encoder.tokenize(texts)))]
 
 
-def features_of(forest, rows, feature, max_nodes):
+def features_of(forest: PrefixForest, rows: list[tuple[int, ...]], feature: Feature, max_nodes: int) -> torch.Tensor:
     """Features of token rows, in their order."""
     kept, order, place = distinct(forest.read(Rows.of(rows), feature))
     parts = list(forest.batches(kept, feature, max_nodes))
@@ -89,7 +101,9 @@ def features_of(forest, rows, feature, max_nodes):
 @pytest.mark.parametrize("feature", FEATURES, ids=str)
 @pytest.mark.parametrize("make", TOWERS.values(), ids=TOWERS)
 @torch.no_grad()
-def test_features_are_the_towers_own(make, feature, few_launches, monkeypatch):
+def test_features_are_the_towers_own(
+    make: Callable[[], TextEncoder], feature: Feature, few_launches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prefix_forest, "few_launches", lambda device: few_launches)
     encoder = make()
     if feature == "projected" and not encoder.has_projection:
@@ -103,7 +117,7 @@ def test_features_are_the_towers_own(make, feature, few_launches, monkeypatch):
 
 
 @pytest.mark.parametrize("make", TOWERS.values(), ids=TOWERS)
-def test_attacks_choose_the_same_tokens(make):
+def test_attacks_choose_the_same_tokens(make: Callable[[], TextEncoder]) -> None:
     encoder, prompts = make(), ["a red umbrella", 'two "cats" on a mat', "naïve café"]
     objective = Drift("l2", feature="projected" if encoder.has_projection else "pooled")
     for attack, k in ((Charmer(n_positions=4), 2), (LeafAttack(rho=12), 2), (Exhaustive(), 1)):
@@ -118,18 +132,19 @@ def test_attacks_choose_the_same_tokens(make):
 
 
 @pytest.mark.parametrize("bound", [1, 100_000, 1 << 29])
-def test_groups_of_a_gpu_at_any_bound(monkeypatch, bound):
+def test_groups_of_a_gpu_at_any_bound(monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     encoder, prompts = hf(), ["a red umbrella on a beach", "two cats", "x " * 60]
     candidates = [random_edits(prompt, 80, np.random.default_rng(0)) for prompt in prompts]
     wanted = Scorer(encoder, engine="plain").bind(prompts)(candidates)
     monkeypatch.setattr(prefix_forest, "few_launches", lambda device: True)
-    for precision, rtol in (("fp32", 1e-4), ("screen", 0.1)):
+    precisions: list[tuple[Literal["fp32", "screen"], float]] = [("fp32", 1e-4), ("screen", 0.1)]
+    for precision, rtol in precisions:
         got = Scorer(encoder, precision=precision, max_bytes=bound).bind(prompts)(candidates)
         for one, other in zip(got, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=rtol, atol=(1e-5 if rtol < 0.1 else 0.1) * float(other.max()))
 
 
-def test_a_changed_weight_is_seen_at_the_next_bind():
+def test_a_changed_weight_is_seen_at_the_next_bind() -> None:
     encoder, prompts = hf(), ["a red umbrella"]
     candidates = [random_edits(prompts[0], 30, np.random.default_rng(0))]
     for name in ("q_proj.weight", "fc1.weight", "layer_norm2.bias", "token_embedding.weight"):
@@ -146,26 +161,28 @@ def test_a_changed_weight_is_seen_at_the_next_bind():
 
 
 class Doubled(torch.nn.Linear):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(x)
 
 
-def doubled_layer(encoder):
+def doubled_layer(encoder: HFTextEncoder) -> None:
     encoder.text_model.encoder.layers[0].mlp.fc1 = Doubled(32, 48)
 
 
-def hook(encoder):
+def hook(encoder: HFTextEncoder) -> None:
     encoder.text_model.encoder.layers[0].mlp.fc1.register_forward_hook(lambda module, given, output: 2 * output)
 
 
-def other_activation(encoder):
+def other_activation(encoder: HFTextEncoder) -> None:
     encoder.text_model.encoder.layers[1].mlp.activation_fn = torch.nn.Tanh()
 
 
 @pytest.mark.parametrize(
     ("change", "reason"), [(doubled_layer, "holds a Doubled"), (hook, "has hooks"), (other_activation, "is Tanh")]
 )
-def test_what_is_not_understood_is_scored_plainly_with_one_warning(change, reason):
+def test_what_is_not_understood_is_scored_plainly_with_one_warning(
+    change: Callable[[HFTextEncoder], None], reason: str
+) -> None:
     encoder, prompts = hf(), ["a red umbrella"]
     change(encoder)
     encoder.name = f"tower with {change.__name__}"
@@ -180,14 +197,14 @@ def test_what_is_not_understood_is_scored_plainly_with_one_warning(change, reaso
         Scorer(encoder).bind(prompts)
 
 
-def test_offloaded_weights_are_refused():
+def test_offloaded_weights_are_refused() -> None:
     encoder = hf()
     encoder.module.to("meta")
     with pytest.raises(UnsupportedTowerError, match="offloaded"):
         PrefixForest(encoder, torch.float32)
 
 
-def test_hidden_states_leave_no_trace():
+def test_hidden_states_leave_no_trace() -> None:
     """transformers keeps its recording hooks on a model that was once asked for hidden states."""
     encoder = hf()
     encoder.features(encoder.tokenize(["a cat"]), Hidden(-2))
@@ -197,10 +214,16 @@ def test_hidden_states_leave_no_trace():
 
 
 @pytest.mark.parametrize("bound", [60_000, 400_000])
-def test_tokens_computed_at_once_stay_within_the_bound(monkeypatch, bound):
+def test_tokens_computed_at_once_stay_within_the_bound(monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     encoder, prompts = hf(), ["a red umbrella on a beach", "two cats"]
-    nodes, build_forest = [], prefix_forest.build_forest
-    monkeypatch.setattr(prefix_forest, "build_forest", lambda *given: nodes.append(build_forest(*given)) or nodes[-1])
+    nodes: list[Forest] = []
+    build_forest = prefix_forest.build_forest
+
+    def watched(rows: SortedRows, chunk: int, aligned: int, filled: Callable[[int], int]) -> Forest:
+        nodes.append(build_forest(rows, chunk, aligned, filled))
+        return nodes[-1]
+
+    monkeypatch.setattr(prefix_forest, "build_forest", watched)
     candidates = [random_edits(prompt, 200, np.random.default_rng(0)) for prompt in prompts]
     Scorer(encoder, max_bytes=bound).bind(prompts)(candidates)
     per_node = PrefixForest(encoder, torch.float32).bytes_per_node
@@ -208,7 +231,7 @@ def test_tokens_computed_at_once_stay_within_the_bound(monkeypatch, bound):
     assert len(nodes) > 1
 
 
-def test_half_precision_scores_roughly_and_once():
+def test_half_precision_scores_roughly_and_once() -> None:
     encoder, prompts = hf(), ["a red umbrella on a beach", "two cats on a mat"]
     candidates = [random_edits(prompt, 300, np.random.default_rng(0)) for prompt in prompts]
     score = Scorer(encoder, precision="half").bind(prompts)
@@ -219,17 +242,25 @@ def test_half_precision_scores_roughly_and_once():
 
 
 @torch.no_grad()
-def test_products_in_half_precision_on_a_cpu_have_few_sizes(monkeypatch):
+def test_products_in_half_precision_on_a_cpu_have_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {prefix_forest.recurring(n) for n in range(1, 4097)}
     assert len(sizes) < 80
     assert all(n <= prefix_forest.recurring(n) <= max(n + 7, n * 9 // 8) for n in range(1, 4097))
-    encoder, rows, seen = hf(), [], []
+    encoder = hf()
+    rows: list[list[tuple[int, ...]]] = []
+    seen: list[int] = []
     for n in (5, 30, 31, 90, 200):
         rows.append(rows_of(encoder, random_edits("a red umbrella on a beach", n, np.random.default_rng(n)).texts()))
     forest, block = PrefixForest(encoder, torch.bfloat16), PrefixForest._block
-    monkeypatch.setattr(
-        PrefixForest, "_block", lambda self, b, x, *more: seen.append(len(x)) or block(self, b, x, *more)
-    )
+
+    def watched(
+        self: PrefixForest, layer: Block, x: torch.Tensor, keys: torch.Tensor, masked: torch.Tensor,
+        only: torch.Tensor | None, recurring: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:  # fmt: skip
+        seen.append(len(x))
+        return block(self, layer, x, keys, masked, only, recurring)
+
+    monkeypatch.setattr(PrefixForest, "_block", watched)
     for feature in FEATURES[:2]:
         for some in rows:
             got = features_of(forest, list(dict.fromkeys(some)), feature, 4096)
@@ -239,7 +270,7 @@ def test_products_in_half_precision_on_a_cpu_have_few_sizes(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_towers(dtype):
+def test_half_precision_towers(dtype: torch.dtype) -> None:
     prompts = ["a red umbrella"]
     candidates = [random_edits(prompts[0], 60, np.random.default_rng(0))]
     exact = Scorer(hf(), engine="plain").bind(prompts)(candidates)[0]
@@ -247,7 +278,7 @@ def test_half_precision_towers(dtype):
     assert torch.corrcoef(torch.stack([exact, half]))[0, 1] > 0.99
 
 
-def test_autocast_is_followed():
+def test_autocast_is_followed() -> None:
     encoder, prompts = hf(), ["a red umbrella"]
     candidates = [random_edits(prompts[0], 60, np.random.default_rng(0))]
     exact = Scorer(encoder).bind(prompts)(candidates)[0]
@@ -257,7 +288,7 @@ def test_autocast_is_followed():
     assert 0 < float((half - exact).abs().max()) < 0.1 * float(exact.max())
 
 
-def test_margins_of_many_prompts_in_one_forest():
+def test_margins_of_many_prompts_in_one_forest() -> None:
     encoder, prompts = hf(), ["a red umbrella", "a red cat", "a blue cat"]
     classes = encoder.features(encoder.tokenize([*prompts, "dog"])).detach()
     candidates = [random_edits(prompt, 50, np.random.default_rng(1)) for prompt in prompts]

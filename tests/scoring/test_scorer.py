@@ -1,5 +1,8 @@
 """The plain scorer and the mean over towers."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 import torch
@@ -7,15 +10,18 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders import HFTextEncoder, Hidden, clip_tokenizer
+from leaf_diffusion.encoders.base import Defence, Feature
 from leaf_diffusion.encoders.defences import Speller
 from leaf_diffusion.scoring import Drift, Margin, MeanScorer, Scorer, Toward
+from leaf_diffusion.scoring.objectives import Goal
 from leaf_diffusion.text.edits import Candidates, neighbours, random_edits
+from leaf_diffusion.tokens.token_rows import TokenRows
 
 TOKENIZER = clip_tokenizer()
 PROMPTS = ["a red umbrella on a beach", "two cats, sleeping", "café 😀"]
 
 
-def encoder(seed=0, defence=None, gain=1.0, **changes):
+def encoder(seed: int = 0, defence: Defence | None = None, gain: float = 1.0, **changes: object) -> HFTextEncoder:
     torch.manual_seed(seed)
     sizes = {
         "hidden_size": 16,
@@ -35,18 +41,20 @@ def encoder(seed=0, defence=None, gain=1.0, **changes):
 ENCODER = encoder()
 
 
-def some(n=40):
+def some(n: int = 40) -> list[Candidates]:
     return [random_edits(prompt, n, np.random.default_rng(i)) for i, prompt in enumerate(PROMPTS)]
 
 
-def one_by_one(goal, texts, feature="projected"):
+def one_by_one(goal: Goal, texts: list[str], feature: Feature = "projected") -> torch.Tensor:
     return torch.cat([goal(ENCODER.features(ENCODER.tokenize([text]), feature)) for text in texts]).detach()
 
 
 @pytest.mark.parametrize("engine", ["plain", "prefix"])
 @pytest.mark.parametrize("max_bytes", [1, 40_000, 1 << 29])
 @pytest.mark.parametrize("feature", ["projected", "pooled", Hidden(), Hidden(-2, "all")])
-def test_scores_are_those_of_one_candidate_at_a_time(max_bytes, engine, feature):
+def test_scores_are_those_of_one_candidate_at_a_time(
+    max_bytes: int, engine: Literal["plain", "prefix"], feature: Feature
+) -> None:
     objective = Drift("l2", feature=feature)
     candidates = some(10)
     scores = Scorer(ENCODER, objective, engine, max_bytes=max_bytes).bind(PROMPTS)(candidates)
@@ -54,7 +62,7 @@ def test_scores_are_those_of_one_candidate_at_a_time(max_bytes, engine, feature)
         torch.testing.assert_close(got, one_by_one(goal, each.texts(), feature), rtol=1e-4, atol=1e-5)
 
 
-def test_every_candidate_counts_the_last_one_too():
+def test_every_candidate_counts_the_last_one_too() -> None:
     """Public code loses the last of each batch; here the strongest candidate stands last."""
     texts = ["a red umbrella"] * 15 + ["zzz qqq xxx"]
     (scores,) = Scorer(ENCODER, max_bytes=8_000).bind(["a red umbrella"])([Candidates.from_texts(texts)])
@@ -63,11 +71,16 @@ def test_every_candidate_counts_the_last_one_too():
     assert scores[:15].abs().max() < 1e-6
 
 
-def test_duplicates_are_computed_once_and_counted_as_asked(monkeypatch):
-    seen = []
+def test_duplicates_are_computed_once_and_counted_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Sequence[int]] = []
     features = ENCODER.features
+
+    def watched(rows: Sequence[Sequence[int]], what: Feature) -> torch.Tensor:
+        seen.extend(rows)
+        return features(rows, what)
+
     bound = Scorer(ENCODER, engine="plain").bind(PROMPTS[:2])
-    monkeypatch.setattr(ENCODER, "features", lambda rows, what: seen.extend(rows) or features(rows, what))
+    monkeypatch.setattr(ENCODER, "features", watched)
     same = Candidates.from_texts(["a cat", "A CAT", "a  cat", "a dog"])
     first, second = bound([same, same])
     assert len(seen) == 2
@@ -76,7 +89,7 @@ def test_duplicates_are_computed_once_and_counted_as_asked(monkeypatch):
     assert first[0] != second[0]
 
 
-def test_prompts_that_are_tokenized_in_groups_score_alike(monkeypatch):
+def test_prompts_that_are_tokenized_in_groups_score_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = [random_edits(PROMPTS[0], n, np.random.default_rng(n)) for n in (7, 0, 12, 3, 1)]
     for precision in ("fp32", "screen"):
         score = Scorer(ENCODER, precision=precision).bind([f"a cat {i}" for i in range(5)])
@@ -89,7 +102,7 @@ def test_prompts_that_are_tokenized_in_groups_score_alike(monkeypatch):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_finished_prompts_and_token_rows():
+def test_finished_prompts_and_token_rows() -> None:
     bound = Scorer(ENCODER).bind(PROMPTS)
     rows = ENCODER.tokenize(["a cat", "a dog"])
     scores = bound([Candidates.none(), Candidates.from_tokens(rows), Candidates.from_texts(["x"])])
@@ -100,7 +113,7 @@ def test_finished_prompts_and_token_rows():
     assert all(len(each) == 0 for each in bound([Candidates.none()] * 3))
 
 
-def test_clean_scores():
+def test_clean_scores() -> None:
     assert Scorer(ENCODER).bind(PROMPTS).clean() == pytest.approx([0, 0, 0], abs=1e-6)
     anchored = Scorer(ENCODER, Drift("l2", anchor=encoder(1))).bind(PROMPTS)
     assert min(anchored.clean()) > 0.01
@@ -109,7 +122,7 @@ def test_clean_scores():
     assert toward.clean() == pytest.approx([1, 1, 1], abs=1e-5)
 
 
-def test_the_defence_reads_the_candidates_first():
+def test_the_defence_reads_the_candidates_first() -> None:
     speller = Speller(["a", "red", "umbrella"])
     bound = Scorer(encoder(defence=speller)).bind(["a red umbrella"])
     (scores,) = bound([Candidates.from_texts(["a red umbrlla", "a blue umbrella"])])
@@ -117,7 +130,7 @@ def test_the_defence_reads_the_candidates_first():
     assert scores[1] > 0.01
 
 
-def test_gradient_is_that_of_a_one_hot():
+def test_gradient_is_that_of_a_one_hot() -> None:
     row = ENCODER.tokenize([PROMPTS[0]])[0]
     bound = Scorer(ENCODER, Toward(["a dog", "dogs", "cats"])).bind(PROMPTS)
     gradient = bound.gradient([row, row[:3] + row[-1:], row])[0]
@@ -135,7 +148,7 @@ def test_gradient_is_that_of_a_one_hot():
 
 
 @pytest.mark.parametrize("feature", ["pooled", Hidden(), Hidden(-1, "all")])
-def test_gradient_of_other_features(feature):
+def test_gradient_of_other_features(feature: Feature) -> None:
     rows = ENCODER.tokenize(PROMPTS)
     bound = Scorer(ENCODER, Drift("l2", anchor=encoder(1), feature=feature)).bind(PROMPTS)
     gradients = bound.gradient(rows)
@@ -143,7 +156,7 @@ def test_gradient_of_other_features(feature):
     assert all(each[1:].abs().sum() > 0 for each in gradients)
 
 
-def test_margin_stops_an_attack_early():
+def test_margin_stops_an_attack_early() -> None:
     prompt = "a red umbrella"
     classes = ENCODER.features(ENCODER.tokenize([prompt, "a rd umbrella"])).detach()
     scorer = Scorer(ENCODER, Margin(classes, [0]))
@@ -154,13 +167,13 @@ def test_margin_stops_an_attack_early():
     assert result.queries < Charmer(n_positions=5)([prompt], Scorer(ENCODER), k=3)[0].queries
 
 
-def test_a_targeted_attack_nears_its_target():
+def test_a_targeted_attack_nears_its_target() -> None:
     result = Charmer(n_positions=27)(["a rd umbrella"], Scorer(ENCODER, Toward(["a red umbrella"])), k=1)[0]
     assert result.score == pytest.approx(1, abs=1e-5)
     assert result.clean_score < result.score
 
 
-def test_towers_of_different_norm_weigh_alike():
+def test_towers_of_different_norm_weigh_alike() -> None:
     small, large = encoder(0), encoder(1, gain=100.0)
     bound = [Scorer(tower).bind(PROMPTS) for tower in (small, large)]
     candidates = some()
@@ -178,12 +191,21 @@ def test_towers_of_different_norm_weigh_alike():
     assert not mean.solved(0, 1e9)
 
 
-def test_towers_that_read_alike_share_the_tokenization(monkeypatch):
+def test_towers_that_read_alike_share_the_tokenization(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, defended = encoder(0), encoder(1), encoder(1, defence=Speller(["a", "red", "umbrella"]))
-    asked = []
+    asked: list[HFTextEncoder] = []
+
+    def watched(tower: HFTextEncoder) -> Callable[[Sequence[Candidates]], TokenRows]:
+        read = tower.read_candidates
+
+        def call(many: Sequence[Candidates]) -> TokenRows:
+            asked.append(tower)
+            return read(many)
+
+        return call
+
     for tower in (first, second, defended):
-        original = tower.read_candidates
-        monkeypatch.setattr(tower, "read_candidates", lambda c, t=tower, f=original: asked.append(t) or f(c))
+        monkeypatch.setattr(tower, "read_candidates", watched(tower))
     candidates = some()
     mean = MeanScorer([(Scorer(first), 1), (Scorer(second), 1), (Scorer(defended), 1)]).bind(PROMPTS)
     mean(candidates)
@@ -191,7 +213,7 @@ def test_towers_that_read_alike_share_the_tokenization(monkeypatch):
     assert mean.queries == [40, 40, 40]
 
 
-def test_gradient_of_the_mean():
+def test_gradient_of_the_mean() -> None:
     rows = ENCODER.tokenize(PROMPTS)
     objective = Toward(["a dog", "dogs", "cats"])
     towers = [Scorer(ENCODER, objective), Scorer(encoder(1), objective)]
@@ -203,9 +225,10 @@ def test_gradient_of_the_mean():
         MeanScorer([(towers[0], 1), (wider, 1)]).bind(PROMPTS).gradient(rows)
 
 
-def test_bad_arguments():
+def test_bad_arguments() -> None:
+    unknown: Any = "fast"
     with pytest.raises(ValueError, match=r"unknown engine 'fast'; available: .*plain"):
-        Scorer(ENCODER, engine="fast")
+        Scorer(ENCODER, engine=unknown)
     with pytest.raises(ValueError, match="max_bytes"):
         Scorer(ENCODER, max_bytes=0)
     with pytest.raises(TypeError, match="put it in a list"):

@@ -1,5 +1,7 @@
 """Screening in half precision against float32, whose best scores it has to return."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from leaf_diffusion.scoring import Scorer, prefix
 from leaf_diffusion.text import random_edits
 
 
-def hf():
+def hf() -> HFTextEncoder:
     torch.manual_seed(0)
     config = CLIPTextConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, projection_dim=16,
@@ -19,7 +21,7 @@ def hf():
     return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), clip_tokenizer(), name="tower")
 
 
-def test_screening_returns_exact_best_scores():
+def test_screening_returns_exact_best_scores() -> None:
     encoder, prompts = hf(), ["a red umbrella on a beach", "two cats on a mat", "x"]
     candidates = [
         random_edits(prompt, n, np.random.default_rng(0)) for prompt, n in zip(prompts, (400, 300, 5), strict=True)
@@ -33,7 +35,7 @@ def test_screening_returns_exact_best_scores():
     assert len(screened[0].unique()) > prefix.SCREENED
 
 
-def test_screening_scores_in_full_as_many_as_are_gone_on_with():
+def test_screening_scores_in_full_as_many_as_are_gone_on_with() -> None:
     encoder, prompts = hf(), ["a red umbrella on a beach", "two cats on a mat"]
     candidates = [random_edits(prompt, 60, np.random.default_rng(1)) for prompt in prompts]
     full = Scorer(encoder).bind(prompts)(candidates)
@@ -50,8 +52,9 @@ def test_screening_scores_in_full_as_many_as_are_gone_on_with():
     assert equal[70] == [60, 60]
 
 
-def test_screening_is_of_the_prefix_engine():
+def test_screening_is_of_the_prefix_engine() -> None:
     with pytest.raises(ValueError, match='belongs to engine="prefix"'):
         Scorer(hf(), engine="plain", precision="screen")
+    unknown: Any = "double"
     with pytest.raises(ValueError, match="unknown precision 'double'"):
-        Scorer(hf(), precision="double")
+        Scorer(hf(), precision=unknown)

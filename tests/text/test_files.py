@@ -13,11 +13,11 @@ from leaf_diffusion.text.files import first_of_each_image, read_texts
 TWO = ["a red cat", "zwei „Katzen“, 猫"]
 
 
-def texts(source, **more):
+def texts(source: str | Path, **more: str | None) -> list[str]:
     return [row.text for row in read_texts(source, **more)]
 
 
-def write(path: Path, content) -> Path:
+def write(path: Path, content: object) -> Path:
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
 
@@ -31,7 +31,7 @@ def tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def parquet(path: Path, **columns) -> Path:
+def parquet(path: Path, **columns: list[str]) -> Path:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet
 
@@ -39,7 +39,7 @@ def parquet(path: Path, **columns) -> Path:
     return path
 
 
-def test_lines_keep_blanks_and_drop_the_byte_order_mark(tmp_path):
+def test_lines_keep_blanks_and_drop_the_byte_order_mark(tmp_path: Path) -> None:
     rows = read_texts(write(tmp_path / "a.txt", "\ufeffa red cat \n\nb\n"))
     assert [row.text for row in rows] == ["a red cat", "", "b"]
     assert rows[1].where.endswith("a.txt, line 2")
@@ -58,12 +58,12 @@ def test_lines_keep_blanks_and_drop_the_byte_order_mark(tmp_path):
         ("results.token", "1.jpg#0\ta red cat\n2.jpg#0\tzwei „Katzen“, 猫\n"),
     ],
 )  # fmt: skip
-def test_text_files(tmp_path, name, content):
+def test_text_files(tmp_path: Path, name: str, content: object) -> None:
     column = "comment" if name == "results.csv" else None
     assert texts(write(tmp_path / name, content), column=column) == TWO
 
 
-def test_coco_captions_know_their_images(tmp_path):
+def test_coco_captions_know_their_images(tmp_path: Path) -> None:
     content = {
         "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
         "annotations": [
@@ -77,7 +77,7 @@ def test_coco_captions_know_their_images(tmp_path):
     assert [row.text for row in first_of_each_image(rows)] == ["one", "two"]
 
 
-def test_karpathy_split(tmp_path):
+def test_karpathy_split(tmp_path: Path) -> None:
     images = [
         {"split": split, "filename": f"{i}.jpg", "sentences": [{"raw": f"{split} {j}", "tokens": []} for j in range(2)]}
         for i, split in enumerate(("train", "test"))
@@ -88,7 +88,7 @@ def test_karpathy_split(tmp_path):
     assert texts(path, split="val") == []
 
 
-def test_webdataset_tars(tmp_path):
+def test_webdataset_tars(tmp_path: Path) -> None:
     plain = tar(tmp_path / "0.tar", {"a.jpg": b"x", "a.txt": b"a red cat\n", "b.json": b'{"caption": "no"}'})
     tar(tmp_path / "1.tar", {"c.json": json.dumps({"caption": TWO[1]}).encode()})
     assert texts(plain) == TWO[:1]
@@ -101,7 +101,7 @@ def test_webdataset_tars(tmp_path):
         texts(write(tmp_path / "no.tar", "not a tar"))
 
 
-def test_parquet(tmp_path):
+def test_parquet(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", text=TWO, split=["train", "test"])
     assert texts(path) == TWO
     assert texts(path, split="test") == TWO[1:]
@@ -110,7 +110,7 @@ def test_parquet(tmp_path):
         texts(write(tmp_path / "no.parquet", "hello"))
 
 
-def test_hugging_face_datasets(tmp_path):
+def test_hugging_face_datasets(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     one = datasets.Dataset.from_dict({"caption": TWO, "n": [1, 2]})
     one.save_to_disk(tmp_path / "one")
@@ -159,14 +159,14 @@ def test_hugging_face_datasets(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_read_says_where(tmp_path, name, content, said):
+def test_what_cannot_be_read_says_where(tmp_path: Path, name: str, content: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         texts(write(tmp_path / name, content))
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32", "shift-jis", "cp1251"])
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl", "a.json", "a.token"])
-def test_other_encodings_are_refused_by_name(tmp_path, name, encoding):
+def test_other_encodings_are_refused_by_name(tmp_path: Path, name: str, encoding: str) -> None:
     text = {"latin-1": "café", "cp1251": "кот"}.get(encoding, "a 猫")
     head = {"a.csv": "caption\n", "a.tsv": "caption\n", "a.token": "1.jpg#0\t"}.get(name, "")
     content = f'["{text}"]' if name == "a.json" else f'"{text}"' if name == "a.jsonl" else head + text
@@ -175,19 +175,19 @@ def test_other_encodings_are_refused_by_name(tmp_path, name, encoding):
         texts(tmp_path / name)
 
 
-def test_what_loses_nothing_is_no_reason_to_refuse(tmp_path):
+def test_what_loses_nothing_is_no_reason_to_refuse(tmp_path: Path) -> None:
     assert texts(write(tmp_path / "a.csv", "caption,,\na red cat,,,\nb\n")) == ["a red cat", "b"]
     rows = read_texts(write(tmp_path / "a.json", {"annotations": [{"caption": "a"}, {"caption": "b", "image_id": 7}]}))
     assert [(row.text, row.image) for row in rows] == [("a", None), ("b", "7")]  # two unknown images are not one
 
 
-def test_a_json_file_too_large_to_be_read_whole(tmp_path, monkeypatch):
+def test_a_json_file_too_large_to_be_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leaf_diffusion.text.readers.documents.LONGEST_JSON", 10)
     with pytest.raises(ValueError, match=r"a\.json: more than 10 bytes are too many .* write JSONL"):
         texts(write(tmp_path / "a.json", '["a red cat"]'))
 
 
-def test_missing_files_bytes_and_columns(tmp_path):
+def test_missing_files_bytes_and_columns(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         texts(tmp_path / "nowhere.txt")
     with pytest.raises(FileNotFoundError, match="no file fits"):
@@ -199,7 +199,7 @@ def test_missing_files_bytes_and_columns(tmp_path):
         texts(write(tmp_path / "a.jsonl", '{"caption": "x"}'), column="title")
 
 
-def test_damaged_archives_and_parquet_files_are_named(tmp_path):
+def test_damaged_archives_and_parquet_files_are_named(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:  # a compressed one under a plain name
         member = tarfile.TarInfo("a.txt")
         member.size = 3_000

@@ -1,5 +1,7 @@
 """Chunk-wise tokenization against the tokenizer itself, over every single edit."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,12 +21,12 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def slow(rows, texts):
+def slow(rows: RowTokenizer, texts: list[str]) -> list[tuple[int, ...]]:
     return [tuple(row) if len(row) <= 77 else (*row[:76], row[-1]) for row in rows(texts)]
 
 
 @pytest.fixture(scope="module", params=["transformers", "open_clip"])
-def rows(request):
+def rows(request: pytest.FixtureRequest) -> RowTokenizer:
     if request.param == "transformers":
         return RowTokenizer(clip_tokenizer())
     from open_clip.tokenizer import SimpleTokenizer
@@ -33,7 +35,7 @@ def rows(request):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_every_edit_has_the_tokenizers_own_tokens(rows, text):
+def test_every_edit_has_the_tokenizers_own_tokens(rows: RowTokenizer, text: str) -> None:
     candidates = neighbours(text) if len(text) < 60 else random_edits(text, 300, np.random.default_rng(0))
     if rows.pad_id is None:  # open_clip's tokenizer is pure Python
         candidates = candidates[:: max(1, len(candidates) // 400)]
@@ -41,7 +43,7 @@ def test_every_edit_has_the_tokenizers_own_tokens(rows, text):
         assert ChunkTokenizer(rows, 77, pieces).read([candidates])[0] == slow(rows, candidates.texts())
 
 
-def test_texts_that_are_read_together_are_read_alike(rows):
+def test_texts_that_are_read_together_are_read_alike(rows: RowTokenizer) -> None:
     tokenizer = ChunkTokenizer(rows, 77, rows.pieces)
     many = [Candidates.none(), *(random_edits(text or "x", 40, np.random.default_rng(0)) for text in TEXTS[:-2])]
     for _ in range(2):
@@ -53,7 +55,7 @@ def test_texts_that_are_read_together_are_read_alike(rows):
     assert len(tokenizer.read([])) == 0
 
 
-def test_padding_that_is_a_token_wherever_it_stands():
+def test_padding_that_is_a_token_wherever_it_stands() -> None:
     """SD2 pads with "!", which its tokenizer then reads as padding in every text."""
     tokenizer = clip_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "!"})
@@ -66,7 +68,7 @@ def test_padding_that_is_a_token_wherever_it_stands():
     assert RowTokenizer(tokenizer).pieces is None
 
 
-def test_only_clips_own_splitting_is_split_by_pieces():
+def test_only_clips_own_splitting_is_split_by_pieces() -> None:
     tokenizer = clip_tokenizer()
     assert RowTokenizer(tokenizer).pieces is not None
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -75,7 +77,7 @@ def test_only_clips_own_splitting_is_split_by_pieces():
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.sampled_from(ALPHABET + "éß\t\n猫İ"), max_size=20), st.data())
-def test_any_text(text, data):
+def test_any_text(text: str, data: st.DataObject) -> None:
     rows = RowTokenizer(clip_tokenizer())
     slots = data.draw(st.lists(st.integers(0, n_slots(text) - 1), min_size=1, max_size=20))
     letters = data.draw(
@@ -85,10 +87,16 @@ def test_any_text(text, data):
     assert ChunkTokenizer(rows, 77, rows.pieces).read([candidates])[0] == slow(rows, candidates.texts())
 
 
-def test_the_memo_is_used_and_bounded(monkeypatch):
+def test_the_memo_is_used_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leaf_diffusion.tokens.memo.MEMO", 50)
-    asked, rows = [], RowTokenizer(clip_tokenizer())
-    tokenizer = ChunkTokenizer(lambda texts: asked.extend(texts) or rows(texts), 77)
+    asked: list[str] = []
+    rows = RowTokenizer(clip_tokenizer())
+
+    def watched(texts: Sequence[str]) -> list[list[int]]:
+        asked.extend(texts)
+        return rows(texts)
+
+    tokenizer = ChunkTokenizer(watched, 77)
     candidates = neighbours("a cat")
     first = tokenizer.read([candidates])[0]
     assert len(asked) < 0.8 * len(candidates)  # lower case, and chunks in place of texts
@@ -97,6 +105,6 @@ def test_the_memo_is_used_and_bounded(monkeypatch):
     assert tokenizer.read([candidates])[0] == first == slow(rows, candidates.texts())
 
 
-def test_only_edits_have_chunks():
+def test_only_edits_have_chunks() -> None:
     with pytest.raises(ValueError, match="edits of a base text"):
         ChunkTokenizer(RowTokenizer(clip_tokenizer()), 77).read([Candidates.from_texts(["a"])])

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from torch import nn
 from leaf_diffusion.weights.files import load_weights, read_header
 from leaf_diffusion.weights.fingerprints import fingerprint
 from leaf_diffusion.weights.models import check_folder
+from leaf_diffusion.weights.pickles import conversion
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -98,3 +102,57 @@ def test_the_fingerprint_is_of_names_types_shapes_and_bytes() -> None:
         fingerprint([("a", torch.tensor([0, 0, 0, 1.0]))]),
     }
     assert len(different) == 5
+
+
+WEIGHTS = {"ln.weight": torch.ones(3), "proj": torch.arange(4.0)}
+TOKEN = {"*": torch.ones(2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (WEIGHTS, WEIGHTS),
+        ({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in WEIGHTS.items()}, "optimizer": {"lr": 1}}, WEIGHTS),
+        ({"epoch": 1, "state_dict": {f"model.{k}": v for k, v in WEIGHTS.items()}}, WEIGHTS),
+        ({"model": dict(WEIGHTS), "epoch": 3}, WEIGHTS),
+        # a part that is called "model" is no wrapper: all of a language model's names begin so
+        ({f"model.{k}": v for k, v in WEIGHTS.items()}, {f"model.{k}": v for k, v in WEIGHTS.items()}),
+        ({"string_to_token": {"*": 265}, "string_to_param": TOKEN, "step": 1}, TOKEN),
+        ({"string_to_param": nn.ParameterDict({"*": nn.Parameter(TOKEN["*"])})}, TOKEN),
+        ({"<cat>": torch.ones(4)}, {"<cat>": torch.ones(4)}),
+    ],
+    ids=[
+        "plain",
+        "open_clip training",
+        "Lightning",
+        "nested",
+        "language model",
+        "AUTOMATIC1111",
+        "first tokens",
+        "diffusers",
+    ],
+)
+def test_the_command_that_converts_a_pickle_takes_its_weights(
+    tmp_path: Path, content: dict[str, object], wanted: dict[str, torch.Tensor]
+) -> None:
+    file = tmp_path / "it's.ckpt"
+    torch.save(content, file)
+    with pytest.raises(ValueError, match="is a pickle") as refused:
+        load_weights(file)
+    command = str(refused.value).partition("Convert it: ")[2].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    found = load_weights(file.with_suffix(".safetensors"))
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_the_command_that_converts_a_pickle_runs_no_code_of_it(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    file = tmp_path / "x.pt"
+    torch.save({"a": torch.ones(1), "b": Hostile()}, file)
+    command = conversion((file, tmp_path / "x.safetensors")).replace("python", sys.executable, 1)
+    done = subprocess.run(command, shell=True, check=False, capture_output=True)
+    assert done.returncode != 0
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "x.safetensors").exists()

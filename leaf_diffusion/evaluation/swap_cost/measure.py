@@ -17,6 +17,7 @@ from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.evaluation.tasks.units import Noted
 from leaf_diffusion.metrics import clip_score_from_features, feature_drift, pixel_rmse
+from leaf_diffusion.runs import RunStore, image_name
 from leaf_diffusion.runs.experiment_records import SwapImage, SwapScore
 from leaf_diffusion.runs.results import GivenPrompt, MeasuredCondition
 from leaf_diffusion.tokens.tokenizer import RowTokenizer
@@ -39,14 +40,17 @@ class Series:
         return self.condition.key, self.encoder, self.protocol
 
 
-def all_series(conditions: Sequence[Condition], labels: Sequence[str]) -> list[Series]:
-    """What is drawn: every encoder's images of each condition, the first encoder's first, then the floor's."""
+def series_units(
+    conditions: Sequence[Condition], labels: Sequence[str]
+) -> dict[tuple[str, str, str, int], tuple[Series, int]]:
+    """What is drawn: each prompt of every encoder's images of each condition, the first encoder's first, then the floor's."""
     places = [*((label, CLEAN) for label in labels), (labels[0], FLOOR)]
-    return [Series(condition, *place) for condition in conditions for place in places]
+    found = [Series(condition, *place) for condition in conditions for place in places]
+    return {(*one.key, number): (one, number) for one in found for number in range(len(one.condition.prompts))}
 
 
-def draw_series(setup: Setup, series: Series, numbers: Sequence[int], seed: int) -> list[tuple[Image.Image, bool]]:
-    """Images of some prompts of a series, and whether the encoder cut the prompt."""
+def draw_series(store: RunStore, setup: Setup, series: Series, numbers: Sequence[int], seed: int) -> list[SwapImage]:
+    """Draw the images of some prompts of a series into the run, and say whether the encoder cut the prompt."""
     loaded, asked = setup.encoders[series.encoder], [series.condition.prompts[number] for number in numbers]
     given = loaded.encoder.preprocess([each.given for each in asked])
     seeds = [noise_seed(each.id, seed + (series.protocol == FLOOR)) for each in asked]
@@ -55,10 +59,39 @@ def draw_series(setup: Setup, series: Series, numbers: Sequence[int], seed: int)
         whole = RowTokenizer(pipeline.tokenizer)(pipeline.maybe_convert_prompt(given, pipeline.tokenizer))
         drawing = pipeline if None in negative else partial(pipeline, negative_prompt=negative)
         images = draw(drawing, given, seeds, setup)
-    return [(image, len(row) > loaded.base.context_length) for image, row in zip(images, whole, strict=True)]
+    paths = [
+        store.save_image(image_name(f"{series.key} {number}"), image)
+        for number, image in zip(numbers, images, strict=True)
+    ]
+    limit, (condition, encoder, protocol) = loaded.base.context_length, series.key
+    return [
+        SwapImage(condition=condition, encoder=encoder, protocol=protocol, number=number, image=path,
+                  truncated=len(row) > limit)
+        for number, path, row in zip(numbers, paths, whole, strict=True)
+    ]  # fmt: skip
 
 
 def score_series(
+    store: RunStore, series: Series, numbers: Sequence[int], first: str, judges: Judges, *, style: bool
+) -> list[SwapScore]:
+    """Scores by metric of some images of a series; drift is from the images of the encoder `first`, of the same prompts.
+
+    `style`: also whether each image has the style that the world's LoRA was trained on (1 or 0).
+    """
+    drawn = {
+        (one.condition, one.encoder, one.protocol, one.number): one.image for one in store.records("images", SwapImage)
+    }
+    images = [store.load_image(drawn[(*series.key, number)]) for number in numbers]
+    condition, encoder, protocol = series.key
+    origin = (condition, first, CLEAN)
+    firsts = None if series.key == origin else [store.load_image(drawn[(*origin, number)]) for number in numbers]
+    return [
+        SwapScore(condition=condition, encoder=encoder, protocol=protocol, number=number, scores=scores)
+        for number, scores in zip(numbers, _scores(series, numbers, images, firsts, judges, style), strict=True)
+    ]
+
+
+def _scores(
     series: Series,
     numbers: Sequence[int],
     images: Sequence[Image.Image],
@@ -66,10 +99,6 @@ def score_series(
     judges: Judges,
     style: bool,
 ) -> list[dict[str, float]]:
-    """Scores by metric of some images of a series; drift is from `firsts`, the first encoder's of the same prompts.
-
-    `style`: also whether each image has the style that the world's LoRA was trained on (1 or 0).
-    """
     asked, clip = [series.condition.prompts[number] for number in numbers], judges.clip
     features = None if clip is None else clip.encode_image(list(images))
     columns: dict[str, Sequence[float]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -14,17 +14,12 @@ from leaf_diffusion.evaluation.t2i.plan import Cell, Plan
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.evaluation.t2i.summarise import pairs_of, setting
 from leaf_diffusion.evaluation.tasks.text import sensitivity
-from leaf_diffusion.metrics import Distance, cmmd, frechet_distance, kid
+from leaf_diffusion.reports.results import OF_SETS
 from leaf_diffusion.runs import ResultRow, RunStore
 from leaf_diffusion.runs.records import ImageRecord
 from leaf_diffusion.runs.scheduler import chunks
 from leaf_diffusion.world.figures import zero_shot_anchors
 
-DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], Distance]] = {
-    "kid": kid,
-    "cmmd": cmmd,
-    "frechet": frechet_distance,
-}
 AT_ONCE = 256
 
 
@@ -50,9 +45,9 @@ def distribution_rows(
         for metric in (metric for metric, (name, _) in spaces.items() if name == space):
             for cell in (cell for cell in plan.cells if len(shown[cell]) >= 2):
                 generated = np.stack([features[path] for path in shown[cell]])
-                distance = float(DISTANCES[metric](generated, real))
+                distance = float(OF_SETS[metric](generated, real))
                 rows[cell, metric] = setting(plan, cell, metric, attack, constraint).row(len(generated), distance)
-    return [rows[cell, metric] for cell in plan.cells for metric in DISTANCES if (cell, metric) in rows]
+    return [rows[cell, metric] for cell in plan.cells for metric in OF_SETS if (cell, metric) in rows]
 
 
 def _features(model: ImageModel, images: Sequence[Image.Image]) -> np.ndarray:

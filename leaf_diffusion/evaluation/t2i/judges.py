@@ -20,6 +20,7 @@ from leaf_diffusion.evaluation.t2i.feature_spaces import load_space
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.images import ImageFolder
 from leaf_diffusion.metrics.feature_spaces import FeatureSpace
+from leaf_diffusion.reports.results import SETS
 from leaf_diffusion.world import SceneJudge, load_judge_clip, real_images
 
 REAL_IMAGES = 500
@@ -58,7 +59,7 @@ class Judges:
             return {}
         clip = None if self.clip is None else (str(self.space), self.clip)
         other = clip if self.distances is None else (self.distances.name, self.distances)
-        found = {"kid": other, "cmmd": clip, "frechet": other}
+        found = {metric: clip if metric == "cmmd" else other for metric in SETS}
         return {metric: space for metric, space in found.items() if space is not None}
 
     def described(self) -> dict[str, object]:

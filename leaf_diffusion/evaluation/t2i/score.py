@@ -10,7 +10,8 @@ from torch import Tensor
 from leaf_diffusion.evaluation.t2i.judges import ImageTextModel, Judges
 from leaf_diffusion.evaluation.t2i.plan import ImageUnit
 from leaf_diffusion.evaluation.t2i.setup import Setup
-from leaf_diffusion.metrics import clip_score_from_features, feature_drift, pixel_rmse
+from leaf_diffusion.metrics import clip_score_from_features, feature_drift
+from leaf_diffusion.reports.results import OF_IMAGES
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.records import ImageRecord, ScoreRecord, parse
 from leaf_diffusion.world.scenes import Scene
@@ -62,8 +63,10 @@ def _score(
     shown = [images[each.image] for each in batch]
     moved = [each.protocol != "clean" for each in batch]
     swapped = [each.protocol == "clean" and each.encoder != first for each in batch]
-    rmse = [pixel_rmse(a, images[b]) for a, b in zip(shown, references, strict=True)]
-    columns: dict[str, Sequence[object]] = {"drift": _where(moved, rmse), "swap_drift": _where(swapped, rmse)}
+    pairs = [(image, images[reference]) for image, reference in zip(shown, references, strict=True)]
+    measured = {key: [measure(*pair) for pair in pairs] for key, measure in OF_IMAGES.items()}
+    columns: dict[str, Sequence[object]] = {key: _where(moved, values) for key, values in measured.items()}
+    columns["swap_drift"] = _where(swapped, measured["drift"])
     if judges.clip is not None:
         features = dict(zip(images, judges.clip.encode_image(list(images.values())), strict=True))
         columns |= _clip_columns(batch, references, moved, swapped, features, judges.clip)

@@ -116,7 +116,7 @@ def prepare(options: Options) -> Setup:
 def load_prompts(options: Options, given: Sequence[GivenAttack]) -> list[Prompt]:
     """The prompts of the run; with attack sets every set must cover each of them."""
     if options.prompts is not None:
-        prompts = prompt_sets.from_file(options.prompts, options.column, options.split, every=options.every_caption)
+        prompts = options.read(options.prompts)
     elif given:
         prompts = [Prompt(text) for text in dict.fromkeys(row.prompt for row in given)]
     else:

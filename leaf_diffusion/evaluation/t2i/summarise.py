@@ -10,9 +10,10 @@ import numpy as np
 
 from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.t2i.plan import Cell, Plan
+from leaf_diffusion.reports.results import SCORE_FIELDS
 from leaf_diffusion.reports.sections import Cell as Shown
 from leaf_diffusion.reports.sections import Matrix
-from leaf_diffusion.runs import FIELDS, SWAP_FIELDS, ResultRow, Values, prompt_values
+from leaf_diffusion.runs import SWAP_FIELDS, ResultRow, Values, prompt_values
 from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
 from leaf_diffusion.runs.results import AttackSet, Counts
 from leaf_diffusion.text.visible import isolated
@@ -43,12 +44,12 @@ def setting_values(
     itself.
     """
     clean = [image for image in images if image.protocol == "clean"]
-    found = {**prompt_values(images, scores), **prompt_values(clean, scores, SWAP_FIELDS)}
+    found = {**prompt_values(images, scores, SCORE_FIELDS), **prompt_values(clean, scores, SWAP_FIELDS)}
     values = {(Cell(*key), metric): each for (key, metric), each in found.items()}
     return {
         setting(plan, cell, metric, attack, constraint): values[cell, metric]
         for cell in plan.cells
-        for metric in FIELDS
+        for metric in SCORE_FIELDS
         if (cell, metric) in values
     }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from leaf_diffusion.attacks import Attack, LeafAttack
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.experiment import Setting
+from leaf_diffusion.evaluation.options import ConstraintName, RunOptions, check_edits
+from leaf_diffusion.evaluation.tasks.options import check_counts
 from leaf_diffusion.evaluation.tasks.text import Task
 from leaf_diffusion.evaluation.tasks.units import Noted
 from leaf_diffusion.finetune import TextFAREConfig
@@ -19,6 +22,59 @@ from leaf_diffusion.text.constraints import constraint_from_name
 
 PROBE_RHO = 50
 """Budget of the LEAF attack that the loss is measured under."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationOptions(RunOptions):
+    """Finetune one encoder several times, each time with one choice changed, and attack the results alike."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"--steps": "--train-steps"}
+    encoders: tuple[str, ...] = ("original",)
+    """The first is finetuned and is the baseline; further ones are attacked beside."""
+    rho: tuple[int, ...] = (1, 10, 50)
+    """Budgets of the LEAF attack in training, constrained."""
+    unconstrained: bool = True
+    """Also train with the largest rho and no constraint."""
+    control: bool = True
+    """Also train on random typos, which nothing has scored."""
+    captions: str | None = None
+    """What is trained on. Default: 20,000 captions of the world."""
+    column: str | None = None
+    """Where the captions stand in records. Default: the first of prompt, caption, text, raw, sentence."""
+    split: str | None = None
+    """The split of the captions, where the file tells one."""
+    train_steps: int = 400
+    """Updates of each training."""
+    batch_size: int = 32
+    lr: float = 1e-3
+    train_seed: int = 5
+    task: str = "world"
+    """The zero-shot task, as of `leaf-diffusion zero-shot-text`."""
+    task_column: str | None = None
+    """Where the task's texts stand."""
+    task_split: str | None = None
+    classes: tuple[str, ...] = ()
+    limit: int = 96
+    """Texts of the task, spread over the classes."""
+    k: tuple[int, ...] = (1, 2, 3, 4, 5)
+    n_positions: int = 20
+    """Positions that Charmer keeps a round."""
+    constraint: ConstraintName = "no-new-words"
+    """Of the attacks that the encoders are compared under."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.rho or min(self.rho) < 1 or len(set(self.rho)) < len(self.rho):
+            raise ValueError(f"--rho needs different budgets, each at least 1, got {self.rho}")
+        check_edits(self.k)
+        check_counts(self, "train_steps", "limit", "n_positions")
+
+    def recipes(self) -> dict[str, TextFAREConfig]:
+        """The trainings by label."""
+        steps = self.train_steps
+        base = TextFAREConfig(max_steps=steps, batch_size=self.batch_size, lr=self.lr, warmup_steps=max(1, steps // 10),
+                              seed=self.train_seed, eval_every=steps, checkpoint_every=max(1, steps // 8))  # fmt: skip
+        return recipes(base, self.rho, unconstrained=self.unconstrained, control=self.control)
 
 
 def recipes(

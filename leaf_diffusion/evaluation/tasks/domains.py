@@ -13,12 +13,33 @@ from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
 from leaf_diffusion.evaluation.tasks.image_attacks import Classifier
 from leaf_diffusion.evaluation.tasks.images import ImageTask
+from leaf_diffusion.evaluation.tasks.options import ImageOptions, LabelledTextOptions, check_counts
 from leaf_diffusion.evaluation.tasks.text import Task
 from leaf_diffusion.evaluation.tasks.units import attacked
 from leaf_diffusion.runs.experiment_records import PairImage, PairText
 from leaf_diffusion.scoring.objectives import Margin
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class BothDomainsOptions(LabelledTextOptions, ImageOptions):
+    """Zero-shot accuracy in both domains, clean and attacked, of every image tower with every text tower."""
+
+    encoders: tuple[str, ...] = ("original", "leaf")
+    """Text towers: the original, then robust ones; as everywhere."""
+    image_encoders: tuple[str, ...] = ("original", "fare")
+    """Image towers of the same CLIP: the original, then robust ones."""
+    limit: int | None = 192
+    """Number of images, spread over the classes."""
+    eps: float | None = None
+    """How far a pixel may move, in steps of 1/255. Default: 4 for the world, else 2, as in the paper."""
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        check_counts(self, "limit", "text_limit", "attack_steps", "batch_size", "per_class", "k", "n_positions")
+        if self.eps is not None and not 0 < self.eps <= 255:
+            raise ValueError(f"--eps is above 0 and up to 255, got {self.eps}")
 
 
 @dataclass(frozen=True)
@@ -36,13 +57,13 @@ def tower_pairs(
     encoders: Mapping[str, TextEncoder],
     images: ImageTask,
     texts: Task,
-    seen: Callable[[ImageEncoder], Tensor | None],
+    seen: Callable[[ImageEncoder, Sequence[str]], Tensor | None],
 ) -> dict[str, TowerPair]:
-    """Every pair by "image tower + text tower"; `seen` gives the texts' classes as an image tower sees them.
+    """Every pair by "image tower + text tower"; `seen` gives classes as an image tower sees them.
 
     Raises ValueError where two towers are not of one CLIP.
     """
-    anchors = {label: seen(tower) for label, tower in towers.items()}
+    anchors = {label: seen(tower, texts.classes) for label, tower in towers.items()}
     pairs = {}
     for text, encoder in encoders.items():
         classes = images.class_features(encoder)

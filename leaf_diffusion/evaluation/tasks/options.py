@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
-from leaf_diffusion.evaluation.options import ConstraintName, PromptOptions, RunOptions, check_edits
-from leaf_diffusion.evaluation.prompts import Prompt, from_file, from_world
-from leaf_diffusion.evaluation.tasks.goals import Goal
+from leaf_diffusion.evaluation.options import ConstraintName, PromptOptions, RunOptions
+from leaf_diffusion.evaluation.prompts import Prompt, from_world
+from leaf_diffusion.evaluation.tasks.image_attacks import ImageAttackName
 from leaf_diffusion.evaluation.tasks.images import TEMPLATES, image_anchors
-from leaf_diffusion.evaluation.tasks.retrieval import Gallery, file_gallery, world_gallery
 from leaf_diffusion.evaluation.tasks.text import TEMPLATES as TEXT_TEMPLATES
 from leaf_diffusion.evaluation.tasks.text import Task, load_task
 from leaf_diffusion.world.figures import zero_shot_anchors
@@ -31,7 +30,7 @@ class PromptRunOptions(RunOptions, PromptOptions):
         """The prompts; of the world's `default` where no limit is given, `shares` of them with several things."""
         if self.prompts is None:
             return from_world(self.limit or default, self.prompt_seed, **shares)
-        return from_file(self.prompts, self.column, self.split, every=self.every_caption)[: self.limit]
+        return self.read(self.prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +81,30 @@ class ImageOptions(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZeroShotImageOptions(ImageOptions):
+    """Zero-shot image classification of image towers, clean and under l-inf attacks on the pixels."""
+
+    encoders: tuple[str, ...] = ("original", "fare")
+    """Image towers: labels of the world's, sources ("world:fare", "openclip:...", a folder, a Hub id) or LABEL=SOURCE. The
+    first is the baseline of the differences."""
+    text_encoder: str = "original"
+    """The text tower that names the classes, one for all: of the CLIP that the image towers belong to."""
+    limit: int | None = None
+    """Number of images, spread over the classes. Default: all."""
+    attacks: tuple[ImageAttackName, ...] = ("pgd", "apgd")
+    """apgd: on the cross-entropy, then on the DLR loss for images that are still right."""
+    eps: tuple[float, ...] = ()
+    """How far a pixel may move, in steps of 1/255. Default: 4 for the world, else 2, as in the paper."""
+    transfer: bool = True
+    """Show what was found on one tower to the others, too."""
+
+    def __post_init__(self) -> None:
+        if not self.attacks or not all(0 < eps <= 255 for eps in self.eps):
+            raise ValueError(f"--attacks needs one name at least, --eps numbers above 0 and up to 255, got {self.eps}")
+        check_counts(self, "limit", "attack_steps", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelledTextOptions(RunOptions):
     """Texts with classes, the images of these classes, and Charmer on the texts."""
 
@@ -117,55 +140,6 @@ class LabelledTextOptions(RunOptions):
                 raise ValueError("--anchors belongs to --texts of your own; the world draws its own images")
             return zero_shot_anchors(per_class=self.per_class, embed=lambda some: tower.embed(tower.prepare(some)))
         return None if self.anchors is None else image_anchors(self.anchors, classes, tower, self.per_class)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalOptions(RunOptions):
-    """Text-to-image retrieval, clean and under untargeted and targeted attacks."""
-
-    renamed: ClassVar[Mapping[str, str]] = {"--caption-column": "--column", "--pictures": "--images"}
-
-    captions: Path | None = None
-    """A file that says which image a caption belongs to: COCO captions, the Karpathy split, Flickr30k, JSONL with
-    "image" and "caption". Default: scenes of the world, with captions that name all there is."""
-    images: Path | None = None
-    """The folder of the file's images."""
-    column: str | None = None
-    """Where the captions stand. Default: the first of prompt, caption, text, raw, sentence."""
-    split: str | None = None
-    """Only captions of this split ("test" of the Karpathy split)."""
-    image_encoder: str = "world:original"
-    """The tower that embeds the images: a CLIP's folder, Hub id or openclip:ARCHITECTURE/PRETRAINED."""
-    gallery: int = 1000
-    """Images that each caption is ranked against, at most."""
-    limit: int | None = None
-    """Captions that are attacked. Default: 48 of the world's, all of a file's; the targets are not among them."""
-    targets: int = 3
-    """Target captions of the attack "toward"."""
-    goals: tuple[Goal, ...] = ("drift", "margin", "toward")
-    toward: Literal["captions", "images"] = "captions"
-    """What the targeted attack moves the caption's embedding to: that of the target caption, or of its image."""
-    k: tuple[int, ...] = (1, 2)
-    """Numbers of character edits."""
-    n_positions: int = 10
-    """Positions that Charmer keeps a round."""
-    constraint: ConstraintName = "no-new-words"
-    seed: int = 0
-    """Which scenes are drawn, and which captions are attacked or are targets."""
-
-    def __post_init__(self) -> None:
-        check_edits(self.k)
-        check_counts(self, "gallery", "limit", "targets", "n_positions")
-        if not self.goals or len(set(self.goals)) < len(self.goals):
-            raise ValueError(f"--goals names different goals, at least one, got {self.goals}")
-        if (self.captions is None) != (self.images is None):
-            raise ValueError("--captions and --images belong together: the file, and the folder of its images")
-
-    def load_gallery(self) -> Gallery:
-        """The captions and their images."""
-        if self.captions is None or self.images is None:
-            return world_gallery(self.gallery, self.seed)
-        return file_gallery(self.captions, self.images, column=self.column, split=self.split, n=self.gallery)
 
 
 def check_counts(options: object, *names: str) -> None:

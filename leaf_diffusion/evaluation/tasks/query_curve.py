@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+
+from leaf_diffusion.evaluation.experiment import Setting
+from leaf_diffusion.evaluation.tasks.units import Noted
+from leaf_diffusion.reports.metrics import OVER_QUERIES, SENSITIVITY, TEXT_ACCURACY
+from leaf_diffusion.runs.experiment_records import ClassifiedText, MinimalPairs
 
 QUERIES = (1, 3, 10, 30, 100, 300, 1000, 3000)
 
@@ -23,3 +29,43 @@ def against_random(edits: int, flips: int, queries: int) -> float:
 
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def accuracies(records: Sequence[ClassifiedText]) -> Noted:
+    """Accuracy of each text: clean, under every edit, under so many random edits, under each search."""
+    found = Noted()
+    most = max((each.edits for record in records for each in record.exact), default=0)
+    for record in records:
+        name, number = record.encoder, record.number
+        found.note(Setting(name, TEXT_ACCURACY.key), number, record.right)
+        for each in record.exact:
+            place = ("adaptive", name, "exhaustive", each.constraint, 1)
+            found.note(Setting(name, TEXT_ACCURACY.key, *place), number, record.right and not each.flips)
+            for queries in query_numbers(most):
+                drawn = ("adaptive", name, "random edits", each.constraint, 1)
+                setting = Setting(name, OVER_QUERIES.key, *drawn, more=(("queries", queries),))
+                held = against_random(each.edits, each.flips, queries) if record.right else 0.0
+                found.note(setting, number, held)
+        for search in record.attacks:
+            place = ("adaptive", name, search.label, search.constraint, search.k)
+            found.note(Setting(name, TEXT_ACCURACY.key, *place), number, record.right and search.held)
+    return found
+
+
+def sensitivities(records: Iterable[MinimalPairs]) -> Noted:
+    """Whether each minimal pair is told apart."""
+    found = Noted()
+    for record in records:
+        for i, told in enumerate(record.told):
+            found.note(Setting(record.encoder, SENSITIVITY.key), i, told)
+    return found
+
+
+def mean_queries(records: Iterable[ClassifiedText]) -> dict[str, float]:
+    """Encoder calls of each search, on average over the texts."""
+    spent: dict[str, list[int]] = {}
+    for record in records:
+        for each in record.attacks:
+            place = f"{record.encoder}, {each.attack}, n={each.n_positions}, k={each.k}, {each.constraint}"
+            spent.setdefault(place, []).append(each.queries)
+    return {place: sum(each) / len(each) for place, each in spent.items()}

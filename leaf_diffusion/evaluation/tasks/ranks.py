@@ -16,7 +16,16 @@ from leaf_diffusion.evaluation.experiment import Setting
 from leaf_diffusion.evaluation.tasks.units import Noted
 from leaf_diffusion.metrics.retrieval import ranks
 from leaf_diffusion.reports.metrics import CUTS, TARGET_ABOVE, recall, target_recall
-from leaf_diffusion.runs.experiment_records import AttackedCaption, CleanRank, Embedded, Ranked, Ranking, Searched
+from leaf_diffusion.runs import RunStore
+from leaf_diffusion.runs.experiment_records import (
+    AttackedCaption,
+    AttackedCaptions,
+    CleanRank,
+    Embedded,
+    Ranked,
+    Ranking,
+    Searched,
+)
 
 TOP = 5
 """Images kept of each ranking, for the page."""
@@ -95,6 +104,24 @@ def rank_searches(
         for (protocol, text, where), ranking in zip(asked, places, strict=True)
     ]
     return Ranked(encoder=label, number=query, caption=caption, searches=found)
+
+
+def rank_attacked(
+    store: RunStore,
+    encoder: TextEncoder,
+    label: str,
+    images: Float[Tensor, "n d"],
+    captions: Sequence[str],
+    queries: Sequence[int],
+    targets: Sequence[int],
+    first: str,
+) -> list[Ranked]:
+    """Captions clean, under the attacks on the encoder itself, and under those found on the encoder `first`."""
+    found = {(each.encoder, each.number): each.attacked for each in store.records("attacks", AttackedCaptions)}
+    return [
+        rank_searches(encoder, label, images, captions[query], query, targets, found[label, query], found[first, query])
+        for query in queries
+    ]
 
 
 def retrieval_values(clean: Iterable[CleanRank], records: Iterable[Ranked], targets: Sequence[int]) -> Noted:

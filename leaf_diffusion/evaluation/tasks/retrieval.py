@@ -1,90 +1,99 @@
-"""Captions and the images they describe, one caption an image, for text-to-image retrieval."""
+"""Text-to-image retrieval: its options, and the images of its page."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
+from typing import ClassVar, Literal
 
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
+from leaf_diffusion.evaluation.options import ConstraintName, RunOptions, check_edits
+from leaf_diffusion.evaluation.tasks.gallery import Gallery, file_gallery, world_gallery
+from leaf_diffusion.evaluation.tasks.goals import Goal
+from leaf_diffusion.evaluation.tasks.options import check_counts
 from leaf_diffusion.evaluation.tasks.ranks import TOP
-from leaf_diffusion.images import ImageFolder
+from leaf_diffusion.evaluation.tasks.units import attack_counts
+from leaf_diffusion.reports.metrics import CUTS
 from leaf_diffusion.reports.pages.retrieval import SHOWN, shown_search
 from leaf_diffusion.runs import RunStore, image_name
-from leaf_diffusion.runs.experiment_records import Ranked, Shown
-from leaf_diffusion.text.files import TextRow, first_of_each_image, read_texts
-from leaf_diffusion.world.captions import full_prompts
-from leaf_diffusion.world.scenes import render
+from leaf_diffusion.runs.experiment_records import AttackedCaptions, Ranked, Shown
 
 THUMBNAIL = 208
 """Pixels of an image on the page, at most."""
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """`captions[i]` describes image i and, as far as the data tell, no other one.
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions(RunOptions):
+    """Text-to-image retrieval, clean and under untargeted and targeted attacks."""
 
-    `names` identify the images' contents; `shared` counts captions that were left out, with their images, because
-    several images have them.
-    """
+    renamed: ClassVar[Mapping[str, str]] = {"--caption-column": "--column", "--pictures": "--images"}
 
-    captions: Sequence[str]
-    names: Sequence[str]
-    load: Callable[[int], Image.Image]
-    shared: int = 0
+    captions: Path | None = None
+    """A file that says which image a caption belongs to: COCO captions, the Karpathy split, Flickr30k, JSONL with
+    "image" and "caption". Default: scenes of the world, with captions that name all there is."""
+    images: Path | None = None
+    """The folder of the file's images."""
+    column: str | None = None
+    """Where the captions stand. Default: the first of prompt, caption, text, raw, sentence."""
+    split: str | None = None
+    """Only captions of this split ("test" of the Karpathy split)."""
+    image_encoder: str = "world:original"
+    """The tower that embeds the images: a CLIP's folder, Hub id or openclip:ARCHITECTURE/PRETRAINED."""
+    gallery: int = 1000
+    """Images that each caption is ranked against, at most."""
+    limit: int | None = None
+    """Captions that are attacked. Default: 48 of the world's, all of a file's; the targets are not among them."""
+    targets: int = 3
+    """Target captions of the attack "toward"."""
+    goals: tuple[Goal, ...] = ("drift", "margin", "toward")
+    toward: Literal["captions", "images"] = "captions"
+    """What the targeted attack moves the caption's embedding to: that of the target caption, or of its image."""
+    k: tuple[int, ...] = (1, 2)
+    """Numbers of character edits."""
+    n_positions: int = 10
+    """Positions that Charmer keeps a round."""
+    constraint: ConstraintName = "no-new-words"
+    seed: int = 0
+    """Which scenes are drawn, and which captions are attacked or are targets."""
+
+    def __post_init__(self) -> None:
+        check_edits(self.k)
+        check_counts(self, "gallery", "limit", "targets", "n_positions")
+        if not self.goals or len(set(self.goals)) < len(self.goals):
+            raise ValueError(f"--goals names different goals, at least one, got {self.goals}")
+        if (self.captions is None) != (self.images is None):
+            raise ValueError("--captions and --images belong together: the file, and the folder of its images")
+
+    def load_gallery(self) -> Gallery:
+        """The captions and their images."""
+        if self.captions is None or self.images is None:
+            return world_gallery(self.gallery, self.seed)
+        return file_gallery(self.captions, self.images, column=self.column, split=self.split, n=self.gallery)
+
+    def drawn(self, size: int) -> tuple[list[int], list[int]]:
+        """Numbers of the targets and of the attacked captions, of so many; ValueError where these are too few."""
+        if size <= max(CUTS) + self.targets:
+            raise ValueError(f"{size} images are too few for recall@{max(CUTS)} and {self.targets} targets")
+        drawn = random.Random(f"retrieval {self.seed}").sample(range(size), size)
+        queries = drawn[self.targets :]
+        return drawn[: self.targets], queries[: self.limit or (48 if self.captions is None else size)]
 
 
-def world_gallery(n: int, seed: int) -> Gallery:
-    """Scenes of one and of two things, all distinct, with captions that name all there is: no caption fits a second
-    image."""
-    prompts = full_prompts(n, seed)
-    names = [hashlib.sha256(repr(prompt.scene).encode()).hexdigest() for prompt in prompts]
-    return Gallery([prompt.text for prompt in prompts], names, lambda i: Image.fromarray(render(prompts[i].scene)))
-
-
-def file_gallery(captions: Path, folder: Path, *, column: str | None, split: str | None, n: int) -> Gallery:
-    """The first `n` images that a file names, with the first caption of each; captions of several images left out.
-
-    `captions`: whatever `read_texts` reads that says which image a caption belongs to (COCO captions, the Karpathy
-    split, Flickr30k, JSONL with "image" and "caption"). An image is looked for in `folder` and below, by its path there
-    or by its file name. Raises ValueError or FileNotFoundError naming the first that is wrong.
-    """
-    rows = first_of_each_image(read_texts(captions, column=column, split=split))
-    of_split = "" if split is None else f" of split {split!r}"
-    if not rows:
-        raise ValueError(f"{captions} holds no captions{of_split}")
-    for row in rows:
-        if row.image is None:
-            raise ValueError(f'{row.where}: no image is named; retrieval needs a column "image" or "file_name"')
-        if not row.text:
-            raise ValueError(f"{row.where}: an empty caption; remove it")
-    often = Counter(_meaning(row) for row in rows)
-    kept = [row for row in rows if often[_meaning(row)] == 1]
-    shared = len(rows) - len(kept)
-    images, numbers = ImageFolder(folder), list[int]()
-    for row in kept[:n]:
-        try:
-            numbers.append(images.find(str(row.image)))
-        except ValueError as error:
-            raise ValueError(f"{row.where}: {error}") from error
-    paths = [images.path(i) for i in numbers]
-    names = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    if twins := [name for name, times in Counter(names).items() if times > 1]:
-        first, second = [path for path, name in zip(paths, names, strict=True) if name == twins[0]][:2]
-        raise ValueError(f"{first} and {second} are one image, with two captions: no answer could be right")
-    for i in numbers:  # a broken image shows before the long work
-        images.load(i)
-    return Gallery([row.text for row in kept[:n]], names, lambda i: images.load(numbers[i]), shared)
-
-
-def _meaning(row: TextRow) -> str:
-    return " ".join(row.text.lower().split())
+def counts(
+    gallery: Gallery, queries: Sequence[int], targets: Sequence[int], records: Sequence[AttackedCaptions]
+) -> dict[str, object]:
+    """How much was measured, on which targets, and what was left out."""
+    return {
+        "images": len(gallery.captions),
+        "queries": len(queries),
+        "captions_of_several_images": gallery.shared,
+        "target_captions": [gallery.captions[target] for target in targets],
+        **attack_counts(row for record in records for row in record.attacked),
+    }
 
 
 def check_space(images: ImageEncoder, encoders: Mapping[str, TextEncoder], gallery: Gallery, named: str) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from leaf_diffusion.attacks import Attack
+from leaf_diffusion.attacks import Attack, attack_from_name
 from leaf_diffusion.attacks.base import bind_constraint
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.evaluation.experiment import Setting
-from leaf_diffusion.evaluation.tasks.query_curve import against_random, query_numbers
+from leaf_diffusion.evaluation.options import ConstraintName, check_edits
+from leaf_diffusion.evaluation.tasks.options import TaskOptions, check_counts
 from leaf_diffusion.evaluation.tasks.text import Task
-from leaf_diffusion.evaluation.tasks.units import Noted
-from leaf_diffusion.reports.metrics import OVER_QUERIES, SENSITIVITY, TEXT_ACCURACY
-from leaf_diffusion.runs.experiment_records import AllEdits, ClassifiedText, MinimalPairs, SearchedText
+from leaf_diffusion.runs.experiment_records import AllEdits, ClassifiedText, SearchedText
 from leaf_diffusion.scoring.objectives import Margin
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
@@ -32,6 +31,49 @@ class Search:
     attack: Attack
     ks: Sequence[int]
     n_positions: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotTextOptions(TaskOptions):
+    """Zero-shot text classification, clean and attacked, with the exact worst single edit."""
+
+    anchors: Path | None = None
+    """Images of the classes, a sub-folder a class: the classes as the image tower of --image-encoder sees them."""
+    image_encoder: str | None = None
+    """The image tower of the CLIP that the text encoders belong to: a folder, a Hub id, openclip:..."""
+    exact: bool = True
+    """Score every allowed single edit. About 191 queries a character: leave it out for long texts (--no-exact)."""
+    attacks: tuple[str, ...] = ("charmer",)
+    """As of `leaf-diffusion attack`: charmer, leaf, tokens, keyboard, worst-keyboard, ..."""
+    k: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Numbers of edits."""
+    n_positions: tuple[int, ...] = (20,)
+    """Positions that Charmer keeps a round; further ones are tried at k=1 for the curve over queries."""
+    constraints: tuple[ConstraintName, ...] = ("no-new-words",)
+    """ "none" gives the figures without the constraint."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_edits(self.k)
+        check_counts(self, "limit", "images")
+        if (self.anchors is None) != (self.image_encoder is None):
+            raise ValueError("--anchors needs --image-encoder, which sees the images, and the other way round")
+        if self.anchors is not None and self.task == "world":
+            raise ValueError("--anchors belongs to a --task of your own; the world draws its own images")
+        if not self.constraints or not self.n_positions or not self.attacks:
+            raise ValueError("--attacks, --constraints and --n-positions each need one value at least")
+        if "exhaustive" in self.attacks:
+            raise ValueError("--attacks: the exhaustive search is what --exact does")
+
+    def searches(self) -> list[Search]:
+        """Every attack at every k; Charmer with further numbers of positions at k=1."""
+        found = []
+        for name in self.attacks:
+            positions = self.n_positions if name == "charmer" else (None,)
+            for i, n in enumerate(positions):
+                attack = attack_from_name(name, **({} if n is None else {"n_positions": n}))
+                found.append(Search(name, attack, (1,) if i else self.k, n))
+        return found
 
 
 def attack_text(
@@ -92,43 +134,3 @@ def every_edit(scorer: Scorer, text: str, constraints: Sequence[str]) -> list[Al
         worst = edits[mask].text(int(allowed.argmax())) if len(allowed) else text
         found.append(AllEdits(constraint=rule, edits=len(allowed), flips=int((allowed > 0).sum()), worst=worst))
     return found
-
-
-def accuracies(records: Sequence[ClassifiedText]) -> Noted:
-    """Accuracy of each text: clean, under every edit, under so many random edits, under each search."""
-    found = Noted()
-    most = max((each.edits for record in records for each in record.exact), default=0)
-    for record in records:
-        name, number = record.encoder, record.number
-        found.note(Setting(name, TEXT_ACCURACY.key), number, record.right)
-        for each in record.exact:
-            place = ("adaptive", name, "exhaustive", each.constraint, 1)
-            found.note(Setting(name, TEXT_ACCURACY.key, *place), number, record.right and not each.flips)
-            for queries in query_numbers(most):
-                drawn = ("adaptive", name, "random edits", each.constraint, 1)
-                setting = Setting(name, OVER_QUERIES.key, *drawn, more=(("queries", queries),))
-                held = against_random(each.edits, each.flips, queries) if record.right else 0.0
-                found.note(setting, number, held)
-        for search in record.attacks:
-            place = ("adaptive", name, search.label, search.constraint, search.k)
-            found.note(Setting(name, TEXT_ACCURACY.key, *place), number, record.right and search.held)
-    return found
-
-
-def sensitivities(records: Iterable[MinimalPairs]) -> Noted:
-    """Whether each minimal pair is told apart."""
-    found = Noted()
-    for record in records:
-        for i, told in enumerate(record.told):
-            found.note(Setting(record.encoder, SENSITIVITY.key), i, told)
-    return found
-
-
-def mean_queries(records: Iterable[ClassifiedText]) -> dict[str, float]:
-    """Encoder calls of each search, on average over the texts."""
-    spent: dict[str, list[int]] = {}
-    for record in records:
-        for each in record.attacks:
-            place = f"{record.encoder}, {each.attack}, n={each.n_positions}, k={each.k}, {each.constraint}"
-            spent.setdefault(place, []).append(each.queries)
-    return {place: sum(each) / len(each) for place, each in spent.items()}

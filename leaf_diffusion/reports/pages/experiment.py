@@ -13,7 +13,7 @@ from leaf_diffusion.reports.gallery import marks
 from leaf_diffusion.reports.html import templates
 from leaf_diffusion.reports.images import data_uri
 from leaf_diffusion.reports.plots import Point, panel, point
-from leaf_diffusion.reports.results import Metric
+from leaf_diffusion.reports.results import REPORT, Metric
 from leaf_diffusion.reports.sections import Matrix, ShownImage, difference_cell, mean_cell
 from leaf_diffusion.runs import ResultRow, RunSpec, atomic_write
 from leaf_diffusion.text.visible import isolated
@@ -178,7 +178,7 @@ def write_page(folder: Path, page: Page, spec: RunSpec, environment: Mapping[str
             spec=json.dumps(spec.settings, indent=2, ensure_ascii=False),
         )
     )
-    path = folder / "report.html"
+    path = folder / REPORT
     atomic_write(path, html.encode())
     return path
 
