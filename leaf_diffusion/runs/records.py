@@ -145,6 +145,7 @@ def prompt_values(
 
 
 M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R", bound=Record)
 
 
 def parse(model: type[M], data: object) -> M:
@@ -153,6 +154,11 @@ def parse(model: type[M], data: object) -> M:
         return model.model_validate(data)
     except ValidationError as error:
         raise ValueError(said(error)) from None
+
+
+def as_model(model: type[R], record: Record) -> R:
+    """A checked record as another model of the same line. Raises ValueError naming the field that does not fit."""
+    return record if isinstance(record, model) else parse(model, record.model_dump(exclude_unset=True))
 
 
 def said(error: ValidationError) -> str:

@@ -30,7 +30,7 @@ from leaf_diffusion.runs.images import checked_name, described, is_recorded, ref
 from leaf_diffusion.runs.log import Log, cut_torn_end
 from leaf_diffusion.runs.progress import Progress, TimeLeft, begin_stage, read_progress
 from leaf_diffusion.runs.read import models_of, read_spec
-from leaf_diffusion.runs.records import IMAGE, OfImage, Record, parse
+from leaf_diffusion.runs.records import IMAGE, OfImage, Record, as_model
 from leaf_diffusion.runs.results import RunResults, write_results
 from leaf_diffusion.runs.spec import RunSpec, environment
 from leaf_diffusion.text.visible import visible
@@ -318,11 +318,6 @@ class RunStore:
 
     def _others(self, kind: str) -> list[Tail]:
         return list(self._tails.get(kind, {}).values())
-
-
-def as_model(model: type[R], record: Record) -> R:
-    """A checked record as another model of the same line. Raises ValueError naming the field that does not fit."""
-    return record if isinstance(record, model) else parse(model, record.model_dump(exclude_unset=True))
 
 
 def _check_owner(folder: Path, spec: RunSpec) -> None:
