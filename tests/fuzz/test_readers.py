@@ -21,7 +21,7 @@ from leaf_diffusion.runs import RunFolderError, RunResults, RunSpec, RunStore, i
 from leaf_diffusion.runs.records import ImageRecord
 
 TEXTS = ["a red cat", "zwei „Katzen“, 猫", 'a "quoted" hat']
-ROWS: list[dict[str, Any]] = [{"caption": text, "image_id": i, "split": "test"} for i, text in enumerate(TEXTS)]
+ROWS: list[dict[str, object]] = [{"caption": text, "image_id": i, "split": "test"} for i, text in enumerate(TEXTS)]
 KARPATHY = [{"filename": f"{i}.jpg", "split": "val", "sentences": [{"raw": text}]} for i, text in enumerate(TEXTS)]
 FILES: dict[str, str] = {
     "a.txt": "\n".join(TEXTS),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -62,7 +61,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def spoiled(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def spoiled(value: dict[str, object]) -> Iterator[tuple[str, dict[str, object]]]:
     """(field, the object without it or with something else there)"""
     for name in value:
         yield name, {key: other for key, other in value.items() if key != name}

@@ -12,14 +12,14 @@ from leaf_diffusion.runs.log import encode, read_jsonl, read_line
 from leaf_diffusion.runs.records import KINDS, Record
 
 SPEC = RunSpec({"attack": "charmer"})
-RIGHT: list[dict[str, Any]] = [
+RIGHT: list[dict[str, object]] = [
     {"id": "a", "text": "zwei „Katzen“\u2028", "score": 0.1, "right": True},
     {"id": "b", "k": [1, 2], "none": None},
     {"id": "c", "nested": {"x": 1e-9}},
 ]
 
 
-def write(folder: Path, records: list[dict[str, Any]]) -> Path:
+def write(folder: Path, records: list[dict[str, object]]) -> Path:
     with RunStore.open(folder, SPEC) as store:
         for record in records:
             store.append("units", Record.model_validate(record))
@@ -103,7 +103,7 @@ def fits(kind: str, name: str, value: object) -> bool:
     return any(type(value) is type(each) and value == each for each in allowed)
 
 
-FULL: dict[str, dict[str, Any]] = {
+FULL: dict[str, dict[str, object]] = {
     "attacks": {"id": "a", "prompt_id": "p", "prompt": "a cat", "perturbed": "a czt", "source": "original", "k": 1,
                 "truncated": False, "attack": "charmer", "constraint": None, "distance": 1, "score": 0.5, "queries": 9,
                 "unseen_tokens": 0.0, "shattered": [["c", "zt"]]},

@@ -32,7 +32,7 @@ def work(store: RunStore, kind: str, ids: range) -> None:
     os.utime(store.folder / "records" / f"{kind}.jsonl", (START.timestamp(),) * 2)
 
 
-def left(folder: Path) -> dict[str, Any]:
+def left(folder: Path) -> dict[str, float | None]:
     found = status(folder).left
     assert found is not None
     seconds = {kind: None if each is None else each.total_seconds() for kind, each in found.stages.items()}

@@ -2,7 +2,6 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +24,7 @@ def row(**values: object) -> ResultRow:
 
 
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
-def test_identity_depends_on_values_alone(settings: dict[str, Any]) -> None:
+def test_identity_depends_on_values_alone(settings: dict[str, object]) -> None:
     spec = RunSpec(settings)
     assert spec.identity == RunSpec(dict(reversed(settings.items()))).identity
     again = RunSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
