@@ -88,12 +88,13 @@ class Judges:
             found["real_images"] = digest.hexdigest()
         return found
 
-    def described(self) -> dict[str, object]:
+    def described(self, setup: Setup) -> dict[str, object]:
         """What the results say of the judges."""
         return {
             "feature_space": self.space,
             "feature_spaces": {metric: name for metric, (name, _) in self.spaces().items()},
             "real_images": len(self.real),
+            "left_out": self.left_out(setup),
         }
 
     def left_out(self, setup: Setup) -> list[str]:
