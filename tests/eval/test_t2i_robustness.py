@@ -150,7 +150,7 @@ def test_results_are_rows_with_means_and_paired_differences(finished: Path) -> N
         "CLIPScore",
         "KID",
         "CMMD",
-        "Frechet distance",
+        "Fréchet distance",
     ]
     for metric in ("clip_score", "scene_accuracy", "drift"):
         assert ("leaf", "original", "adaptive", "leaf", 1, metric) in keys
