@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -85,7 +84,7 @@ def test_rows_follow_from_the_records(finished: Path) -> None:
     assert "random edits" in (finished / "report.html").read_text()
 
 
-def labelled(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
+def labelled(path: Path, rows: list[dict[str, object]]) -> str:
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     return str(path)
 

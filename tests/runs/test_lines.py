@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,14 +12,14 @@ from leaf_diffusion.runs.log import encode, read_jsonl, read_line
 from leaf_diffusion.runs.records import KINDS, Record
 
 SPEC = RunSpec({"attack": "charmer"})
-RIGHT: list[dict[str, object]] = [
+RIGHT: list[dict[str, Any]] = [
     {"id": "a", "text": "zwei „Katzen“\u2028", "score": 0.1, "right": True},
     {"id": "b", "k": [1, 2], "none": None},
     {"id": "c", "nested": {"x": 1e-9}},
 ]
 
 
-def write(folder: Path, records: list[dict[str, object]]) -> Path:
+def write(folder: Path, records: list[dict[str, Any]]) -> Path:
     with RunStore.open(folder, SPEC) as store:
         for record in records:
             store.append("units", Record.model_validate(record))
@@ -77,29 +78,11 @@ def test_lines_from_before_the_checksums_are_read_and_gone_on_with(tmp_path: Pat
         write(tmp_path, [{"id": "d", "sum": "mine"}])
 
 
-WRONG: list[object] = [
-    None,
-    True,
-    -1,
-    0,
-    1,
-    0.5,
-    10**16,
-    10**400,
-    "",
-    "x",
-    "../x",
-    [],
-    [[]],
-    [["a"]],
-    [1],
-    {},
-    {"x": 1},
-]
+WRONG: list[Any] = [None, True, -1, 0, 1, 0.5, 10**16, 10**400, "", "x", "../x", [], [[]], [["a"]], [1], {}, {"x": 1}]
 IMAGE = f"images/{'0' * 24}.png"
 NUMBERS, TEXTS = [-1, 0, 1, 0.5, 10**16], ["", "x", "../x", f"{IMAGE}\n"]
-FITTING: dict[str, list[object]] = {
-    **{key: [*TEXTS] for key in ("prompt_id", "prompt", "perturbed", "original", "encoder", "given")},
+FITTING: dict[str, list[Any]] = {
+    **dict.fromkeys(("prompt_id", "prompt", "perturbed", "original", "encoder", "given"), TEXTS),
     **{key: [0, 1] for key in ("k", "seed_index")},
     **{key: [None, *TEXTS] for key in ("attack", "constraint")},
     **{key: [None, *NUMBERS] for key in ("distance", "score", "queries", "unseen_tokens", "clip_score")},
@@ -120,7 +103,7 @@ def fits(kind: str, name: str, value: object) -> bool:
     return any(type(value) is type(each) and value == each for each in allowed)
 
 
-FULL: dict[str, dict[str, object]] = {
+FULL: dict[str, dict[str, Any]] = {
     "attacks": {"id": "a", "prompt_id": "p", "prompt": "a cat", "perturbed": "a czt", "source": "original", "k": 1,
                 "truncated": False, "attack": "charmer", "constraint": None, "distance": 1, "score": 0.5, "queries": 9,
                 "unseen_tokens": 0.0, "shattered": [["c", "zt"]]},

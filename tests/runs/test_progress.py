@@ -4,6 +4,7 @@ import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def work(store: RunStore, kind: str, ids: range) -> None:
     os.utime(store.folder / "records" / f"{kind}.jsonl", (START.timestamp(),) * 2)
 
 
-def left(folder: Path) -> dict[str, float | None]:
+def left(folder: Path) -> dict[str, Any]:
     found = status(folder).left
     assert found is not None
     seconds = {kind: None if each is None else each.total_seconds() for kind, each in found.stages.items()}
@@ -86,7 +87,7 @@ def test_all_processes_of_a_run_are_counted(tmp_path: Path) -> None:
 
 
 RIGHT = {"kind": "units", "started": START.isoformat(), "done": 1, "units": {"units": 2}, "paces": {"units": 0.5}}
-WRONG: list[object] = [
+WRONG: list[Any] = [
     [], None, {}, {"kind": 1}, {"started": "soon"}, {"started": "2026-01-01"}, {"done": -1}, {"done": "1"}, {"units": []},
     {"units": {"a": "x"}}, {"units": {"a": -1}}, {"paces": 3}, {"paces": {"a": None}}, {"paces": {"a": -1}},
     {"paces": {"a": 10**400}}, {"started": "9" * 5000},
@@ -94,7 +95,7 @@ WRONG: list[object] = [
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: str(wrong)[:30])
-def test_a_damaged_note_is_named_and_written_again(wrong: object, tmp_path: Path) -> None:
+def test_a_damaged_note_is_named_and_written_again(wrong: Any, tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
         store.begin("units", UNITS)
     path = tmp_path / "progress.json"
