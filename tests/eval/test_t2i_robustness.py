@@ -116,7 +116,7 @@ def test_results_are_rows_with_means_and_paired_differences(finished: Path) -> N
     ]
     for metric in ("clip_score", "scene_accuracy", "drift"):
         assert ("leaf", "original", "adaptive", "leaf", 1, metric) in keys
-        assert ("leaf", "typo-augmented", "transfer", "judge", 2, metric) in keys
+        assert ("leaf", "typo-augmented", "transfer", "leaf", 2, metric) in keys
     assert ("original", None, "floor", None, 0, "drift") in keys
     assert ("leaf", "original", "clean", None, 0, "sensitivity") in keys
     by_key = dict(zip(keys, found, strict=True))
