@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from leaf_diffusion.encoders.load import wrap
 from leaf_diffusion.images import to_rgb
 from leaf_diffusion.weights.fingerprints import fingerprint
 from leaf_diffusion.world.clip import judge_features
@@ -28,6 +29,11 @@ class JudgeClip:
     def fingerprint(self) -> str:
         """Of its weights."""
         return fingerprint(self.model)
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Of its text encoder, as `load_text_encoder("world:judge")` gives it."""
+        return wrap(self.model, None).fingerprint
 
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from leaf_diffusion.eval.swap_cost import main as swap_cost
 from leaf_diffusion.eval.t2i_robustness import main
-from leaf_diffusion.runs import RunSpec
-from leaf_diffusion.runs.records import ResultRow, parse
+from leaf_diffusion.runs import ResultRow, RunSpec
+from leaf_diffusion.runs.records import parse
 
 SMALL = ["--limit", "2", "--steps", "2"]
 EVALUATE = [*SMALL, "--k", "1", "--seeds", "2", "--attack", "random-typos", "--protocols", "adaptive"]

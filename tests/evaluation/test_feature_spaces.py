@@ -59,7 +59,11 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_measures_and_names_its_space(tmp_path: Path, dinov2: Path, photographs: Path) -> None:
+def test_a_run_measures_and_names_its_space(
+    tmp_path: Path, dinov2: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("distribution", "judges"):  # of a few images, too
+        monkeypatch.setattr(f"leaf_diffusion.evaluation.t2i.{module}.least_images", lambda metric, features: 2)
     output = tmp_path / "run"
     name = f"DINOv2 {dinov2}, clean-fid resizing"
     words = [*SMALL, "--distance-features", f"dinov2:{dinov2}", "--real-images", str(photographs)]

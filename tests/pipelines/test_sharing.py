@@ -20,7 +20,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 from leaf_diffusion.reports.card import eval_results, write_card
-from leaf_diffusion.runs import RunSpec, RunStore, write_results
+from leaf_diffusion.runs import ResultRow, RunResults, RunSpec, RunStore, write_results
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 if TYPE_CHECKING:
@@ -200,12 +200,12 @@ def test_pushed_and_loaded_by_name(
     assert not [path for path in [*pipeline, *encoder] if path.endswith((".bin", ".pt"))]
 
 
-def row(**changes: object) -> dict[str, object]:
+def row(**changes: object) -> ResultRow:
     usual = {
         "encoder": "leaf", "baseline": None, "protocol": "clean", "source": None, "attack": None, "constraint": None,
         "k": 0, "metric": "scene_accuracy", "mean": 0.75, "ci_low": 0.6, "ci_high": 0.9, "n": 8, "seeds": 1,
     }  # fmt: skip
-    return usual | changes
+    return ResultRow.model_validate({**usual, **changes})
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def run(tmp_path: Path) -> Path:
         row(encoder="original", mean=0.25),
         row(protocol="floor", metric="drift", mean=0.2),
     ]
-    write_results(store.folder, {"rows": rows})
+    write_results(store.folder, RunResults(rows=rows))
     return store.folder
 
 
@@ -253,7 +253,7 @@ def test_a_card_holds_the_runs_own_figures(kinds: dict[str, Kind], run: Path, tm
     assert ModelCard.load(Path(path)).data.library_name == "transformers"
     with pytest.raises(ValueError, match=r"no figures of 'typo'; its encoders are: leaf, original"):
         eval_results(run, "typo")
-    write_results(run, {"rows": []})
+    write_results(run, RunResults(rows=[]))
     with pytest.raises(ValueError, match="no results yet"):
         eval_results(run, "leaf")
 

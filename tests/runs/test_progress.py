@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from leaf_diffusion.runs import RunSpec, RunStore
-from leaf_diffusion.runs.progress import read_progress
-from leaf_diffusion.runs.status import status
+from leaf_diffusion.runs.progress import read_progress, status
+from leaf_diffusion.runs.records import Record
 
 SPEC = RunSpec({"attack": "charmer"})
 UNITS = {"units": 10, "marks": 4}
@@ -26,7 +26,7 @@ def began(folder: Path, seconds: float) -> None:
 def work(store: RunStore, kind: str, ids: range) -> None:
     """Records, the last of them at START."""
     for i in ids:
-        store.append(kind, {"id": f"{kind}{i}"})
+        store.append(kind, Record(id=f"{kind}{i}"))
     store.flush()
     os.utime(store.folder / "records" / f"{kind}.jsonl", (START.timestamp(),) * 2)
 
@@ -74,8 +74,8 @@ def test_all_processes_of_a_run_are_counted(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC, shared=True) as one, RunStore.open(tmp_path, SPEC, shared=True) as two:
         one.begin("units", UNITS)
         began(tmp_path, 8)
-        one.append("units", {"id": "a"})
-        two.append("units", {"id": "b"})
+        one.append("units", Record(id="a"))
+        two.append("units", Record(id="b"))
         os.utime(tmp_path / "records" / "units.jsonl", (START.timestamp() - 3,) * 2)
         os.utime(tmp_path / "records" / "units.1.jsonl", (START.timestamp(),) * 2)
         assert left(tmp_path)["units"] == 8 * 4

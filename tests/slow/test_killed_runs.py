@@ -11,12 +11,13 @@ import pytest
 from safetensors.torch import load_file
 
 from leaf_diffusion.runs import load_run
-from leaf_diffusion.runs.records import KINDS, ImageRecord, Record
+from leaf_diffusion.runs.records import ImageRecord, Record
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("killed.py")
 ARGUMENTS = ["--encoders", "original", "leaf", "--limit", "6", "--k", "1", "2", "--n-positions", "3", "--steps", "3",
              "--batch-size", "5", "--prompt-seed", "3"]  # fmt: skip
+KINDS = ("attacks", "images", "scores")
 
 
 def run(job: str, folder: Path, *options: str, kills: int) -> tuple[int, float]:
@@ -43,7 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 
 
 def records(folder: Path, kind: str) -> dict[str, Record]:
-    return {record.id: record for record in load_run(folder).records(kind, KINDS[kind])}
+    return {record.id: record for record in load_run(folder).records(kind, Record)}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
