@@ -22,9 +22,9 @@ from leaf_diffusion.evaluation.tasks.text import TEMPLATES, load_task
 from leaf_diffusion.finetune import finetune_text_encoder, read_captions
 from leaf_diffusion.reports.pages.ablation import ablation_page
 from leaf_diffusion.reports.pages.experiment import Page
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import AttackedUnderRecipe, Trained, typed
+from leaf_diffusion.runs.results import ResultRow
 from leaf_diffusion.text.visible import isolated
 from leaf_diffusion.world.robust import training_captions
 
@@ -86,7 +86,7 @@ class Ablation(Experiment[AblationOptions]):
     def values(self, records: Records) -> units.Noted:
         return probe_values(typed(AttackedUnderRecipe, records["texts"]), self.options.constraint)
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         labels, options = list(self.labels()), self.options
         about = (f"{options.train_steps} updates of {options.batch_size} captions each, from {isolated(labels[0])}; all "
                  "attacked alike.")  # fmt: skip

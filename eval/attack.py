@@ -16,7 +16,7 @@ from leaf_diffusion.attacks import AttackResult
 from leaf_diffusion.command_line import parse, run_command
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
-from leaf_diffusion.evaluation.attack_sets import attack_row, attack_summary, attack_table, write_attacks
+from leaf_diffusion.evaluation.attack_sets import attack_summary, attack_table, attacked_text, write_attacks
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.evaluation.options import AttackOptions, PromptOptions, check_edits, resolve_device
 from leaf_diffusion.runs.files import explained, probe
@@ -83,7 +83,9 @@ def attack_prompts(options: AttackPromptsOptions, console: Console) -> dict[int,
             progress.advance(task, len(chunk))
     if options.output is not None:
         place, more = (options.attack.label, options.constraint), {"fingerprint": encoder.fingerprint}
-        rows = [{**attack_row(one, name.label, k, *place), **more} for k in options.k for one in found[k]]
+        rows = [
+            attacked_text(one, name.label, k, *place).model_copy(update=more) for k in options.k for one in found[k]
+        ]
         write_attacks(options.output, rows)
         console.print(f"attack set: {escape(str(options.output))} ({len(rows)} attacked prompts)", soft_wrap=True)
     return found

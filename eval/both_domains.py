@@ -19,8 +19,8 @@ from leaf_diffusion.evaluation.tasks.images import load_image_encoders, load_ima
 from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY, IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.both_domains import both_page
 from leaf_diffusion.reports.pages.experiment import Page
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs.experiment_records import PairImage, PairText, typed
+from leaf_diffusion.runs.results import ResultRow
 
 
 class BothDomains(Experiment[BothDomainsOptions]):
@@ -80,7 +80,7 @@ class BothDomains(Experiment[BothDomainsOptions]):
         truncated = sum(record.truncated for record in typed(PairText, records["texts"]))
         return {"images": len(self.numbers), "texts": len(self.chosen), "truncated": truncated}
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         texts = typed(PairText, records["texts"])
         return both_page(rows, texts, self.extra(records), list(self.tower_pairs), self.radius, self.options.k)
 

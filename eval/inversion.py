@@ -21,9 +21,9 @@ from leaf_diffusion.metrics.reconstruction import has_bleu
 from leaf_diffusion.reports.metrics import BLEU, COSINE, TOKENS_BACK, TOKENS_IN_PLACE, WORDS_BACK
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.inversion import NO_BLEU, inversion_page
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import Inverted, typed
+from leaf_diffusion.runs.results import ResultRow
 from leaf_diffusion.world import seen_tokens
 
 
@@ -89,7 +89,7 @@ class InversionExperiment(Experiment[InversionOptions]):
         steps, cut = sum(record.step for record in found) / len(found), sum(record.truncated for record in found)
         return {"truncated": cut, "mean_best_step": steps, "left_out": [] if has_bleu() else [BLEU.key]}
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         facts = {"steps": str(self.options.search_steps), "vocabulary": self.options.vocabulary}
         facts["feature"] = str(self.feature)
         return inversion_page(rows, typed(Inverted, records["inversions"]), list(self.encoders), facts)

@@ -24,9 +24,9 @@ from leaf_diffusion.evaluation.tasks.ranks import clean_ranks, packed, rank_atta
 from leaf_diffusion.evaluation.tasks.retrieval import RetrievalOptions, check_space, counts, show_images, shown_units
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.retrieval import retrieval_page
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import AttackedCaptions, CleanRank, Embedded, Ranked, Shown, typed
+from leaf_diffusion.runs.results import ResultRow
 
 
 class Retrieval(Experiment[RetrievalOptions]):
@@ -95,7 +95,7 @@ class Retrieval(Experiment[RetrievalOptions]):
     def extra(self, records: Records) -> dict[str, object]:
         return counts(self.gallery, self.queries, self.targets, typed(AttackedCaptions, records["attacks"]))
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         ranked, shown = typed(Ranked, records["ranks"]), typed(Shown, records["shown"])
         goals, ks, labels = self.options.goals, self.options.k, list(self.encoders)
         return retrieval_page(rows, ranked, shown, self.extra(records), labels, goals, ks, self.folder)

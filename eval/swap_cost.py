@@ -26,9 +26,9 @@ from leaf_diffusion.evaluation.t2i.judges import load_judges
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.swap_cost import swap_cost_page
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import SwapImage, SwapScore, TrainedFile, typed
+from leaf_diffusion.runs.results import ResultRow
 
 
 class SwapCost(Experiment[SwapCostOptions]):
@@ -49,7 +49,7 @@ class SwapCost(Experiment[SwapCostOptions]):
         return [(label, self.labels()[0]) for label in self.labels()[1:]]
 
     def settings(self) -> dict[str, object]:
-        return identity(self.setup, self.options, self.judges.space)
+        return identity(self.setup, self.options, self.judges)
 
     def stages(self) -> Sequence[Stage]:
         """Train what the world lacks, translate the token, draw every condition with every encoder, score."""
@@ -93,7 +93,7 @@ class SwapCost(Experiment[SwapCostOptions]):
         return {"feature_space": self.judges.space, "conditions": [each.model_dump() for each in conditions],
                 "left_out": self.left_out}  # fmt: skip
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         images, scores = typed(SwapImage, records["images"]), typed(SwapScore, records["scores"])
         facts = {"prompts": str(len(self.setup.prompts)), "pipeline": self.options.pipeline,
                  "sampling steps": str(self.setup.options.steps), "seed": str(self.options.seed)}  # fmt: skip

@@ -24,10 +24,10 @@ from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.evaluation.t2i.plan import by_id
 from leaf_diffusion.evaluation.t2i.score import AT_ONCE, Scoring
 from leaf_diffusion.reports import write_report
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import typed
 from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
+from leaf_diffusion.runs.results import ResultRow
 
 
 class TextToImage(Experiment[Options]):
@@ -69,7 +69,7 @@ class TextToImage(Experiment[Options]):
         images, scores = typed(ImageRecord, records["images"]), typed(ScoreRecord, records["scores"])
         return summarise.setting_values(self.setup.plan, images, scores, *self.searched(records))
 
-    def further_rows(self, store: RunStore, records: Records) -> Sequence[Row]:
+    def further_rows(self, store: RunStore, records: Records) -> Sequence[ResultRow]:
         images, plan = typed(ImageRecord, records["images"]), self.setup.plan
         distances = distribution_rows(plan, store, images, self.judges, *self.searched(records))
         return [*distances, *(sensitivity_rows(self.setup) if self.options.world else [])]
@@ -77,9 +77,10 @@ class TextToImage(Experiment[Options]):
     def extra(self, records: Records) -> Mapping[str, object]:
         attacks, images = typed(AttackRecord, records["attacks"]), typed(ImageRecord, records["images"])
         counts = {"attacks": summarise.attack_counts(attacks), "counts": summarise.image_counts(images)}
-        return {**counts, **self.judges.described(), **({} if self.costs is None else {"swap_cost": self.costs})}
+        counts |= {} if self.costs is None else {"swap_cost": self.costs}
+        return {**counts, **self.judges.described(self.setup)}
 
-    def report(self, store: RunStore, rows: Sequence[Row], records: Records) -> Report:
+    def report(self, store: RunStore, rows: Sequence[ResultRow], records: Records) -> Report:
         counts = summarise.attack_counts(typed(AttackRecord, records["attacks"]))
         return Report(write_report(store.folder), [summarise.main_figures(rows)], summarise.said(counts))
 
@@ -87,7 +88,7 @@ class TextToImage(Experiment[Options]):
         return self.setup.name
 
     def plan(self) -> Sequence[str]:
-        return [*self.setup.said(), *self.judges.said(self.options)]
+        return [*self.setup.said(), *self.judges.said(self.setup)]
 
     def image_bytes(self) -> int:
         return self.setup.image_bytes()

@@ -15,9 +15,9 @@ from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.textfare import TextFareOptions, loss_values, measure_losses
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.textfare import textfare_page
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import Losses, typed
+from leaf_diffusion.runs.results import ResultRow
 from leaf_diffusion.scoring.objectives import Drift
 
 
@@ -55,7 +55,7 @@ class TextFare(Experiment[TextFareOptions]):
     def extra(self, records: Records) -> dict[str, int]:
         return units.attack_counts(row for record in typed(Losses, records["losses"]) for row in record.attacked)
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         facts = {"prompts": str(len(self.prompts)), "constraint": self.options.constraint}
         facts["feature"] = str(self.objective.feature)
         return textfare_page(rows, typed(Losses, records["losses"]), self.extra(records), list(self.encoders), facts)

@@ -20,9 +20,9 @@ from leaf_diffusion.evaluation.tasks.options import ZeroShotImageOptions
 from leaf_diffusion.reports.metrics import IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.zero_shot_image import zero_shot_image_page
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore, image_name
 from leaf_diffusion.runs.experiment_records import ClassifiedImage, typed
+from leaf_diffusion.runs.results import ResultRow
 
 SHOWN = 6
 """Images with examples on the page."""
@@ -76,7 +76,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
     def extra(self, records: Records) -> dict[str, int]:
         return {"images": len(self.numbers), "classes": len(self.task.classes)}
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         found, facts = typed(ClassifiedImage, records["images"]), {"steps": str(self.options.attack_steps)}
         return zero_shot_image_page(rows, found, list(self.encoders), self.task.classes, self.folder, facts)
 

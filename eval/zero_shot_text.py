@@ -19,9 +19,9 @@ from leaf_diffusion.evaluation.tasks.text import sensitivity
 from leaf_diffusion.evaluation.tasks.text_attacks import ZeroShotTextOptions, attack_text
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.zero_shot import zero_shot_page
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import ClassifiedText, MinimalPairs, typed
+from leaf_diffusion.runs.results import ResultRow
 
 
 class ZeroShotText(Experiment[ZeroShotTextOptions]):
@@ -77,7 +77,7 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
             "truncated": sum(each.truncated for record in found for each in record.attacks),
         }  # fmt: skip
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         texts = typed(ClassifiedText, records["texts"])
         return zero_shot_page(rows, texts, self.extra(records), list(self.encoders), self.options.task)
 

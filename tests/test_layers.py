@@ -50,7 +50,7 @@ def imported(file: Path, *, at_run_time: bool = False) -> set[str]:
     stand inside of functions or are for the type checker alone."""
     tree = ast.parse(file.read_text())
     nodes = list(ast.walk(tree)) if not at_run_time else [n for n in tree.body if not isinstance(n, ast.If)]
-    names = set()
+    names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)

@@ -10,8 +10,7 @@ from typing import Annotated
 import tyro
 
 from leaf_diffusion.command_line import parse, run_command
-from leaf_diffusion.runs.progress import span
-from leaf_diffusion.runs.status import Status, status
+from leaf_diffusion.runs.progress import Status, span, status
 from leaf_diffusion.text.visible import isolated
 
 

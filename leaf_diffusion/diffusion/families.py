@@ -5,7 +5,9 @@ A table by the name of the stock class, so that nothing here imports a pipeline.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -91,6 +93,8 @@ class Family:
 
 _LEAF = "leaf_diffusion.pipelines:Leaf"
 _FIRST, _SECOND = ("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")
+PROVENANCE = ("transformers_version", "dtype", "torch_dtype", "architectures")
+"""Settings that say how a component was stored."""
 FAMILIES: dict[str, Family] = {
     family.stock: family
     for family in (
@@ -172,3 +176,35 @@ def frozen_parts(pipeline: object) -> list[nn.Module]:
     """What every exchanged encoder shares, and what decides the images besides it: denoiser, VAE, text encoders that stay."""
     parts = [getattr(pipeline, name, None) for name in ("vae", *(each.part for each in family_of(pipeline).kept))]
     return [denoiser_of(pipeline), *(part for part in parts if isinstance(part, nn.Module))]
+
+
+def configuration(pipeline: object) -> dict[str, object]:
+    """What decides the images and is no weight, as JSON values: the pipeline's own settings, the configurations of
+    `frozen_parts` and of the scheduler, and the tokenizers of the text encoders that stay."""
+    family = family_of(pipeline)
+    found: dict[str, object] = {
+        "pipeline": _settings(pipeline),
+        "scheduler": _settings(getattr(pipeline, "scheduler", None)),
+    }
+    for name in (family.denoiser, "vae", *(each.part for each in family.kept)):
+        found[name] = _settings(getattr(pipeline, name, None))
+    for each in family.kept:
+        tokenizer = getattr(pipeline, each.tokenizer, None)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        found[each.tokenizer] = None if backend is None else hashlib.sha256(backend.to_str().encode()).hexdigest()
+    return found
+
+
+def _settings(part: object) -> object:
+    """The configuration of a component, without what says where it came from."""
+    config = getattr(part, "config", None)
+    if config is None:
+        return None
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    # a pipeline's components are pairs of a library and a class: each is looked at for itself
+    kept = {
+        name: value
+        for name, value in values.items()
+        if not name.startswith("_") and name not in PROVENANCE and not isinstance(value, tuple)
+    }
+    return {"class": type(part).__name__, **json.loads(json.dumps(kept, sort_keys=True, default=str))}

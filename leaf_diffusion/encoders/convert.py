@@ -76,10 +76,11 @@ def to_open_clip(state: State) -> State:
 
 
 def to_transformers(state: State) -> State:
-    """The way back: an open_clip CLIP's (or CustomTextCLIP's) state under transformers' names."""
+    """The way back: an open_clip CLIP's (or CustomTextCLIP's) state, also as a training on several processes stores it
+    ("module."), under transformers' names."""
     found: State = {}
     for name, value in state.items():
-        key = name.removeprefix("text.")
+        key = name.removeprefix("module.").removeprefix("text.")
         if key.endswith(_IGNORED):
             continue
         block, number = _split(key)

@@ -132,11 +132,11 @@ def _half(section: str, cfg: Mapping[str, Any]) -> ModelCfg:
     }
 
 
-def _whole(section: str, given: Mapping[str, Any], kind: type) -> dict[str, Any]:
+def _whole(section: str, given: Mapping[str, Any], kind: type) -> Mapping[str, Any]:
     """A section with open_clip's defaults for what it leaves out."""
     defaults = {field.name: field.default for field in fields(kind)}
     _refuse_unread(section, given, defaults)
-    return defaults | dict(given)
+    return {**defaults, **given}
 
 
 def _refuse_unread(section: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

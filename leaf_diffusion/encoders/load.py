@@ -154,7 +154,7 @@ def _from_transformers(
 
 
 def _tokenizer_from(source: str, subfolder: str | None, revision: str | None, vocabulary: int | None = None) -> Any:
-    where: dict[str, Any] = {"revision": revision, "subfolder": subfolder or ""}
+    where = {"revision": revision, "subfolder": subfolder or ""}
     try:
         present = any(
             cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where)

@@ -13,26 +13,30 @@ from rich.markup import escape
 from rich.table import Table
 
 from leaf_diffusion.attacks import AttackResult
-from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs.experiment_records import AttackedText
 from leaf_diffusion.runs.files import atomic_write, explained
 from leaf_diffusion.runs.records import Count, Number, Typed, parse
 from leaf_diffusion.text.decoding import parse_json, text_lines, whole_text
 from leaf_diffusion.text.visible import apart, visible
 
 
-class _Given(Typed):
-    """What an attack set may say of an attack, as it is taken over into the records."""
+class GivenAttack(Typed):
+    """A line of an attack set, as it is taken over into the records; more that it says is kept."""
 
+    prompt: str
+    perturbed: str
+    source: str
     k: Count
     attack: str | None = None
     constraint: str | None = None
     score: Number | None = None
     queries: Number | None = None
+    fingerprint: str | None = None
 
 
-def read_attacks(path: Path) -> list[Row]:
+def read_attacks(path: Path) -> list[GivenAttack]:
     """Attack sets: one JSON object a line with "prompt", "perturbed", "source" and "k" at least."""
-    rows: list[Row] = []
+    rows: list[GivenAttack] = []
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     lines = [(number, line) for number, line in text_lines(path) if line.strip()]
@@ -50,46 +54,39 @@ def read_attacks(path: Path) -> list[Row]:
                 f"{path}, line {number}: k must be a whole number of edits, not a {type(row['k']).__name__}"
             )
         try:
-            parse(_Given, row)
+            found = parse(GivenAttack, row)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-        far = int(Levenshtein.distance(row["prompt"], row["perturbed"]))
-        if far > row["k"]:
-            raise ValueError(f"{path}, line {number}: {far} edits lie between the two prompts, but k is {row['k']}")
-        rows.append(row)
+        far = int(Levenshtein.distance(found.prompt, found.perturbed))
+        if far > found.k:
+            raise ValueError(f"{path}, line {number}: {far} edits lie between the two prompts, but k is {found.k}")
+        rows.append(found)
     if not rows:
         raise ValueError(f"{path} holds no attacked prompts")
     cells: dict[tuple[str, int], set[str]] = {}
-    for row in rows:
-        cell = cells.setdefault((row["source"], row["k"]), set())
-        if row["prompt"] in cell:
-            raise ValueError(
-                f"{path}: {row['prompt'][:80]!r} is there twice for source {row['source']!r}, k={row['k']}"
-            )
-        cell.add(row["prompt"])
+    for given in rows:
+        cell = cells.setdefault((given.source, given.k), set())
+        if given.prompt in cell:
+            raise ValueError(f"{path}: {given.prompt[:80]!r} is there twice for source {given.source!r}, k={given.k}")
+        cell.add(given.prompt)
     return rows
 
 
-def write_attacks(path: Path, rows: Iterable[Row]) -> None:
+def write_attacks(path: Path, rows: Iterable[Typed]) -> None:
     """Write attack sets whole or not at all. Raises RunFolderError."""
     with explained(path.parent, "creating"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    lines = (json.dumps(row.model_dump(exclude_unset=True), ensure_ascii=False) + "\n" for row in rows)
+    atomic_write(path, "".join(lines).encode())
 
 
-def attack_row(result: AttackResult, source: str, k: int, attack: str, constraint: str) -> Row:
-    """One line of an attack set."""
+def attacked_text(result: AttackResult, source: str, k: int, attack: str, constraint: str) -> AttackedText:
+    """A result as it is recorded: one line of an attack set."""
     values = asdict(result)
     del values["token_ids"], values["original"]
-    return {
-        "prompt": result.original,
-        **values,
-        "source": source,
-        "k": k,
-        "attack": attack,
-        "constraint": constraint,
-        "edits": edits(result.original, result.perturbed),
-    }
+    place = {"source": source, "k": k, "attack": attack, "constraint": constraint}
+    changes = [list(edit) for edit in edits(result.original, result.perturbed)]
+    return parse(AttackedText, {"prompt": result.original, **values, **place, "edits": changes})
 
 
 def edits(original: str, perturbed: str) -> list[tuple[int, int, str]]:

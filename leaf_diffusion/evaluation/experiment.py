@@ -31,9 +31,9 @@ from leaf_diffusion.evaluation.stages import Stage, recorded
 from leaf_diffusion.evaluation.strict import strict
 from leaf_diffusion.evaluation.terminal import Bars, print_found, print_matrix, quiet
 from leaf_diffusion.reports.pages.experiment import Page, write_page
-from leaf_diffusion.reports.results import REPORT, Row
+from leaf_diffusion.reports.results import REPORT
 from leaf_diffusion.reports.sections import Matrix
-from leaf_diffusion.runs import RunSpec, RunStore, load_run
+from leaf_diffusion.runs import ResultRow, RunResults, RunSpec, RunStore, load_run
 from leaf_diffusion.runs.records import Record
 from leaf_diffusion.runs.scheduler import POLL_SECONDS, run_batches
 
@@ -91,11 +91,11 @@ class Experiment(ABC, Generic[O]):
     def values(self, records: Records) -> Mapping[Setting, Values]:
         """A number a unit (prompt, image) for each setting, from the records by kind."""
 
-    def page(self, rows: Sequence[Row], records: Records) -> Page:
+    def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         """The report; images of the run are looked up with `self.folder`."""
         raise NotImplementedError(f"{type(self).__name__} has neither a page nor a report of its own")
 
-    def report(self, store: RunStore, rows: Sequence[Row], records: Records) -> Report:
+    def report(self, store: RunStore, rows: Sequence[ResultRow], records: Records) -> Report:
         """Write report.html."""
         page = self.page(rows, records)
         path = write_page(store.folder, page, store.spec, load_run(store.folder).environment)
@@ -105,7 +105,7 @@ class Experiment(ABC, Generic[O]):
         """More for results.json: counts of what was left out, truncated or unchanged."""
         return {}
 
-    def further_rows(self, store: RunStore, records: Records) -> Sequence[Row]:
+    def further_rows(self, store: RunStore, records: Records) -> Sequence[ResultRow]:
         """Result rows that are no means over units: distances between sets of images."""
         return []
 
@@ -232,8 +232,8 @@ def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Repor
             *result_rows(experiment.values(records), experiment.pairs()),
             *experiment.further_rows(store, records),
         ]
-        store.write_results({"rows": rows, **experiment.extra(records)})
-        return experiment.report(store, load_run(store.folder).results["rows"], records)
+        store.write_results(RunResults.model_validate({"rows": rows, **experiment.extra(records)}))
+        return experiment.report(store, load_run(store.folder).results.rows, records)
 
 
 def _first_to_report(store: RunStore) -> bool:

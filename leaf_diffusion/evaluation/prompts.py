@@ -20,7 +20,7 @@ class Prompt:
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
 
 
 def from_world(n: int, seed: int, **shares: float) -> list[Prompt]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from leaf_diffusion.metrics import paired_bootstrap
-from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs import ResultRow
+from leaf_diffusion.runs.records import parse
 
 Values = Mapping[str, float]
 """A number a unit (prompt, image); units are the sample of the intervals."""
@@ -40,24 +42,13 @@ class Setting:
 
     def row(
         self, n: int, mean: float, low: float | None = None, high: float | None = None, baseline: str | None = None
-    ) -> dict[str, object]:
-        """The result row, its columns in their order."""
-        return {
-            "encoder": self.encoder,
-            "baseline": baseline,
-            "protocol": self.protocol,
-            "source": self.source,
-            "attack": self.attack,
-            "constraint": self.constraint,
-            "k": self.k,
-            "metric": self.metric,
-            "mean": mean,
-            "ci_low": low,
-            "ci_high": high,
-            "n": n,
-            "seeds": self.seeds,
-            **dict(self.more),
-        }
+    ) -> ResultRow:
+        """The result row. What is not finite becomes None: the interval of one prompt."""
+        estimate = {"mean": mean, "ci_low": low, "ci_high": high}
+        known = {name: value if value is None or math.isfinite(value) else None for name, value in estimate.items()}
+        place = ("encoder", "protocol", "source", "attack", "constraint", "k", "metric", "seeds")
+        named = {name: getattr(self, name) for name in place}
+        return parse(ResultRow, {**named, "baseline": baseline, "n": n, **known, **dict(self.more)})
 
 
 def all_pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
@@ -65,7 +56,7 @@ def all_pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
     return [(second, first) for first, second in combinations(dict.fromkeys(labels), 2)]
 
 
-def result_rows(values: Mapping[Setting, Values], pairs: Sequence[tuple[str, str]]) -> list[Row]:
+def result_rows(values: Mapping[Setting, Values], pairs: Sequence[tuple[str, str]]) -> list[ResultRow]:
     """Means with 95% intervals over units, then the paired difference of each (encoder, baseline) in the same setting.
 
     A difference is taken over the units that both have; a setting without values gives no row.
@@ -73,7 +64,7 @@ def result_rows(values: Mapping[Setting, Values], pairs: Sequence[tuple[str, str
     places: dict[Hashable, dict[str, Setting]] = {}
     for setting in values:
         places.setdefault(setting.place, {})[setting.encoder] = setting
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     for found in places.values():
         rows += [_row(each, None, values[each]) for each in found.values() if values[each]]
         for encoder, baseline in pairs:
@@ -86,6 +77,6 @@ def result_rows(values: Mapping[Setting, Values], pairs: Sequence[tuple[str, str
     return rows
 
 
-def _row(setting: Setting, baseline: str | None, values: Values, against: Values | None = None) -> Row:
+def _row(setting: Setting, baseline: str | None, values: Values, against: Values | None = None) -> ResultRow:
     found = paired_bootstrap(values, against)
     return setting.row(found.n, found.mean, found.ci_low, found.ci_high, baseline)

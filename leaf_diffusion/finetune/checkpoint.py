@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from leaf_diffusion.runs.claims import take_lock
 from leaf_diffusion.runs.files import atomic_write, explained
-from leaf_diffusion.runs.log import take_lock
 
 STATE, LOG, LOCK = "finetune.json", "training_log.jsonl", ".lock"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")

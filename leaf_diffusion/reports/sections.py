@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
 
 from leaf_diffusion.reports.gallery import GalleryCell, GalleryRow, marks, most_telling
 from leaf_diffusion.reports.images import data_uri
-from leaf_diffusion.reports.results import METRICS, Metric, Results, Row, Setting
+from leaf_diffusion.reports.results import METRICS, Estimate, Metric, Results, Setting
 from leaf_diffusion.text.visible import isolated
 
 _MARKUP = 900  # bytes of HTML around an image
@@ -45,16 +44,14 @@ def means(results: Results, key: str) -> Matrix:
         if any(rows):
             lines.append((setting.label, [mean_cell(row, metric) for row in rows], _n(rows)))
     floor = results.floor if key == "drift" else None
-    notes = [f"Another noise and no attack at all: {metric.show(floor['mean'])} ({_n([floor])})."] if floor else []
+    notes = [f"Another noise and no attack at all: {metric.show(floor.mean)} ({_n([floor])})."] if floor else []
     return Matrix(metric.title, metric.meaning, results.encoders, lines, notes)
 
 
 def differences(results: Results, key: str) -> Matrix:
     """Paired differences of a metric, encoder minus baseline, the first encoder's first."""
     metric = METRICS[key]
-    pairs = list(
-        dict.fromkeys((r["encoder"], r["baseline"]) for r in results.rows if r["metric"] == key and r["baseline"])
-    )
+    pairs = list(dict.fromkeys((r.encoder, r.baseline) for r in results.rows if r.metric == key and r.baseline))
     order = {pair: i for i, pair in enumerate(combinations(results.encoders, 2))}
     pairs.sort(key=lambda pair: order.get((pair[1], pair[0]), order.get(pair, len(order))))
     lines = []
@@ -66,80 +63,126 @@ def differences(results: Results, key: str) -> Matrix:
     return Matrix(metric.title + unit, metric.meaning, [f"{isolated(a)} − {isolated(b)}" for a, b in pairs], lines)
 
 
-def mean_cell(row: Row | None, metric: Metric) -> Cell:
+def mean_cell(row: Estimate | None, metric: Metric) -> Cell:
     """A mean with its interval, as a table shows it."""
     if row is None:
         return Cell()
     bar = None
-    if metric.unit == "%" and None not in (row["mean"], row.get("ci_low"), row.get("ci_high")):
-        bar = (100 * row["ci_low"], 100 * row["mean"], 100 * row["ci_high"])
-    return Cell(metric.show(row["mean"]), metric.show_interval(row), bar=bar)
+    if metric.unit == "%" and row.mean is not None and row.ci_low is not None and row.ci_high is not None:
+        bar = (100 * row.ci_low, 100 * row.mean, 100 * row.ci_high)
+    return Cell(metric.show(row.mean), metric.show_interval(row), bar=bar)
 
 
-def difference_cell(row: Row | None, metric: Metric) -> Cell:
+def difference_cell(row: Estimate | None, metric: Metric) -> Cell:
     """A difference with its interval, toned where that excludes 0."""
     if row is None:
         return Cell()
-    low, high, tone = row.get("ci_low"), row.get("ci_high"), ""
+    low, high, tone = row.ci_low, row.ci_high, ""
     if low is not None and high is not None and (low > 0 or high < 0):
         tone = "good" if (low > 0) == metric.higher_is_better else "bad"
-    return Cell(metric.show_difference(row["mean"]), metric.show_interval(row), tone)
+    return Cell(metric.show_difference(row.mean), metric.show_interval(row), tone)
 
 
-def _n(rows: Iterable[Row | None]) -> str:
+def _n(rows: Iterable[Estimate | None]) -> str:
     """ "60"; a span where the encoders' n differ."""
-    sizes = sorted({row["n"] for row in rows if row is not None})
+    sizes = sorted({row.n for row in rows if row is not None})
     return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
 
 
-def image(cell: GalleryCell | None, original: str) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class ShownImage:
+    """An image as the templates show it. uri: "" for one that is missing; marks: the edits of its prompt; given: what the
+    encoder read, where that is another text."""
+
+    encoder: str
+    label: str
+    uri: str
+    pixelated: bool
+    verdict: str = ""
+    """ "right", "wrong" or nothing."""
+    numbers: str = ""
+    prompt: str = ""
+    marks: Sequence[tuple[str, str]] = ()
+    shattered: Sequence[Sequence[str]] = ()
+    given: str | None = None
+
+
+@dataclass(frozen=True)
+class TellingLine:
+    """An encoder's clean and attacked image of a prompt."""
+
+    encoder: str
+    clean: ShownImage | None
+    attacked: ShownImage | None
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A prompt and what the encoders make of it."""
+
+    prompt: str
+    lines: Sequence[TellingLine]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A setting; shared: an image whose prompt stands at the head of the column, as all encoders were given it."""
+
+    label: str
+    shared: ShownImage | None
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A prompt of the gallery: a line an encoder, a column a setting; kind: see `_kind`; places: its place in each order."""
+
+    prompt: str
+    columns: Sequence[Column]
+    lines: Sequence[tuple[str, Sequence[ShownImage | None]]]
+    kind: str
+    places: Mapping[str, int]
+
+
+def image(cell: GalleryCell | None, original: str) -> ShownImage | None:
     """A gallery cell for the template; None where that encoder has no such image."""
     if cell is None:
         return None
     uri, pixelated = data_uri(cell.image) if cell.image is not None else ("", False)
-    said = {True: "right", False: "wrong", None: ""}[cell.correct]
     numbers = [("CLIPScore", cell.clip_score, 1), ("drift", cell.drift, 3)]
-    return {
-        "uri": uri,
-        "pixelated": pixelated,
-        "encoder": cell.encoder,
-        "label": cell.setting.label,
-        "verdict": said,
-        "numbers": ", ".join(f"{name} {value:.{digits}f}" for name, value, digits in numbers if value is not None),
-        "prompt": cell.prompt,
-        "marks": marks(original, cell.prompt) if cell.setting.k else [],
-        "shattered": cell.shattered if cell.setting.k else (),
-        "given": cell.given if cell.given != cell.prompt else None,
-    }
+    return ShownImage(
+        cell.encoder,
+        cell.setting.label,
+        uri,
+        pixelated,
+        verdict={True: "right", False: "wrong", None: ""}[cell.correct],
+        numbers=", ".join(f"{name} {value:.{digits}f}" for name, value, digits in numbers if value is not None),
+        prompt=cell.prompt,
+        marks=marks(original, cell.prompt) if cell.setting.k else [],
+        shattered=cell.shattered if cell.setting.k else (),
+        given=cell.given if cell.given != cell.prompt else None,
+    )
 
 
-def telling(rows: Sequence[GalleryRow], results: Results, limit: int = 4) -> list[dict[str, Any]]:
+def telling(rows: Sequence[GalleryRow], results: Results, limit: int = 4) -> list[Telling]:
     """The prompts on which the robust encoder gains most over the baseline: 2 x 2 images each."""
     focus, labels = results.focus, [label for label in (results.baseline, results.robust) if label]
-    return [
-        {
-            "prompt": row.prompt,
-            "lines": [
-                {
-                    "encoder": label,
-                    "clean": image(row.cells.get((label, Setting("clean"))), row.prompt),
-                    "attacked": image(row.cells.get((label, focus)), row.prompt),
-                }
-                for label in labels
-            ],
-        }
-        for row in most_telling(rows, results, limit)
-        if focus is not None
-    ]
+    if focus is None:
+        return []
+    found = []
+    for row in most_telling(rows, results, limit):
+        cells = [[image(row.cells.get((label, s)), row.prompt) for s in (Setting("clean"), focus)] for label in labels]
+        lines = [TellingLine(label, *pair) for label, pair in zip(labels, cells, strict=True)]
+        found.append(Telling(row.prompt, lines))
+    return found
 
 
-def gallery(rows: Sequence[GalleryRow], results: Results, budget: int) -> tuple[list[dict[str, Any]], int]:
+def gallery(rows: Sequence[GalleryRow], results: Results, budget: int) -> tuple[list[ShownRow], int]:
     """Rows for the template while they fit into `budget` bytes, and how many prompts were left out.
 
     A line an encoder, a column a setting of `gallery_settings`.
     """
     settings = gallery_settings(results)
-    shown: list[dict[str, Any]] = []
+    shown: list[ShownRow] = []
     for row in rows:
         lines = [
             (label, [image(row.cells.get((label, s)), row.prompt) for s in settings]) for label in results.encoders
@@ -147,16 +190,18 @@ def gallery(rows: Sequence[GalleryRow], results: Results, budget: int) -> tuple[
         columns = []
         for index, setting in enumerate(settings):
             found = next((cells[index] for _, cells in lines if cells[index]), None)
-            columns.append({"label": setting.label, "shared": found if setting.protocol == "transfer" else None})
-        budget -= sum(len(cell["uri"]) + _MARKUP for _, cells in lines for cell in cells if cell)
+            columns.append(Column(setting.label, found if setting.protocol == "transfer" else None))
+        budget -= sum(len(cell.uri) + _MARKUP for _, cells in lines for cell in cells if cell)
         if budget < 0:
             break
         lines = [(label, cells) for label, cells in lines if any(cells)]
-        shown.append({"prompt": row.prompt, "columns": columns, "lines": lines, "kind": _kind(row, results)})
-    places = gallery_orders(rows[: len(shown)], results)
-    for one, values in zip(shown, zip(*places.values(), strict=True), strict=True):
-        one["places"] = dict(zip(places, values, strict=True))
-    return shown, len(rows) - len(shown)
+        shown.append(ShownRow(row.prompt, columns, lines, _kind(row, results), {}))
+    orders = gallery_orders(rows[: len(shown)], results)
+    placed = [
+        replace(one, places={name: places[number] for name, places in orders.items()})
+        for number, one in enumerate(shown)
+    ]
+    return placed, len(rows) - len(shown)
 
 
 def gallery_orders(rows: Sequence[GalleryRow], results: Results) -> dict[str, list[int]]:

@@ -30,9 +30,9 @@ def results_table(results: Results) -> Table:
         cells = []
         for row in rows:
             interval = "" if row is None else metric.show_interval(row)
-            value = "" if row is None else f"[bold]{metric.show(row['mean'])}[/]"
+            value = "" if row is None else f"[bold]{metric.show(row.mean)}[/]"
             cells.append(f"{value} [dim]{interval}[/]" if interval else value)
-        table.add_row(escape(_short(setting)), *cells, str(max(row["n"] for row in rows if row is not None)))
+        table.add_row(escape(_short(setting)), *cells, str(max(row.n for row in rows if row is not None)))
     return table
 
 

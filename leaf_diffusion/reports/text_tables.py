@@ -35,10 +35,10 @@ def _each(
         for setting in results.settings_of(key):
             rows = [results.get(label, setting, key) for label in results.encoders]
             cells = [
-                "–" if row is None else f"{metric.show(row['mean'])} {_bracketed(metric.show_interval(row))}".strip()
+                "–" if row is None else f"{metric.show(row.mean)} {_bracketed(metric.show_interval(row))}".strip()
                 for row in rows
             ]
-            sizes = sorted({row["n"] for row in rows if row is not None})
+            sizes = sorted({row.n for row in rows if row is not None})
             lines.append((setting.label, [*cells, "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))]))
         title = metric.title + ("" if metric.higher_is_better else ", lower is better")
         if key in SETS:

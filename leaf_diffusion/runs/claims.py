@@ -10,12 +10,15 @@ import fcntl
 import hashlib
 import os
 import re
+import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from leaf_diffusion.runs.files import explained, open_plain, read_plain
-from leaf_diffusion.runs.lines import checked, damaged, decode
+from leaf_diffusion.runs.files import RunFolderError, explained, open_plain, read_plain
+from leaf_diffusion.runs.log import UnfitRecord, damaged, read_line
 from leaf_diffusion.runs.records import Record
+from leaf_diffusion.text.visible import visible
 
 _FILE = re.compile(r"([a-z0-9_-]+)(?:\.(\d+))?\.jsonl")
 
@@ -32,6 +35,30 @@ def record_files(folder: Path) -> list[tuple[str, int, Path]]:
         if match := _FILE.fullmatch(path.name):
             found.append((match[1], int(match[2] or 0), path))
     return sorted(found)
+
+
+def take_lock(path: Path, *, shared: bool = False) -> int:
+    """Hold `path` exclusively, or together with others that hold it `shared`; returns the descriptor to close.
+
+    Raises RunFolderError naming the other writer. The kernel drops the lock with its process, so what a dead writer left
+    needs no clearing.
+    """
+    with explained(path, "locking"):
+        fd = open_plain(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = visible(os.read(fd, 200).decode(errors="replace").strip()) or "another process"
+            os.close(fd)
+            message = f"{path.parent} is being written by {owner}; wait for it, or choose another output folder"
+            raise RunFolderError(message) from error
+        except OSError:
+            os.close(fd)
+            raise
+        with suppress(OSError):  # the owner's name is a courtesy: the probe finds a full disk, with its own message
+            os.ftruncate(fd, 0)
+            os.write(fd, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return fd
 
 
 def take_slot(folder: Path, *, alone: bool) -> tuple[int, int]:
@@ -85,13 +112,14 @@ class Tail:
                 return 0
         for line in data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]:
             try:
-                record = decode(line)
+                found = read_line(line, self.model)
+            except UnfitRecord as error:
+                raise damaged(self.path, self._lines + 1, error) from error
             except (ValueError, RecursionError) as error:
                 self._stuck = time.monotonic() if self._stuck is None else self._stuck
                 if time.monotonic() - self._stuck >= self.patience:
                     raise damaged(self.path, self._lines + 1, error) from error
                 break
-            found = checked(record, self.model, self.path, self._lines + 1)
             self.records.setdefault(found.id, found)
             self._read += len(line) + 1
             self._lines += 1

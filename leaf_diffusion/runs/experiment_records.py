@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-from leaf_diffusion.runs.records import ImagePath, Record, Typed, parse
+from leaf_diffusion.runs.records import ImagePath, Record, Typed, as_model
 
 
 class Measured(Record):
@@ -14,12 +14,12 @@ class Measured(Record):
     id: str = ""
 
 
-M = TypeVar("M", bound=Record)
+R = TypeVar("R", bound=Record)
 
 
-def typed(model: type[M], records: Iterable[Record]) -> list[M]:
+def typed(model: type[R], records: Iterable[Record]) -> list[R]:
     """Records as they were read, with their types. Raises ValueError where one does not fit."""
-    return [parse(model, record.model_dump(exclude_unset=True)) for record in records]
+    return [as_model(model, record) for record in records]
 
 
 class AttackedText(Typed):

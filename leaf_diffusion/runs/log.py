@@ -1,18 +1,103 @@
-"""One append-only JSONL file, and the lock that keeps a run folder to one writer."""
+"""Append-only files of records: a record is one line of canonical JSON that ends in its own checksum."""
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
+import json
 import os
-import socket
+import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
-from leaf_diffusion.runs.files import RunFolderError, explained, open_plain, sync_folder, write_all
-from leaf_diffusion.runs.lines import decode, encode, read_jsonl
-from leaf_diffusion.runs.records import Record, parse
-from leaf_diffusion.text.visible import visible
+from pydantic import ValidationError
+
+from leaf_diffusion.runs.files import RunFolderError, explained, open_plain, read_plain, sync_folder, write_all
+from leaf_diffusion.runs.records import Record, parse, said
+from leaf_diffusion.runs.spec import canonical_json
+
+R = TypeVar("R", bound=Record)
+_SUM = re.compile(rb',"sum":"([0-9a-f]{16})"\}')
+_SUM_BYTES = 26
+
+
+class DamagedRecords(RunFolderError, ValueError):
+    """A file of records holds a line that nobody wrote so; the message names file and line."""
+
+
+class UnfitRecord(ValueError):
+    """A line is whole, and its record does not fit the model; the message names the field."""
+
+
+def encode(record: Mapping[str, object]) -> bytes:
+    """The line of a record, without its end: sorted keys, then "sum", 64 bits of the sha256 of what stands before it.
+
+    Raises ValueError for what JSON cannot hold, NaN too, and for a record with a "sum" of its own.
+    """
+    if "sum" in record:
+        raise ValueError('"sum" is the name of a line\'s checksum')
+    body = canonical_json(dict(record)).encode()
+    return body[:-1] + b',"sum":"' + _sum(body) + b'"}'
+
+
+def read_line(line: bytes, model: type[R]) -> R:
+    """The record of a line. Raises UnfitRecord, and ValueError or RecursionError where a bit of it is not as it was written.
+
+    Lines from before there were checksums are told by their spaces, which a line with one has not: so a bit that flips
+    inside of the checksum's name makes no line without a checksum.
+    """
+    if found := _SUM.fullmatch(line, max(0, len(line) - _SUM_BYTES)):
+        body = line[:-_SUM_BYTES] + b"}"
+        if _sum(body) != found[1]:
+            raise ValueError("its checksum does not fit")
+        try:
+            return model.model_validate_json(body)
+        except ValidationError as error:
+            raise UnfitRecord(said(error)) from None
+    text = line.decode()
+    record = json.loads(text)
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+        raise ValueError('a record is a JSON object with a text "id"')
+    if text != json.dumps(record, ensure_ascii=False, allow_nan=False):
+        raise ValueError("it is not spelled as records are written")
+    try:
+        return parse(model, record)
+    except ValueError as error:
+        raise UnfitRecord(str(error)) from None
+
+
+def read_jsonl(path: Path, model: type[R]) -> tuple[list[R], int, int]:
+    """Records of a file, one a line, the byte length of the lines that are whole, and the bytes of a torn end (0: none).
+
+    A last line without its newline, or one that is not as it was written, was cut by a crash: its unit is computed again. A line
+    further up cannot be hurt by a crash, so the disk, the memory or a hand did it, and perhaps not to this line alone:
+    DamagedRecords, for people to look. So is a line that is whole and does not fit the model.
+    """
+    try:
+        data = read_plain(path)
+    except FileNotFoundError:
+        return [], 0, 0
+    records: list[R] = []
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start)
+        try:
+            records.append(read_line(data[start:end] if end >= 0 else b"", model))
+        except UnfitRecord as error:
+            raise damaged(path, len(records) + 1, error) from error
+        except (ValueError, RecursionError) as error:
+            if end < 0 or end == len(data) - 1:
+                return records, start, len(data) - start
+            raise damaged(path, len(records) + 1, error) from error
+        start = end + 1
+    return records, start, 0
+
+
+def damaged(path: Path, line: int, error: object) -> DamagedRecords:
+    said = f"{path}, line {line} is damaged ({error}); delete that line: its unit is computed again"
+    return DamagedRecords(said)
 
 
 class Log:
@@ -38,7 +123,8 @@ class Log:
         self.unsettled = False
 
     def append(self, record: Record) -> bool:
-        """False, and nothing written, when the id stands there already."""
+        """False, and nothing written, when the id stands there already. Raises ValueError for what is no record of the
+        model, or no JSON."""
         unit = record.id
         if unit in self.records:
             return False
@@ -46,6 +132,10 @@ class Log:
             line = encode(record.model_dump(exclude_unset=True))
         except ValueError as error:
             raise ValueError(f"record {unit!r} does not fit into JSON: {error}") from error
+        try:
+            copy = read_line(line, self.model)  # as a later process reads it
+        except UnfitRecord as error:
+            raise ValueError(f"record {unit!r}: {error}") from error
         with explained(self.path, "writing"):
             fd = self._open()
             if self.unsettled:  # a torn line may stand there still: this one must not be glued to it
@@ -60,7 +150,7 @@ class Log:
                 raise
         self.size += len(line) + 1
         self.unsettled = False
-        self.records[unit] = parse(self.model, decode(line))  # a copy, as a later process reads it
+        self.records[unit] = copy
         self.dirty = True
         if time.monotonic() - self.synced >= self.fsync_seconds:
             self.sync()
@@ -99,25 +189,5 @@ def cut_torn_end(path: Path) -> int:
     return torn
 
 
-def take_lock(path: Path, *, shared: bool = False) -> int:
-    """Hold `path` exclusively, or together with others that hold it `shared`; returns the descriptor to close.
-
-    Raises RunFolderError naming the other writer. The kernel drops the lock with its process, so what a dead writer left
-    needs no clearing.
-    """
-    with explained(path, "locking"):
-        fd = open_plain(path, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = visible(os.read(fd, 200).decode(errors="replace").strip()) or "another process"
-            os.close(fd)
-            message = f"{path.parent} is being written by {owner}; wait for it, or choose another output folder"
-            raise RunFolderError(message) from error
-        except OSError:
-            os.close(fd)
-            raise
-        with suppress(OSError):  # the owner's name is a courtesy: the probe finds a full disk, with its own message
-            os.ftruncate(fd, 0)
-            os.write(fd, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    return fd
+def _sum(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()

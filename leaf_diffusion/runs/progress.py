@@ -1,8 +1,11 @@
-"""How fast each stage of a run goes, noted in progress.json so that it outlives the process, and what is left."""
+"""How far a run is, who works on it, and how long it will take: the pace of each stage is noted in progress.json, so that
+it outlives the process."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -11,8 +14,9 @@ from pathlib import Path
 from pydantic import Field
 
 from leaf_diffusion.runs.claims import record_files
-from leaf_diffusion.runs.files import read_plain
-from leaf_diffusion.runs.records import Count, Number, Typed, parse
+from leaf_diffusion.runs.files import open_plain, read_plain
+from leaf_diffusion.runs.read import load_run
+from leaf_diffusion.runs.records import Count, Number, Record, Typed, parse
 
 LONGEST = 1e9
 """Seconds, thirty years: no time left is said to be longer, whatever the clock of a machine showed."""
@@ -122,3 +126,46 @@ def last_record(folder: Path, kind: str | None = None) -> datetime | None:
 def span(time: timedelta) -> str:
     """ "1 day, 3:20:00"."""
     return str(timedelta(seconds=round(time.total_seconds())))
+
+
+@dataclass(frozen=True)
+class Status:
+    """units: kind -> (recorded, planned); left: None before a first stage has begun; writers: how many processes hold the
+    folder; idle: since the last record, None where there is none."""
+
+    units: dict[str, tuple[int, int]]
+    left: TimeLeft | None
+    writers: int
+    idle: timedelta | None
+    finished: bool
+
+
+def status(folder: Path) -> Status:
+    """Read without a lock, also while the run goes on. Raises FileNotFoundError for no run folder, ValueError for a
+    damaged file."""
+    run, noted, last = load_run(folder), read_progress(folder), last_record(folder)
+    planned = {} if noted is None else noted.units
+    counts = {kind: len(run.records(kind, Record)) for kind in planned}
+    units = {kind: (counts[kind], total) for kind, total in planned.items()}
+    done = bool(units) and all(each >= total for each, total in units.values())
+    return Status(
+        units,
+        None if noted is None else noted.left(folder, counts),
+        _writers(folder),
+        None if last is None else datetime.now(UTC) - last,
+        done and bool(run.results.rows),
+    )
+
+
+def _writers(folder: Path) -> int:
+    """How many writers' locks are held."""
+    held = 0
+    for path in (folder / "records").glob(".writer-*"):
+        fd = open_plain(path)  # a run that nobody may write to has a status, too
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held += 1
+        finally:
+            os.close(fd)
+    return held

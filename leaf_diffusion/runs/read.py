@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar
 
 from leaf_diffusion.runs.claims import record_files
 from leaf_diffusion.runs.files import check_folder, read_plain
-from leaf_diffusion.runs.lines import damaged, read_jsonl
-from leaf_diffusion.runs.records import KINDS, Record, ResultRow, parse
+from leaf_diffusion.runs.log import damaged, read_jsonl
+from leaf_diffusion.runs.records import KINDS, Record, parse
+from leaf_diffusion.runs.results import RunResults
 from leaf_diffusion.runs.spec import RunSpec
 
 R = TypeVar("R", bound=Record)
-M = TypeVar("M", bound=Record)
+M = TypeVar("M", bound=RunResults)
 
 
 @dataclass(frozen=True)
@@ -26,24 +27,14 @@ class Run:
 
     folder: Path
     spec: RunSpec
-    environment: dict[str, Any]
+    environment: Mapping[str, object]
 
-    @overload
-    def records(self, kind: str) -> list[dict[str, Any]]: ...
-    @overload
-    def records(self, kind: str, model: type[R]) -> list[R]: ...
-    def records(self, kind: str, model: type[R] | None = None) -> list[R] | list[dict[str, Any]]:
+    def records(self, kind: str, model: type[R]) -> list[R]:
         """Records of a kind by all writers, first of each id; [] when there are none.
 
         A last line without its end is left out: it is being written, or was when its process died. Raises DamagedRecords
         for any other that does not fit, naming file, line and field.
         """
-        if model is None:
-            found = self._read(kind, models_of(self.spec).get(kind, Record))
-            return [record.model_dump(exclude_unset=True) for record in found]
-        return self._read(kind, model)
-
-    def _read(self, kind: str, model: type[M]) -> list[M]:
         if kind not in self._cache or self._cache[kind][0] is not model:
             first = dict[str, Record]()
             for path in (path for other, _, path in record_files(self.folder) if other == kind):
@@ -60,21 +51,17 @@ class Run:
         return {}
 
     @cached_property
-    def results(self) -> dict[str, Any]:
-        """results.json: its "rows" and what else the evaluation counted; no rows when the run is not finished.
+    def results(self) -> RunResults:
+        """results.json; without rows where the run is not finished. Raises ValueError as `read_results`."""
+        return self.read_results(RunResults)
 
-        Raises ValueError naming file, row and field where one of them does not fit.
-        """
-        path = self.folder / "results.json"
-        found = {"rows": []} | _json(path)
-        if not isinstance(found["rows"], list):
-            raise ValueError(f"{path} is damaged: it holds no rows of results; give the run's command again")
-        for number, row in enumerate(found["rows"]):
-            try:
-                parse(ResultRow, row)
-            except ValueError as error:
-                raise ValueError(f"{path} is damaged, row {number}: {error}; give the run's command again") from error
-        return found
+    def read_results(self, model: type[M]) -> M:
+        """results.json as an experiment's own model. Raises ValueError naming file and field where it does not fit."""
+        found = _json(self.folder / "results.json")
+        try:
+            return parse(model, {"rows": [], **found})
+        except ValueError as error:
+            raise damaged_results(self.folder, error) from error
 
     def image_path(self, relative: str) -> Path:
         """An image's path. Raises ValueError when the record points outside the run folder."""
@@ -107,7 +94,7 @@ def read_spec(path: Path) -> RunSpec:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     try:
         found = json.loads(read_plain(path).decode())
         json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair
@@ -118,6 +105,11 @@ def _json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return found
+
+
+def damaged_results(folder: Path, wrong: object) -> ValueError:
+    """What is wrong in results.json, and what to do."""
+    return ValueError(f"{folder / 'results.json'} is damaged: {wrong}; give the run's command again")
 
 
 def _ended(path: Path, start: int) -> bool:

@@ -1,11 +1,13 @@
-"""The typed records of a run: what stands in a line of records/*.jsonl and in results.json, checked on writing and reading."""
+"""The typed records of a run: what stands in a line of records/*.jsonl, checked on writing and reading."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails, core_schema
 
@@ -17,10 +19,10 @@ LARGEST_COUNT, LARGEST_NUMBER = 10**15, 1e300
 
 def _number(_: object, __: object) -> core_schema.CoreSchema:
     """An int stays an int and a float a float; true and false are neither."""
-    bounds: dict[str, Any] = {"strict": True, "ge": -LARGEST_NUMBER, "le": LARGEST_NUMBER}
     whole = core_schema.int_schema(strict=True, ge=-int(LARGEST_NUMBER), le=int(LARGEST_NUMBER))
+    real = core_schema.float_schema(strict=True, ge=-LARGEST_NUMBER, le=LARGEST_NUMBER, allow_inf_nan=False)
     return core_schema.union_schema(
-        [whole, core_schema.float_schema(allow_inf_nan=False, **bounds)],
+        [whole, real],
         custom_error_type="number",
         custom_error_message="Input should be a finite number",
     )
@@ -107,29 +109,43 @@ KINDS: Mapping[str, type[Record]] = {"attacks": AttackRecord, "images": ImageRec
 """The records of the text-to-image evaluation."""
 
 
-class ResultRow(Typed):
-    """A row of results.json: one metric of one encoder, or its paired difference to `baseline`. Experiments add columns."""
+FIELDS = {
+    "clip_score": "clip_score",
+    "clip_score_attacked_caption": "clip_score_attacked_caption",
+    "scene_accuracy": "scene_correct",
+    "drift": "drift",
+    "drift_features": "drift_features",
+}
+"""Metric -> field of a score record. Drift (pixel RMSE, 0 to 1) has the protocol "floor" beside it."""
 
-    encoder: str
-    baseline: str | None
-    protocol: str
-    source: str | None
-    attack: str | None
-    constraint: str | None
-    k: Count | None
-    metric: str
-    mean: Number | None
-    ci_low: Number | None
-    ci_high: Number | None
-    n: Count
-    seeds: Count
+SWAP_FIELDS = {"drift": "swap_drift", "drift_features": "swap_drift_features"}
+"""The same of clean images: how far they are from the first encoder's of the same prompt and noise."""
 
-    def column(self, name: str) -> Any:
-        """A column by its name, an experiment's own too; None where the row lacks it."""
-        return getattr(self, name, None)
+Values = dict[str, float]
+"""Prompt id -> value, the mean over noises."""
+Key = tuple[str, str, str | None, int]
+"""(encoder, protocol, source, k) of an image."""
+
+
+def prompt_values(
+    images: Iterable[ImageRecord], scores: Iterable[ScoreRecord], fields: Mapping[str, str] = FIELDS
+) -> dict[tuple[Key, str], Values]:
+    """The values of every (key, metric) that some image has a score for."""
+    by_id = {score.id: score for score in scores}
+    noises: dict[tuple[Key, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for image in images:
+        key: Key = (image.encoder, image.protocol, image.source, image.k)
+        for metric, name in fields.items():
+            if image.protocol == "floor" and not metric.startswith("drift"):
+                continue
+            value = getattr(by_id.get(image.id), name, None)
+            if value is not None:
+                noises[key, metric][image.prompt_id].append(float(value))
+    return {key: {prompt: float(np.mean(each)) for prompt, each in found.items()} for key, found in noises.items()}
 
 
 M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R", bound=Record)
 
 
 def parse(model: type[M], data: object) -> M:
@@ -140,9 +156,16 @@ def parse(model: type[M], data: object) -> M:
         raise ValueError(said(error)) from None
 
 
+def as_model(model: type[R], record: Record) -> R:
+    """A checked record as another model of the same line. Raises ValueError naming the field that does not fit."""
+    return record if isinstance(record, model) else parse(model, record.model_dump(exclude_unset=True))
+
+
 def said(error: ValidationError) -> str:
     """The first thing that does not fit, with its field."""
     first = error.errors(include_url=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return f"no JSON that can be read ({visible(first['msg'])})"
     where = _field(first)
     if first["type"] == "missing":
         return f"{where} is missing"

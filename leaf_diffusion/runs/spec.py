@@ -59,7 +59,7 @@ class RunSpec:
         """sha256 of the canonical JSON, 64 hexadecimal digits."""
         return hashlib.sha256(self.canonical.encode()).hexdigest()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"identity": self.identity, "settings": dict(self.settings)}
 
     @classmethod
@@ -83,7 +83,7 @@ class RunSpec:
         return lines or [f"identity: {other.identity} there, {self.identity} asked"] * (self.identity != other.identity)
 
 
-def environment(command: str | None = None) -> dict[str, Any]:
+def environment(command: str | None = None) -> dict[str, object]:
     """Where a run is computed, recorded beside its specification: versions, platform, command, time (UTC)."""
     versions = {}
     for name in _PACKAGES:

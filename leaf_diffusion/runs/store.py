@@ -11,13 +11,12 @@ import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import Self, TypeVar
 
 from PIL import Image
 
 from leaf_diffusion.images import UnreadableImageError, png_ok, whole_png
-from leaf_diffusion.runs.claims import Claims, Tail, record_file, record_files, take_slot
-from leaf_diffusion.runs.export import write_results
+from leaf_diffusion.runs.claims import Claims, Tail, record_file, record_files, take_lock, take_slot
 from leaf_diffusion.runs.files import (
     RunFolderError,
     atomic_write,
@@ -28,10 +27,11 @@ from leaf_diffusion.runs.files import (
     sync_folder,
 )
 from leaf_diffusion.runs.images import checked_name, described, is_recorded, refuse_another, seems_whole
-from leaf_diffusion.runs.log import Log, cut_torn_end, take_lock
+from leaf_diffusion.runs.log import Log, cut_torn_end
 from leaf_diffusion.runs.progress import Progress, TimeLeft, begin_stage, read_progress
 from leaf_diffusion.runs.read import models_of, read_spec
-from leaf_diffusion.runs.records import IMAGE, OfImage, Record, parse
+from leaf_diffusion.runs.records import IMAGE, OfImage, Record, as_model
+from leaf_diffusion.runs.results import RunResults, write_results
 from leaf_diffusion.runs.spec import RunSpec, environment
 from leaf_diffusion.text.visible import visible
 
@@ -43,7 +43,7 @@ PATIENCE = 60.0
 
 def image_name(unit_id: str) -> str:
     """Path of a unit's image in its run folder. Ids hold untrusted text, so only their hash touches the disk."""
-    return f"images/{hashlib.sha256(unit_id.encode()).hexdigest()[:24]}.png"
+    return f"images/{hashlib.sha256(unit_id.encode()).hexdigest()[:32]}.png"
 
 
 class RunStore:
@@ -141,16 +141,9 @@ class RunStore:
         """Ids already recorded: the work left is the plan minus this set."""
         return set(self._log(kind).records).union(*(tail.records for tail in self._others(kind)))
 
-    @overload
-    def records(self, kind: str) -> list[dict[str, Any]]: ...
-    @overload
-    def records(self, kind: str, model: type[R]) -> list[R]: ...
-    def records(self, kind: str, model: type[R] | None = None) -> list[R] | list[dict[str, Any]]:
+    def records(self, kind: str, model: type[R]) -> list[R]:
         """Records of a kind, one an id: this process's in the order they were written, then the others'."""
-        found = self._models(kind)
-        if model is None:
-            return [record.model_dump(exclude_unset=True) for record in found]
-        return [as_model(model, record) for record in found]
+        return [as_model(model, record) for record in self._models(kind)]
 
     def _models(self, kind: str) -> list[Record]:
         first = dict(self._log(kind).records)
@@ -204,26 +197,24 @@ class RunStore:
         if self._claims is not None:
             self._claims.give(name)
 
-    def append(self, kind: str, record: Record | Mapping[str, Any]) -> bool:
+    def append(self, kind: str, record: Record) -> bool:
         """Add a record of the kind's model. Returns False, changing nothing, when the id is there already.
 
         Raises ValueError for a record that does not fit the model, for what JSON cannot hold (NaN too), and RunFolderError when
         the disk refuses; the file then still ends in a whole line, so the same call may be tried again.
         """
         log = self._log(kind)
-        values = record.model_dump(exclude_unset=True) if isinstance(record, Record) else dict(record)
-        unit = values.get("id")
-        if not isinstance(unit, str) or not unit:
-            raise ValueError(f'a record needs a text "id": {kind}, {str(values)[:120]}')
+        if not record.id:
+            raise ValueError(f'a record needs an "id": {kind}, {str(record)[:120]}')
         try:
-            fitting = parse(log.model, values)
+            record = as_model(log.model, record)
         except ValueError as error:
-            raise ValueError(f"record {unit!r}: {error}") from error
-        if isinstance(fitting, OfImage) and fitting.sha256 is None:
-            fitting = fitting.model_copy(update=described(self.folder / fitting.image))
-        new = not any(unit in tail.records for tail in self._others(kind)) and log.append(fitting)
+            raise ValueError(f"record {record.id!r}: {error}") from error
+        if isinstance(record, OfImage) and record.sha256 is None:
+            record = record.model_copy(update=described(self.folder / record.image))
+        new = not any(record.id in tail.records for tail in self._others(kind)) and log.append(record)
         if new:
-            self._note(fitting)
+            self._note(record)
         return new
 
     def save_image(self, path: str, image: Image.Image) -> str:
@@ -285,7 +276,7 @@ class RunStore:
             if self._digests is not None and isinstance(record, OfImage) and record.sha256 is not None:
                 self._digests.setdefault(record.image, record.sha256)
 
-    def write_results(self, results: Mapping[str, Any]) -> None:
+    def write_results(self, results: RunResults) -> None:
         """Write results.json and results.csv; see `leaf_diffusion.runs.write_results`."""
         self.flush()
         write_results(self.folder, results)
@@ -329,11 +320,6 @@ class RunStore:
         return list(self._tails.get(kind, {}).values())
 
 
-def as_model(model: type[R], record: Record) -> R:
-    """A checked record as another model of the same line. Raises ValueError naming the field that does not fit."""
-    return record if isinstance(record, model) else parse(model, record.model_dump(exclude_unset=True))
-
-
 def _check_owner(folder: Path, spec: RunSpec) -> None:
     path = folder / "spec.json"
     if path.exists():
@@ -367,5 +353,5 @@ def _release(held: list[int], logs: dict[str, Log]) -> None:
         os.close(fd)
 
 
-def _pretty(value: Any) -> bytes:
+def _pretty(value: object) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -35,7 +35,7 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: no JSON that can be read (nested too deeply)") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         name = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)

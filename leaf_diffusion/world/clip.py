@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -44,7 +43,7 @@ JUDGE_CONFIG = {
 
 def new_clip() -> CLIPModel:
     """An untrained CLIP at the world's scale: text 128 wide x 4 layers, a small ViT, the real vocabulary."""
-    text: dict[str, Any] = {
+    text: dict[str, object] = {
         "hidden_size": TEXT_WIDTH,
         "intermediate_size": 4 * TEXT_WIDTH,
         "num_hidden_layers": 4,
@@ -57,7 +56,7 @@ def new_clip() -> CLIPModel:
         "pad_token_id": EOS,
         "hidden_act": "quick_gelu",
     }
-    vision: dict[str, Any] = {
+    vision: dict[str, object] = {
         "hidden_size": 64,
         "intermediate_size": 192,
         "num_hidden_layers": 4,

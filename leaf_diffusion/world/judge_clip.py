@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from leaf_diffusion.encoders.load import wrap
 from leaf_diffusion.images import to_rgb
+from leaf_diffusion.weights.fingerprints import fingerprint
 from leaf_diffusion.world.clip import judge_features
 from leaf_diffusion.world.scenes import SIZE, pixels
 from leaf_diffusion.world.sources import load_judge_module
@@ -22,6 +24,16 @@ class JudgeClip:
     def __init__(self, model: open_clip.CLIP) -> None:
         self.model = model.eval()
         self._features = judge_features(self.model)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its weights."""
+        return fingerprint(self.model)
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Of its text encoder, as `load_text_encoder("world:judge")` gives it."""
+        return wrap(self.model, None).fingerprint
 
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:

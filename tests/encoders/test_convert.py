@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
-from leaf_diffusion.cli.convert import CONFIG, WEIGHTS, convert
+from leaf_diffusion.cli.convert import CONFIG, WEIGHTS, convert, read_differently
 from leaf_diffusion.encoders.convert import to_open_clip, to_transformers
 from leaf_diffusion.encoders.convert_config import open_clip_config, transformers_config
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
@@ -252,3 +252,16 @@ def test_transformers_settings_that_open_clip_lacks() -> None:
         text = type(config.text_config)(**(config.text_config.to_dict() | change))
         with pytest.raises(ValueError, match=said):
             open_clip_config(text)
+
+
+def test_captions_that_the_two_libraries_read_differently_are_counted() -> None:
+    plain = ["a red cat", "two dogs, one ball"]
+    assert read_differently(plain) == 0
+    # an HTML entity, curly quotes, full width
+    assert read_differently([*plain, "cats &amp; dogs", "a \u201cred\u201d cat", "a \uff52\uff45\uff44 cat"]) == 3
+
+
+def test_the_names_of_a_training_on_several_processes_are_read() -> None:
+    state = {"ln_final.weight": torch.ones(4), "positional_embedding": torch.ones(2, 4)}
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    assert to_transformers(wrapped).keys() == to_transformers(state).keys()

@@ -9,6 +9,7 @@ from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import ablation
 from leaf_diffusion.eval.ablation import AblationOptions
 from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs.experiment_records import Trained
 
 WORDS = [
     "--rho",
@@ -54,25 +55,23 @@ def test_the_recipes_differ_in_one_choice_each() -> None:
 
 def test_encoders_are_trained_kept_and_compared(finished: Path) -> None:
     run = load_run(finished)
-    trainings = run.records("trainings")
-    assert [record["label"] for record in trainings] == ["rho=1", "rho=2", "rho=2, unconstrained", "random typos"]
+    trainings = run.records("trainings", Trained)
+    assert [record.label for record in trainings] == ["rho=1", "rho=2", "rho=2, unconstrained", "random typos"]
     prints = {"original": load_text_encoder("world:original").fingerprint}
     for record in trainings:
-        assert load_text_encoder(finished / record["folder"]).fingerprint == record["fingerprint"]
-        prints[record["label"]] = record["fingerprint"]
+        assert load_text_encoder(finished / record.folder).fingerprint == record.fingerprint
+        prints[record.label] = record.fingerprint
     del prints["rho=2, unconstrained"]  # in two updates no constraint may have mattered
     assert len(set(prints.values())) == 4
-    rows = run.results["rows"]
-    assert {row["encoder"] for row in rows} == {"original", *(record["label"] for record in trainings)}
-    assert {(row["metric"], row["k"]) for row in rows} == {
+    rows = run.results.rows
+    assert {row.encoder for row in rows} == {"original", *(record.label for record in trainings)}
+    assert {(row.metric, row.k) for row in rows} == {
         ("accuracy", 0), ("accuracy", 1), ("accuracy", 2), ("textfare_relative", 0), ("textfare_relative", 1)
     }  # fmt: skip
     clean = next(
-        r
-        for r in rows
-        if (r["encoder"], r["metric"], r["k"], r["baseline"]) == ("original", "textfare_relative", 0, None)
+        r for r in rows if (r.encoder, r.metric, r.k, r.baseline) == ("original", "textfare_relative", 0, None)
     )
-    assert clean["mean"] == pytest.approx(0, abs=1e-6)
+    assert clean.mean == pytest.approx(0, abs=1e-6)
     assert "rho=2, unconstrained" in (finished / "report.html").read_text()
 
 

@@ -15,6 +15,7 @@ from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import both_domains
 from leaf_diffusion.evaluation.tasks.images import world_images
 from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs.experiment_records import PairImage, PairText
 from leaf_diffusion.text import NoNewWords, distance
 from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.figures import zero_shot_anchors
@@ -42,46 +43,48 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_images_are_classified_by_the_rows_text_tower(finished: Path, towers: Towers) -> None:
     task = world_images()
-    records = load_run(finished).records("images")
-    assert [sorted(record["right"]) for record in records] == [sorted(ROWS)] * 3
+    records = load_run(finished).records("images", PairImage)
+    assert [sorted(record.right) for record in records] == [sorted(ROWS)] * 3
     for row in ROWS:
-        tower, encoder = (both[name] for both, name in zip(towers, row.split(" + "), strict=True))
+        image, text = row.split(" + ")
+        tower, encoder = towers[0][image], towers[1][text]
         classes = normalize(encoder.features(encoder.tokenize([texts[0] for texts in task.texts])), dim=-1)
         for record in records:
-            features = tower.features(tower.prepare([task.load(record["number"])]))
-            right = int((features @ classes.T).argmax()) == task.labels[record["number"]]
-            assert record["right"][row] == right
-            assert record["held"][row] <= right
+            features = tower.features(tower.prepare([task.load(record.number)]))
+            right = int((features @ classes.T).argmax()) == task.labels[record.number]
+            assert record.right[row] == right
+            assert record.held[row] <= right
 
 
 def test_texts_are_classified_by_the_rows_image_tower(finished: Path, towers: Towers) -> None:
-    records = load_run(finished).records("texts")
+    records = load_run(finished).records("texts", PairText)
     assert len(records) == 12
     prompts = [text for text, _, _ in zero_shot_prompts()]
     for row in ROWS:
-        tower, encoder = (both[name] for both, name in zip(towers, row.split(" + "), strict=True))
+        image, text = row.split(" + ")
+        tower, encoder = towers[0][image], towers[1][text]
         anchors = zero_shot_anchors(per_class=1, embed=lambda x, tower=tower: tower.embed(tower.prepare(x)))
-        for record in (record for record in records if record["row"] == row):
-            assert record["prompt"] == prompts[record["number"]]
-            for shown, right in ((record["prompt"], record["right"]), (record["perturbed"], record["held"])):
+        for record in (record for record in records if record.row == row):
+            assert record.prompt == prompts[record.number]
+            for shown, right in ((record.prompt, record.right), (record.perturbed, record.held)):
                 features = encoder.features(encoder.tokenize([shown]))
-                assert right == (int((features @ anchors.T).argmax()) == record["number"])
-            assert distance(record["prompt"], record["perturbed"]) <= 1
-            assert NoNewWords().holds(record["prompt"], record["perturbed"])
+                assert right == (int((features @ anchors.T).argmax()) == record.number)
+            assert distance(record.prompt, record.perturbed) <= 1
+            assert NoNewWords().holds(record.prompt, record.perturbed)
 
 
 def test_rows_and_page_show_the_table(finished: Path) -> None:
     run = load_run(finished)
-    rows = run.results["rows"]
-    means = [row for row in rows if row["baseline"] is None]
+    rows = run.results.rows
+    means = [row for row in rows if row.baseline is None]
     assert len(means) == 16
-    cells = {(row["encoder"], row["metric"], row["attack"]): row for row in means}
-    held = [record["held"]["fare + leaf"] for record in run.records("images")]
-    assert cells["fare + leaf", "image_accuracy", "apgd"]["mean"] == pytest.approx(sum(held) / 3)
-    assert cells["fare + leaf", "image_accuracy", "apgd"]["eps"] == 4.0
-    said = [record["held"] for record in run.records("texts") if record["row"] == "original + leaf"]
-    assert cells["original + leaf", "text_accuracy", "charmer"]["mean"] == pytest.approx(sum(said) / 3)
-    pairs = {(row["encoder"], row["baseline"]) for row in rows if row["baseline"]}
+    cells = {(row.encoder, row.metric, row.attack): row for row in means}
+    held = [record.held["fare + leaf"] for record in run.records("images", PairImage)]
+    assert cells["fare + leaf", "image_accuracy", "apgd"].mean == pytest.approx(sum(held) / 3)
+    assert cells["fare + leaf", "image_accuracy", "apgd"].eps == 4.0
+    said = [record.held for record in run.records("texts", PairText) if record.row == "original + leaf"]
+    assert cells["original + leaf", "text_accuracy", "charmer"].mean == pytest.approx(sum(said) / 3)
+    pairs = {(row.encoder, row.baseline) for row in rows if row.baseline}
     assert len(pairs) == 6 and ("fare + leaf", "original + original") in pairs
     page = (finished / "report.html").read_text()
     assert "image, attacked" in page and all(label in page for label in ROWS)
@@ -103,19 +106,19 @@ def test_images_texts_and_anchors_of_ones_own(tmp_path: Path, towers: Towers) ->
     own += ["--n-positions", "1", "--encoders", "original", "--image-encoders", "original", "fare"]
     folder = tmp_path / "run"
     assert both_domains.main([*own, "--anchors", str(tmp_path / "images"), "--output", str(folder)]) == 0
-    records = load_run(folder).records("texts")
+    records = load_run(folder).records("texts", PairText)
     encoder = towers[1]["original"]
     for record in records:
-        tower = towers[0][record["row"].split(" + ")[0]]
+        tower = towers[0][record.row.split(" + ")[0]]
         shown = [Image.open(tmp_path / "images" / name / "0.png") for name in ("cat", "dog")]
         anchors = normalize(tower.features(tower.prepare(shown)), dim=-1)
-        features = encoder.features(encoder.tokenize([record["prompt"]]))
-        label = ["cat", "dog"].index(lines[record["number"]]["label"])
-        assert record["right"] == (int((features @ anchors.T).argmax()) == label)
+        features = encoder.features(encoder.tokenize([record.prompt]))
+        label = ["cat", "dog"].index(lines[record.number]["label"])
+        assert record.right == (int((features @ anchors.T).argmax()) == label)
     assert both_domains.main([*own, "--output", str(tmp_path / "templates")]) == 0
-    by_row = {}
-    for record in load_run(tmp_path / "templates").records("texts"):  # no image decides here
-        by_row.setdefault(record["number"], []).append((record["right"], record["perturbed"]))
+    by_row = dict[int, list[tuple[bool, str]]]()
+    for record in load_run(tmp_path / "templates").records("texts", PairText):  # no image decides here
+        by_row.setdefault(record.number, []).append((record.right, record.perturbed))
     assert all(len(set(found)) == 1 for found in by_row.values())
 
 

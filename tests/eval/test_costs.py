@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from PIL import Image
 
 from leaf_diffusion.eval.swap_cost import main as swap_cost
 from leaf_diffusion.eval.t2i_robustness import main
-from leaf_diffusion.runs import RunSpec
+from leaf_diffusion.runs import ResultRow, RunSpec
+from leaf_diffusion.runs.records import parse
 
 SMALL = ["--limit", "2", "--steps", "2"]
 EVALUATE = [*SMALL, "--k", "1", "--seeds", "2", "--attack", "random-typos", "--protocols", "adaptive"]
@@ -35,8 +36,23 @@ def run(tmp_path_factory: pytest.TempPathFactory, swap: Path) -> Path:
     return folder
 
 
-def results(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+class SwapCost(TypedDict):
+    """What a run keeps of a swap-cost run."""
+
+    identity: str
+    conditions: list[dict[str, str]]
+    rows: list[dict[str, object]]
+
+
+class Results(TypedDict):
+    """What is read here of results.json."""
+
+    rows: list[dict[str, object]]
+    swap_cost: SwapCost
+
+
+def results(folder: Path) -> Results:
+    found: Results = json.loads((folder / "results.json").read_text())
     return found
 
 
@@ -48,14 +64,15 @@ def test_clean_drift_is_measured_from_the_first_encoders_image_of_the_same_noise
         paths = (image, clean["original", prompt, noise])
         a, b = (np.asarray(Image.open(run / path), dtype=float) / 255 for path in paths)
         moved[encoder].append(np.sqrt(((a - b) ** 2).mean()))
-    rows = [r for r in results(run)["rows"] if (r["protocol"], r["metric"]) == ("clean", "drift")]
-    means = {r["encoder"]: r for r in rows if r["baseline"] is None}
+    found = [parse(ResultRow, r) for r in results(run)["rows"]]
+    rows = [r for r in found if (r.protocol, r.metric) == ("clean", "drift")]
+    means = {r.encoder: r for r in rows if r.baseline is None}
     assert set(means) == {"leaf", "typo-augmented"}
     for label, each in means.items():
-        assert each["mean"] == pytest.approx(np.mean(moved[label]), abs=1e-6)
-        assert each["mean"] > 0
-        assert (each["n"], each["seeds"]) == (2, 2)
-    assert {(r["encoder"], r["baseline"]) for r in rows if r["baseline"]} == {("leaf", "typo-augmented")}
+        assert each.mean == pytest.approx(np.mean(moved[label]), abs=1e-6)
+        assert each.mean is not None and each.mean > 0
+        assert (each.n, each.seeds) == (2, 2)
+    assert {(r.encoder, r.baseline) for r in rows if r.baseline} == {("leaf", "typo-augmented")}
     scores = [json.loads(line) for line in (run / "records" / "scores.jsonl").read_text().splitlines()]
     by_id = {r["id"]: r for r in scores}
     for record in records:
@@ -81,7 +98,7 @@ def test_a_swap_cost_runs_figures_are_taken_over_unchanged(run: Path, swap: Path
 
 
 def test_other_encoders_and_pipelines_are_refused(swap: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    def said(**changes: Any) -> str:
+    def said(**changes: object) -> str:
         other = tmp_path / "other"
         other.mkdir(exist_ok=True)
         settings = json.loads((swap / "spec.json").read_text())["settings"] | changes

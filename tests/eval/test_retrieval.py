@@ -18,6 +18,7 @@ from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import retrieval
 from leaf_diffusion.evaluation.tasks.retrieval import file_gallery, world_gallery
 from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs.experiment_records import AttackedCaptions, CleanRank, Embedded, Ranked, Shown
 from leaf_diffusion.text import distance
 from leaf_diffusion.world.captions import full_prompts
 from leaf_diffusion.world.scenes import pixels
@@ -55,16 +56,16 @@ def test_ranks_and_targets_are_those_of_the_models(finished: Path) -> None:
     targets = run.spec.settings["target_numbers"]
     captions = [text for text, _ in run.spec.settings["texts"]]
     encoders = {label: load_text_encoder(f"world:{label}") for label in ("original", "leaf")}
-    assert len(run.records("ranks")) == 6
-    for record in run.records("ranks"):
-        assert record["caption"] == captions[record["number"]]
-        assert record["number"] not in targets
-        for row in record["searches"]:
-            order = order_of(encoders[record["encoder"]], row["perturbed"])
-            assert row["rank"] == order.index(record["number"]) + 1
-            assert row["target_ranks"] == [order.index(target) + 1 for target in targets]
-            assert row["target_above"] == [order.index(t) < order.index(record["number"]) for t in targets]
-            assert row["top"] == order[:5]
+    assert len(run.records("ranks", Ranked)) == 6
+    for record in run.records("ranks", Ranked):
+        assert record.caption == captions[record.number]
+        assert record.number not in targets
+        for row in record.searches:
+            order = order_of(encoders[record.encoder], row.perturbed)
+            assert row.rank == order.index(record.number) + 1
+            assert row.target_ranks == [order.index(target) + 1 for target in targets]
+            assert row.target_above == [order.index(t) < order.index(record.number) for t in targets]
+            assert row.top == order[:5]
 
 
 def test_every_attack_is_there_and_within_its_edits(finished: Path) -> None:
@@ -73,61 +74,59 @@ def test_every_attack_is_there_and_within_its_edits(finished: Path) -> None:
     expected = {
         (g, t, k) for g, t in [("drift", None), ("margin", None), *(("toward", t) for t in targets)] for k in (1, 2)
     }
-    for record in run.records("attacks"):
-        assert {(row["goal"], row["target"], row["k"]) for row in record["attacked"]} == expected
-        for row in record["attacked"]:
-            assert distance(row["prompt"], row["perturbed"]) <= row["k"]
-    by_encoder = {(r["encoder"], r["number"]): r["attacked"] for r in run.records("attacks")}
-    for record in run.records("ranks"):  # transferred attacks are the first encoder's
-        transferred = [row["perturbed"] for row in record["searches"] if row["protocol"] == "transfer"]
-        assert transferred == [row["perturbed"] for row in by_encoder["original", record["number"]]]
+    for record in run.records("attacks", AttackedCaptions):
+        assert {(row.goal, row.target, row.k) for row in record.attacked} == expected
+        for row in record.attacked:
+            assert distance(row.prompt, row.perturbed) <= row.k
+    by_encoder = {(r.encoder, r.number): r.attacked for r in run.records("attacks", AttackedCaptions)}
+    for ranked in run.records("ranks", Ranked):  # transferred attacks are the first encoder's
+        transferred = [row.perturbed for row in ranked.searches if row.protocol == "transfer"]
+        assert transferred == [row.perturbed for row in by_encoder["original", ranked.number]]
 
 
 def test_a_margin_is_solved_when_another_image_stands_first(finished: Path) -> None:
     run = load_run(finished)
-    found = {(r["encoder"], r["number"]): r["searches"] for r in run.records("ranks")}
-    for record in run.records("attacks"):
-        for row in (row for row in record["attacked"] if row["goal"] == "margin"):
-            (rank,) = (s["rank"] for s in found[record["encoder"], record["number"]]
-                       if s["protocol"] == "adaptive" and s["goal"] == "margin" and s["k"] == row["k"])  # fmt: skip
-            assert row["success"] == (rank > 1)
+    found = {(r.encoder, r.number): r.searches for r in run.records("ranks", Ranked)}
+    for record in run.records("attacks", AttackedCaptions):
+        for row in (row for row in record.attacked if row.goal == "margin"):
+            (rank,) = (s.rank for s in found[record.encoder, record.number]
+                       if s.protocol == "adaptive" and s.goal == "margin" and s.k == row.k)  # fmt: skip
+            assert row.success == (rank > 1)
 
 
 def test_rows_are_means_over_captions(finished: Path) -> None:
     run = load_run(finished)
     place = ("encoder", "baseline", "protocol", "attack", "k", "metric")
-    every = {
-        (r["encoder"], r["metric"]): r for r in run.results["rows"] if r["captions"] == "all" and not r["baseline"]
-    }
-    rows = {tuple(row[name] for name in place): row for row in run.results["rows"] if row["captions"] == "attacked"}
+    every = {(r.encoder, r.metric): r for r in run.results.rows if r.captions == "all" and not r.baseline}
+    rows = {tuple(row.column(name) for name in place): row for row in run.results.rows if row.captions == "attacked"}
     for label in ("original", "leaf"):
-        mine = [r["searches"] for r in run.records("ranks") if r["encoder"] == label]
-        clean = [s["rank"] for searches in mine for s in searches if s["protocol"] == "clean"]
-        assert rows[label, None, "clean", None, 0, "recall_at_5"]["mean"] == pytest.approx(
+        mine = [r.searches for r in run.records("ranks", Ranked) if r.encoder == label]
+        clean = [s.rank for searches in mine for s in searches if s.protocol == "clean"]
+        assert rows[label, None, "clean", None, 0, "recall_at_5"].mean == pytest.approx(
             np.mean([r <= 5 for r in clean])
         )
-        everywhere = {r["number"]: r["rank"] for r in run.records("clean") if r["encoder"] == label}
-        assert [everywhere[r["number"]] for r in run.records("ranks") if r["encoder"] == label] == clean
-        assert every[label, "recall_at_1"]["mean"] == pytest.approx(np.mean([r == 1 for r in everywhere.values()]))
-        assert every[label, "recall_at_1"]["n"] == 20
+        everywhere = {r.number: r.rank for r in run.records("clean", CleanRank) if r.encoder == label}
+        assert [everywhere[r.number] for r in run.records("ranks", Ranked) if r.encoder == label] == clean
+        assert every[label, "recall_at_1"].mean == pytest.approx(np.mean([r == 1 for r in everywhere.values()]))
+        assert every[label, "recall_at_1"].n == 20
         aimed = [
             s for searches in mine for s in searches
-            if s["protocol"] == "adaptive" and s["goal"] == "toward" and s["k"] == 2
+            if s.protocol == "adaptive" and s.goal == "toward" and s.k == 2
         ]  # fmt: skip
         targets = run.spec.settings["target_numbers"]
-        above = [s["target_above"][targets.index(s["target"])] for s in aimed]
+        above = [s.target_above[targets.index(s.target)] for s in aimed]
         row = rows[label, None, "adaptive", "charmer, toward", 2, "target_above"]
-        assert (row["mean"], row["n"]) == (pytest.approx(np.mean(above)), 3)
+        assert (row.mean, row.n) == (pytest.approx(np.mean(above)), 3)
     difference = rows["leaf", "original", "transfer", "charmer, drift", 2, "recall_at_10"]
     means = [
-        rows[label, None, "transfer", "charmer, drift", 2, "recall_at_10"]["mean"] for label in ("leaf", "original")
+        rows[label, None, "transfer", "charmer, drift", 2, "recall_at_10"].mean or 0.0 for label in ("leaf", "original")
     ]
-    assert difference["mean"] == pytest.approx(means[0] - means[1])
+    assert difference.mean == pytest.approx(means[0] - means[1])
 
 
 def test_a_second_call_computes_nothing_and_redraws_a_damaged_image(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*.jsonl")}
-    image = finished / load_run(finished).records("shown")[-1]["image"]
+    image = finished / load_run(finished).records("shown", Shown)[-1].image
     drawn = image.read_bytes()
     image.write_bytes(drawn[:40])
     assert retrieval.main([*SMALL, "--output", str(finished)]) == 0
@@ -180,12 +179,14 @@ def test_a_run_on_files(coco: Path, tmp_path: Path) -> None:
              "--encoders", "leaf", "--k", "1", "--n-positions", "1", "--goals", "toward", "--toward", "images"]  # fmt: skip
     assert retrieval.main([*words, "--output", str(tmp_path / "run")]) == 0
     run = load_run(tmp_path / "run")
-    assert len(run.records("gallery")) == 14
-    clean = {(r["encoder"], r["number"]): r["searches"][0] for r in run.records("ranks")}
+    assert len(run.records("gallery", Embedded)) == 14
+    clean = {(r.encoder, r.number): r.searches[0] for r in run.records("ranks", Ranked)}
     assert len(clean) == 2
-    for record in run.records("attacks"):  # the attacker climbs on the similarity to the target's image
-        (row,) = record["attacked"]
-        assert row["score"] >= row["clean_score"]
+    for record in run.records(
+        "attacks", AttackedCaptions
+    ):  # the attacker climbs on the similarity to the target's image
+        (row,) = record.attacked
+        assert row.score >= row.clean_score
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import textfare
 from leaf_diffusion.evaluation.results import Setting, all_pairs, result_rows
 from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs.experiment_records import Losses
 from leaf_diffusion.text import distance, neighbours
 
 OPTIONS = [
@@ -38,39 +39,38 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_losses_are_squared_distances_from_the_originals_clean_embedding(finished: Path) -> None:
     original, leaf = load_text_encoder("world:original"), load_text_encoder("world:leaf")
-    records = load_run(finished).records("losses")
+    records = load_run(finished).records("losses", Losses)
     assert len(records) == 6
     for record in records:
-        encoder = {"original": original, "leaf": leaf}[record["encoder"]]
-        clean = original.features(original.tokenize([record["prompt"]]))
-        assert record["norm"] == pytest.approx(float(clean.square().sum()), rel=1e-4)
-        for text, loss in [(record["prompt"], record["clean"])] + [
-            (r["perturbed"], r["score"]) for r in record["attacked"]
-        ]:
+        encoder = {"original": original, "leaf": leaf}[record.encoder]
+        clean = original.features(original.tokenize([record.prompt]))
+        assert record.norm == pytest.approx(float(clean.square().sum()), rel=1e-4)
+        for text, loss in [(record.prompt, record.clean)] + [(r.perturbed, r.score) for r in record.attacked]:
             moved = encoder.features(encoder.tokenize([text]))
             assert loss == pytest.approx(float((moved - clean).square().sum()), rel=1e-3, abs=1e-3)
-        assert {(row["attack"], row["k"]) for row in record["attacked"]} == {
+        assert {(row.attack, row.k) for row in record.attacked} == {
             (attack, k) for attack in ("random-typos", "charmer") for k in (1, 2)
         }
-        for row in record["attacked"]:
-            assert distance(row["prompt"], row["perturbed"]) <= row["k"]
+        for row in record.attacked:
+            assert distance(row.prompt, row.perturbed) <= row.k
 
 
 def test_rows_hold_means_and_paired_differences(finished: Path) -> None:
     run = load_run(finished)
-    rows = {(r["encoder"], r["baseline"], r["attack"], r["k"], r["metric"]): r for r in run.results["rows"]}
+    rows = {(r.encoder, r.baseline, r.attack, r.k, r.metric): r for r in run.results.rows}
     by_encoder = {
-        label: [row["score"] for record in run.records("losses") if record["encoder"] == label
-                for row in record["attacked"] if (row["attack"], row["k"]) == ("charmer", 2)]
+        label: [row.score for record in run.records("losses", Losses) if record.encoder == label
+                for row in record.attacked if (row.attack, row.k) == ("charmer", 2)]
         for label in ("original", "leaf")
     }  # fmt: skip
     means = {label: sum(values) / 3 for label, values in by_encoder.items()}
     for label, mean in means.items():
-        assert rows[label, None, "charmer", 2, "textfare"]["mean"] == pytest.approx(mean)
+        assert rows[label, None, "charmer", 2, "textfare"].mean == pytest.approx(mean)
     difference = rows["leaf", "original", "charmer", 2, "textfare"]
-    assert difference["mean"] == pytest.approx(means["leaf"] - means["original"])
-    assert difference["ci_low"] <= difference["mean"] <= difference["ci_high"]
-    assert rows["original", None, None, 0, "textfare"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert difference.mean == pytest.approx(means["leaf"] - means["original"])
+    assert difference.mean is not None and difference.ci_low is not None and difference.ci_high is not None
+    assert difference.ci_low <= difference.mean <= difference.ci_high
+    assert rows["original", None, None, 0, "textfare"].mean == pytest.approx(0, abs=1e-6)
 
 
 def test_exhaustive_is_at_least_as_bad_as_every_edit(tmp_path: Path) -> None:
@@ -78,12 +78,12 @@ def test_exhaustive_is_at_least_as_bad_as_every_edit(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("a red cat\n")
     options = ["--encoders", "original", "--attacks", "exhaustive", "--constraint", "none"]
     assert textfare.main([*options, "--prompts", str(tmp_path / "one.txt"), "--output", str(folder)]) == 0
-    (record,) = load_run(folder).records("losses")
+    (record,) = load_run(folder).records("losses", Losses)
     encoder = load_text_encoder("world:original")
     clean = encoder.features(encoder.tokenize(["a red cat"]))
     edits = neighbours("a red cat").texts()[::50]
     losses = (encoder.features(encoder.tokenize(edits)) - clean).square().sum(-1)
-    assert record["attacked"][0]["score"] >= float(losses.max()) * (1 - 1e-5)
+    assert record.attacked[0].score >= float(losses.max()) * (1 - 1e-5)
 
 
 def test_a_second_call_computes_nothing_and_writes_the_same(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,6 +125,6 @@ def test_differences_are_taken_over_shared_units_and_within_a_setting() -> None:
         Setting("b", "m", "transfer", "a", "charmer", None, 1): {"x": 7.0},
     }
     rows = result_rows(values, all_pairs(["a", "b"]))
-    differences = [(r["protocol"], r["mean"], r["n"]) for r in rows if r["baseline"]]
+    differences = [(r.protocol, r.mean, r.n) for r in rows if r.baseline]
     assert differences == [("clean", 2.0, 1), ("adaptive", -1.0, 1)]
     assert len(rows) == 7

@@ -16,6 +16,7 @@ from leaf_diffusion.eval import zero_shot_image
 from leaf_diffusion.evaluation.tasks.image_attacks import Classifier
 from leaf_diffusion.evaluation.tasks.images import folder_images, world_images
 from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs.experiment_records import ClassifiedImage
 from leaf_diffusion.world.captions import zero_shot_prompts
 
 OPTIONS = ["--limit", "6", "--steps", "3", "--batch-size", "4"]
@@ -38,18 +39,18 @@ def classes_by_hand() -> torch.Tensor:
 
 
 def test_what_is_said_is_the_nearest_caption(finished: Path) -> None:
-    records, task, classes = load_run(finished).records("images"), world_images(), classes_by_hand()
-    assert [record["number"] for record in records] == [i * len(zero_shot_prompts()) // 6 for i in range(6)]
+    records, task, classes = load_run(finished).records("images", ClassifiedImage), world_images(), classes_by_hand()
+    assert [record.number for record in records] == [i * len(zero_shot_prompts()) // 6 for i in range(6)]
     for name in ("original", "fare"):
         encoder = load_image_encoder(f"world:{name}")
         for record in records:
-            features = encoder.features(encoder.prepare([task.load(record["number"])]))
-            assert record["said"][name] == int((features @ classes.T).argmax())
+            features = encoder.features(encoder.prepare([task.load(record.number)]))
+            assert record.said[name] == int((features @ classes.T).argmax())
 
 
 def test_every_attack_is_shown_to_every_tower(finished: Path) -> None:
-    for record in load_run(finished).records("images"):
-        seen = [(row["encoder"], row["source"], row["attack"], row["eps"]) for row in record["attacked"]]
+    for record in load_run(finished).records("images", ClassifiedImage):
+        seen = [(row.encoder, row.source, row.attack, row.eps) for row in record.attacked]
         both = ("original", "fare")
         assert sorted(seen) == sorted(
             (mine, theirs, attack, eps)
@@ -58,37 +59,35 @@ def test_every_attack_is_shown_to_every_tower(finished: Path) -> None:
             for attack in ("pgd", "apgd")
             for eps in (2, 8)
         )
-        assert len(record["images"]) == 6
-        clean, attacked, added = (np.asarray(Image.open(finished / path), dtype=float) for path in record["images"][:3])
-        assert np.array_equal(clean, np.asarray(world_images().load(record["number"])))
+        assert len(record.images) == 6
+        clean, attacked, added = (np.asarray(Image.open(finished / path), dtype=float) for path in record.images[:3])
+        assert np.array_equal(clean, np.asarray(world_images().load(record.number)))
         assert 0 < np.abs(attacked - clean).max() <= 2  # eps 2, the first of the two, rounded to 8 bits
         np.testing.assert_allclose((added / 255 - 0.5) * 4, attacked - clean, atol=0.52)
 
 
 def test_rows_count_images_that_are_right_clean_and_attacked(finished: Path) -> None:
     run = load_run(finished)
-    rows = {
-        (r["encoder"], r["baseline"], r["protocol"], r["source"], r["attack"], r["eps"]): r for r in run.results["rows"]
-    }
-    records = run.records("images")
+    rows = {(r.encoder, r.baseline, r.protocol, r.source, r.attack, r.eps): r for r in run.results.rows}
+    records = run.records("images", ClassifiedImage)
     held = [
-        float(row["said"] == record["label"] == record["said"]["fare"])
+        float(row.said == record.label == record.said["fare"])
         for record in records
-        for row in record["attacked"]
-        if (row["encoder"], row["source"], row["attack"], row["eps"]) == ("fare", "original", "apgd", 8)
+        for row in record.attacked
+        if (row.encoder, row.source, row.attack, row.eps) == ("fare", "original", "apgd", 8)
     ]
-    assert rows["fare", None, "transfer", "original", "apgd", 8]["mean"] == pytest.approx(sum(held) / 6)
-    clean = [float(record["said"]["original"] == record["label"]) for record in records]
-    assert rows["original", None, "clean", None, None, 0]["mean"] == pytest.approx(sum(clean) / 6)
+    assert rows["fare", None, "transfer", "original", "apgd", 8].mean == pytest.approx(sum(held) / 6)
+    clean = [float(record.said["original"] == record.label) for record in records]
+    assert rows["original", None, "clean", None, None, 0].mean == pytest.approx(sum(clean) / 6)
     assert ("fare", "original", "adaptive", "fare", "pgd", 2) in rows
-    assert all(row["n"] == 6 for row in rows.values())
+    assert all(row.n == 6 for row in rows.values())
 
 
 def test_a_second_call_computes_nothing_and_a_lost_image_is_drawn_again(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results, records = (finished / "results.json").read_bytes(), (finished / "records/images.jsonl").read_bytes()
-    lost = finished / load_run(finished).records("images")[0]["images"][4]
+    lost = finished / load_run(finished).records("images", ClassifiedImage)[0].images[4]
     before = lost.read_bytes()
     lost.unlink()
     assert zero_shot_image.main([*OPTIONS, "--eps", "2", "8", "--output", str(finished)]) == 0
@@ -127,8 +126,8 @@ def test_a_folder_of_images_and_its_class_names(images: Path, tmp_path: Path) ->
     folder = tmp_path / "run"
     options = ["--images", str(images), "--class-names", str(names), "--attacks", "apgd", "--steps", "2"]
     assert zero_shot_image.main([*options, "--encoders", "original", "--output", str(folder)]) == 0
-    records = load_run(folder).records("images")
-    assert len(records) == 6 and {row["eps"] for record in records for row in record["attacked"]} == {2.0}
+    records = load_run(folder).records("images", ClassifiedImage)
+    assert len(records) == 6 and {row.eps for record in records for row in record.attacked} == {2.0}
 
 
 def test_apgd_adds_what_the_second_loss_finds() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from leaf_diffusion.eval import zero_shot_text
 from leaf_diffusion.evaluation.tasks.query_curve import against_random, query_numbers
 from leaf_diffusion.evaluation.tasks.text import file_task, sensitivity, world_task
 from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs.experiment_records import ClassifiedText
 from leaf_diffusion.scoring import Margin, Scorer
 from leaf_diffusion.text import NoNewWords, distance
 
@@ -40,50 +42,50 @@ def test_random_edits_hold_as_often_as_a_count_of_all_draws_says(queries: int) -
 
 
 def test_every_edit_is_the_exhaustive_attack_and_nothing_is_stronger(finished: Path) -> None:
-    records = load_run(finished).records("texts")
+    records = load_run(finished).records("texts", ClassifiedText)
     assert len(records) == 8
     task = world_task(1)
     for record in records:
-        encoder = load_text_encoder(f"world:{record['encoder']}")
-        label = task.labels[record["number"]]
+        encoder = load_text_encoder(f"world:{record.encoder}")
+        label = task.labels[record.number]
         scorer = Scorer(encoder, Margin(task.anchors(encoder), [label]))
-        for each in record["exact"]:
-            rule = NoNewWords() if each["constraint"] == "no-new-words" else None
-            exact = Exhaustive()([record["text"]], scorer, k=1, constraint=rule)[0]
-            assert (exact.score > 0) == (each["flips"] > 0)
-            assert record["right"] == (exact.clean_score <= 0)
-            assert distance(record["text"], each["worst"]) == 1
-            tried = [a for a in record["attacks"] if (a["k"], a["constraint"]) == (1, each["constraint"])]
+        for each in record.exact:
+            rule = NoNewWords() if each.constraint == "no-new-words" else None
+            exact = Exhaustive()([record.text], scorer, k=1, constraint=rule)[0]
+            assert (exact.score > 0) == (each.flips > 0)
+            assert record.right == (exact.clean_score <= 0)
+            assert distance(record.text, each.worst) == 1
+            tried = [a for a in record.attacks if (a.k, a.constraint) == (1, each.constraint)]
             assert len(tried) == 2
-            assert all(a["held"] for a in tried) or each["flips"] > 0
-        constrained, free = record["exact"]
-        assert constrained["edits"] < free["edits"] and constrained["flips"] <= free["flips"]
+            assert all(a.held for a in tried) or each.flips > 0
+        constrained, free = record.exact
+        assert constrained.edits < free.edits and constrained.flips <= free.flips
 
 
 def test_rows_follow_from_the_records(finished: Path) -> None:
     run = load_run(finished)
-    rows = {(r["encoder"], r["baseline"], r["attack"], r["k"], r["constraint"]): r for r in run.results["rows"]
-            if r["metric"] == "accuracy"}  # fmt: skip
+    rows = {(r.encoder, r.baseline, r.attack, r.k, r.constraint): r for r in run.results.rows
+            if r.metric == "accuracy"}  # fmt: skip
     for name in ("original", "leaf"):
-        mine = [record for record in run.records("texts") if record["encoder"] == name]
-        exact = sum(record["right"] and not record["exact"][0]["flips"] for record in mine) / 4
-        assert rows[name, None, "exhaustive", 1, "no-new-words"]["mean"] == exact
-        assert rows[name, None, None, 0, None]["mean"] == sum(record["right"] for record in mine) / 4
-        k1, k2 = (rows[name, None, "charmer, n=3", k, "none"]["mean"] for k in (1, 2))
+        mine = [record for record in run.records("texts", ClassifiedText) if record.encoder == name]
+        exact = sum(record.right and not record.exact[0].flips for record in mine) / 4
+        assert rows[name, None, "exhaustive", 1, "no-new-words"].mean == exact
+        assert rows[name, None, None, 0, None].mean == sum(record.right for record in mine) / 4
+        k1, k2 = (rows[name, None, "charmer, n=3", k, "none"].mean or 0.0 for k in (1, 2))
         assert k2 <= k1
-    last = [r for r in run.results["rows"] if r["metric"] == "accuracy_over_queries" and r["baseline"] is None]
-    most = max(row["queries"] for row in last)
-    for row in (row for row in last if row["queries"] == most):
-        assert row["mean"] == rows[row["encoder"], None, "exhaustive", 1, row["constraint"]]["mean"]
-    told = [r for r in run.results["rows"] if r["metric"] == "sensitivity" and r["baseline"] is None]
+    last = [r for r in run.results.rows if r.metric == "accuracy_over_queries" and r.baseline is None]
+    most = max(row.queries or 0 for row in last)
+    for row in (row for row in last if row.queries == most):
+        assert row.mean == rows[row.encoder, None, "exhaustive", 1, row.constraint].mean
+    told = [r for r in run.results.rows if r.metric == "sensitivity" and r.baseline is None]
     for row in told:
-        encoder = load_text_encoder(f"world:{row['encoder']}")
+        encoder = load_text_encoder(f"world:{row.encoder}")
         again = sensitivity(encoder, world_task(1).anchors(encoder))
-        assert (row["n"], row["mean"]) == (len(again), pytest.approx(sum(again) / len(again)))
+        assert (row.n, row.mean) == (len(again), pytest.approx(sum(again) / len(again)))
     assert "random edits" in (finished / "report.html").read_text()
 
 
-def labelled(path: Path, rows: list[dict[str, object]]) -> str:
+def labelled(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     return str(path)
 
@@ -100,8 +102,8 @@ def test_a_task_of_a_file_has_the_encoders_own_anchors(tmp_path: Path) -> None:
     words = ["--task", source, "--encoders", "original", "--no-exact", "--k", "1", "--n-positions", "1"]
     assert zero_shot_text.main([*words, "--output", str(tmp_path / "run")]) == 0
     results = load_run(tmp_path / "run").results
-    assert {row["metric"] for row in results["rows"]} == {"accuracy"}
-    assert (results["texts"], results["classes"]) == (2, 2)
+    assert {row.metric for row in results.rows} == {"accuracy"}
+    assert (results.model_dump()["texts"], results.model_dump()["classes"]) == (2, 2)
 
 
 def test_numbers_count_the_classes(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_classes_may_be_images_of_a_folder(tmp_path: Path, capsys: pytest.Captur
         normalize(encoder.features(encoder.tokenize(["a cat", "a car"])), dim=-1)
         @ normalize(torch.stack(anchors), dim=-1).T
     )
-    said = [record["said"] for record in load_run(tmp_path / "run").records("texts")]
+    said = [record.said for record in load_run(tmp_path / "run").records("texts", ClassifiedText)]
     assert said == [("animal", "thing")[i] for i in logits.argmax(1).tolist()]
     (tmp_path / "shown" / "thing").rename(tmp_path / "shown" / "other")
     assert zero_shot_text.main([*words, *shown, "--output", str(tmp_path / "no")]) == 2
@@ -186,13 +188,13 @@ def test_other_attacks_and_noise_are_searched_too(tmp_path: Path) -> None:
     ]
     assert zero_shot_text.main([*words, "--encoders", "original", "--output", str(tmp_path / "run")]) == 0
     run = load_run(tmp_path / "run")
-    for record in run.records("texts"):
-        slip, worst, tokens = record["attacks"]
-        assert slip["queries"] == 0 and slip["perturbed"] != record["text"]
+    for record in run.records("texts", ClassifiedText):
+        slip, worst, tokens = record.attacks
+        assert slip.queries == 0 and slip.perturbed != record.text
         for searched in (worst, tokens):  # what is wrong already is not searched for
-            assert (searched["queries"] > 0) == record["right"]
-        assert not worst["held"] or slip["held"]
-    accuracy = {row["attack"] for row in run.results["rows"] if row["metric"] == "accuracy"}
+            assert (searched.queries > 0) == record.right
+        assert not worst.held or slip.held
+    accuracy = {row.attack for row in run.results.rows if row.metric == "accuracy"}
     assert accuracy == {None, "keyboard", "worst-keyboard", "tokens"}
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -60,7 +59,11 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_measures_and_names_its_space(tmp_path: Path, dinov2: Path, photographs: Path) -> None:
+def test_a_run_measures_and_names_its_space(
+    tmp_path: Path, dinov2: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("distribution", "judges"):  # of a few images, too
+        monkeypatch.setattr(f"leaf_diffusion.evaluation.t2i.{module}.least_images", lambda metric, features: 2)
     output = tmp_path / "run"
     name = f"DINOv2 {dinov2}, clean-fid resizing"
     words = [*SMALL, "--distance-features", f"dinov2:{dinov2}", "--real-images", str(photographs)]
@@ -108,10 +111,13 @@ def test_auto_says_what_it_did_not_find(photographs: Path, tmp_path: Path, capsy
 
 
 def test_auto_takes_inception_then_dinov2_where_they_are(dinov2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[Any] = []
-    monkeypatch.setattr(
-        feature_spaces, "InceptionSpace", lambda state, device: taken.append(sorted(state)) or "inception"
-    )
+    taken: list[list[str]] = []
+
+    def space_of(state: dict[str, torch.Tensor], device: str) -> str:
+        taken.append(sorted(state))
+        return "inception"
+
+    monkeypatch.setattr(feature_spaces, "InceptionSpace", space_of)
     monkeypatch.setattr(feature_spaces, "DINOV2", str(dinov2))
     assert load_space("auto", "cpu")[0] is None
     monkeypatch.setattr(feature_spaces, "try_to_load_from_cache", lambda *_: str(dinov2 / "model.safetensors"))

@@ -51,7 +51,11 @@ def test_a_folder_of_transformers_measures_as_transformers_does(clip: CLIPModel,
 
 
 def lose(part: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    return lambda state: [state.pop(key) for key in list(state) if part in key] and None
+    def edit(state: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in state if part in key]:
+            del state[key]
+
+    return edit
 
 
 def spoil(state: dict[str, torch.Tensor]) -> None:

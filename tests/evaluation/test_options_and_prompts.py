@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leaf_diffusion.attacks import LeafAttack
-from leaf_diffusion.evaluation.attack_sets import edits, marked, named, read_attacks, write_attacks
+from leaf_diffusion.evaluation.attack_sets import GivenAttack, edits, marked, named, read_attacks, write_attacks
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.evaluation.prompts import Prompt, from_file, from_world
 from leaf_diffusion.evaluation.t2i.options import parse
@@ -154,7 +154,7 @@ def test_what_would_command_the_terminal_is_shown_as_codes() -> None:
 
 def test_attack_sets_survive_a_file(tmp_path: Path) -> None:
     path = tmp_path / "sets" / "attacked.jsonl"
-    rows = [{"prompt": "a cat\u2028here", "perturbed": "a bat\u2028here", "source": "x", "k": 1}]
+    rows = [GivenAttack(prompt="a cat\u2028here", perturbed="a bat\u2028here", source="x", k=1)]
     write_attacks(path, rows)
     assert read_attacks(path) == rows
     path.write_text(f"\ufeff{path.read_text(encoding='utf-8')}", encoding="utf-8")  # as Windows' editors save it

@@ -4,68 +4,76 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.results import result_rows
 from leaf_diffusion.evaluation.t2i.plan import make_plan
 from leaf_diffusion.evaluation.t2i.summarise import attack_counts, pairs_of, setting_values
-from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
 
 PROMPTS = [Prompt(f"prompt {i}") for i in range(20)]
 PLAN = make_plan(PROMPTS, ["a", "b", "c"], protocols=["adaptive", "transfer"], transfer_sources=["a"], ks=[1], seeds=2)
 
 
-def found(hit: dict[str, float]) -> list[Row]:
+def found(hit: dict[str, float]) -> list[ResultRow]:
     """Rows where each encoder is right in the first `hit` share of the prompts when attacked, with every noise."""
     images, scores = [], []
     for unit in PLAN.images():
         rank = PROMPTS.index(unit.prompt) / len(PROMPTS)
         right = unit.cell.source is None or rank < hit[unit.cell.encoder]
-        texts = dict.fromkeys(("prompt", "original", "given"), unit.prompt.text)
         images.append(
-            ImageRecord(
-                id=unit.id,
-                prompt_id=unit.prompt.id,
-                seed_index=unit.seed_index,
-                image="images/01234567.png",
-                truncated=False,
-                **texts,
-                **asdict(unit.cell),
+            ImageRecord.model_validate(
+                {
+                    "id": unit.id,
+                    "prompt_id": unit.prompt.id,
+                    "seed_index": unit.seed_index,
+                    "image": "images/01234567.png",
+                    "truncated": False,
+                    **dict.fromkeys(("prompt", "original", "given"), unit.prompt.text),
+                    **asdict(unit.cell),
+                }
             )
         )
         scores.append(ScoreRecord(id=unit.id, scene_correct=right, drift=0.25 * (unit.seed_index + 1)))
     return result_rows(setting_values(PLAN, images, scores, "charmer", "none"), pairs_of(["a", "b", "c"]))
 
 
-def pick(rows: list[Row], **wanted: object) -> Row:
-    (row,) = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+def pick(rows: list[ResultRow], **wanted: object) -> ResultRow:
+    (row,) = [row for row in rows if all(row.column(name) == value for name, value in wanted.items())]
     return row
+
+
+def interval(row: ResultRow) -> tuple[float, float]:
+    assert row.ci_low is not None and row.ci_high is not None
+    return row.ci_low, row.ci_high
 
 
 def test_means_and_differences_are_paired_over_prompts() -> None:
     rows = found({"a": 0.0, "b": 0.75, "c": 0.5})
     mean = pick(rows, encoder="b", baseline=None, protocol="transfer", metric="scene_accuracy")
-    assert (mean["mean"], mean["n"], mean["seeds"]) == (0.75, 20, 2)
-    assert mean["ci_low"] < 0.75 < mean["ci_high"]
+    assert (mean.mean, mean.n, mean.seeds) == (0.75, 20, 2)
+    low, high = interval(mean)
+    assert low < 0.75 < high
     better = pick(rows, encoder="b", baseline="c", protocol="adaptive", metric="scene_accuracy")
-    assert (better["mean"], better["source"], better["k"]) == (0.25, "b", 1)
-    assert better["ci_low"] > 0
+    assert (better.mean, better.source, better.k) == (0.25, "b", 1)
+    assert interval(better)[0] > 0
     # equal everywhere but in the quarter between: the pairs know, two separate means would not
-    assert better["ci_high"] - better["ci_low"] < mean["ci_high"] - mean["ci_low"] + 0.05
+    assert np.ptp(interval(better)) < high - low + 0.05
     same = pick(rows, encoder="b", baseline="a", protocol="clean", metric="scene_accuracy")
-    assert (same["mean"], same["ci_low"], same["ci_high"], same["attack"]) == (0, 0, 0, None)
+    assert (same.mean, same.ci_low, same.ci_high, same.attack) == (0, 0, 0, None)
 
 
 def test_seeds_are_averaged_inside_a_prompt_and_absent_metrics_have_no_rows() -> None:
     rows = found({"a": 0.0, "b": 1.0, "c": 1.0})
     drift = pick(rows, encoder="a", baseline=None, protocol="transfer", metric="drift")
-    assert drift["mean"] == pytest.approx(0.375)
-    assert drift["ci_high"] == pytest.approx(0.375)
-    assert not [row for row in rows if row["metric"] == "clip_score"]
+    assert drift.mean == pytest.approx(0.375)
+    assert drift.ci_high == pytest.approx(0.375)
+    assert not [row for row in rows if row.metric == "clip_score"]
     floor = pick(rows, protocol="floor", metric="drift")
-    assert (floor["encoder"], floor["mean"], floor["seeds"]) == ("a", pytest.approx(0.75), 1)
+    assert (floor.encoder, floor.mean, floor.seeds) == ("a", pytest.approx(0.75), 1)
 
 
 def test_attack_sets_are_counted() -> None:
@@ -79,5 +87,5 @@ def test_attack_sets_are_counted() -> None:
         record(perturbed="yy", k=2, unseen_tokens=None),
     ]
     one, two = attack_counts(rows)
-    assert (one["n"], one["unchanged"], one["truncated"], one["distance"], one["unseen_tokens"]) == (2, 1, 1, 0.5, 0.25)
-    assert (two["k"], two["unseen_tokens"]) == (2, None)
+    assert (one.n, one.unchanged, one.truncated, one.distance, one.unseen_tokens) == (2, 1, 1, 0.5, 0.25)
+    assert (two.k, two.unseen_tokens) == (2, None)

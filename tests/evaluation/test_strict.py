@@ -6,6 +6,7 @@ import torch
 from leaf_diffusion.eval import t2i_robustness
 from leaf_diffusion.evaluation.strict import strict
 from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs.records import KINDS, ImageRecord
 
 ARGUMENTS = ["--encoders", "original", "leaf", "--k", "1", "--n-positions", "2", "--steps", "2", "--strict"]
 
@@ -17,12 +18,12 @@ def test_what_shares_a_run_decides_no_bit(tmp_path: Path) -> None:
         assert t2i_robustness.main(arguments) == 0
     few, more = (load_run(tmp_path / name) for name in ("2", "3"))
     for kind in ("attacks", "images", "scores"):
-        found = {record["id"]: record for record in more.records(kind)}
-        assert len(found) > len(few.records(kind)) > 0
-        for record in few.records(kind):
-            assert record == found[record["id"]]
-    for record in few.records("images"):
-        assert (few.folder / record["image"]).read_bytes() == (more.folder / record["image"]).read_bytes()
+        found = {record.id: record for record in more.records(kind, KINDS[kind])}
+        assert len(found) > len(few.records(kind, KINDS[kind])) > 0
+        for record in few.records(kind, KINDS[kind]):
+            assert record == found[record.id]
+    for record in few.records("images", ImageRecord):
+        assert (few.folder / record.image).read_bytes() == (more.folder / record.image).read_bytes()
 
 
 def test_what_was_set_is_set_again() -> None:

@@ -1,8 +1,7 @@
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from leaf_diffusion.finetune import TextFAREConfig, anchors, finetune_text_encod
 from leaf_diffusion.finetune.anchors import Anchors, attack_captions, bucketed, embed, textfare_loss
 from leaf_diffusion.finetune.captions import batch_indices
 from leaf_diffusion.finetune.textfare import held_out_figures
+from leaf_diffusion.scoring.forest import SortedRows
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, distance
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
@@ -108,18 +108,20 @@ def test_the_control_searches_nothing(encoder: HFTextEncoder, tmp_path: Path) ->
         asked += len(rows)
         return features(rows, what)
 
-    def counted_batches(forest: PrefixForest, rows: Sequence[tuple[int, ...]], *more: Any) -> Any:
+    def counted_batches(
+        forest: PrefixForest, rows: SortedRows, feature: Feature, max_nodes: int
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         nonlocal asked
         asked += len(rows)
-        return batches(forest, rows, *more)
+        return batches(forest, rows, feature, max_nodes)
 
     settings = {"targets": embed(encoder, CAPTIONS), "k": 1, "constraint": NoNewWords(), "seed": 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "features", counted)
         patch.setattr(PrefixForest, "batches", counted_batches)
-        typos = attack_captions(RandomTypos(), encoder, CAPTIONS, **settings)  # type: ignore[arg-type]
+        typos = attack_captions(RandomTypos(), encoder, CAPTIONS, **settings)
         assert asked == 0
-        attack_captions(LeafAttack(rho=5), encoder, CAPTIONS, **settings)  # type: ignore[arg-type]
+        attack_captions(LeafAttack(rho=5), encoder, CAPTIONS, **settings)
         # two stages, the clean captions once, nothing twice: a training step pays no verification
         assert len(CAPTIONS) * 3 < asked <= len(CAPTIONS) * (2 * 5 + 1)
     assert all(distance(a, b) == 1 for a, b in zip(CAPTIONS, typos, strict=True))
@@ -138,10 +140,15 @@ def test_attacked_captions_drift_more_than_random_ones(encoder: HFTextEncoder) -
 
 def test_anchors_are_computed_ahead_and_the_same_from_any_batch_on(encoder: HFTextEncoder) -> None:
     batches = [[f"{CAPTIONS[(3 * i + j) % len(CAPTIONS)]} {i}" for j in range(3)] for i in range(7)]
-    asked = []
+    asked: list[int] = []
+    embedded = anchors.embed
+
+    def watched(encoder: HFTextEncoder, texts: Sequence[str]) -> torch.Tensor:
+        asked.append(len(texts))
+        return embedded(encoder, texts)
+
     with pytest.MonkeyPatch.context() as patch:
-        embedded = anchors.embed
-        patch.setattr(anchors, "embed", lambda encoder, texts: asked.append(len(texts)) or embedded(encoder, texts))
+        patch.setattr(anchors, "embed", watched)
         ahead = Anchors(encoder, batches.__getitem__, len(batches), at_once=12)
         one_way = [ahead[i] for i in range(7)]
         assert asked == [12, 9]

@@ -122,7 +122,7 @@ def test_a_tracker_that_is_not_installed_is_named(
 def processes_available() -> dict[str, object]:
     from leaf_diffusion.finetune import processes
 
-    return processes.AVAILABLE  # type: ignore[return-value]
+    return processes.AVAILABLE
 
 
 def test_tensorboard_gets_the_rows_of_the_log(encoder: HFTextEncoder, tmp_path: Path) -> None:

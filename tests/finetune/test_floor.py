@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 import torch
@@ -47,8 +47,16 @@ def run(encoder: HFTextEncoder, folder: Path, **settings: Any) -> Path:
     return finetune_text_encoder(encoder, CAPTIONS, folder, config, held_out=CAPTIONS)
 
 
-def state(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "finetune.json").read_text()))
+class State(TypedDict, total=False):
+    """What is read here of finetune.json."""
+
+    stopped: dict[str, float]
+    counts: dict[str, int]
+
+
+def state(folder: Path) -> State:
+    found: State = json.loads((folder / "finetune.json").read_text())
+    return found
 
 
 def interrupted(encoder: HFTextEncoder, folder: Path, after: int, **settings: Any) -> None:
@@ -80,7 +88,7 @@ def test_clean_accuracy_is_retrieval_among_distinct_captions(encoder: HFTextEnco
 
 @pytest.mark.parametrize("settings", [{}, {"lora_rank": 4}, {"spelling": True}])
 def test_it_stops_below_the_floor_and_ends_with_the_last_weights_above(
-    encoder: HFTextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+    encoder: HFTextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int]
 ) -> None:
     measured = Measured(1.0, 0.95, 0.9, 0.85, 0.9)  # before, after steps 2, 4 and 6, at the end
     monkeypatch.setattr(TRAIN + "held_out_figures", measured)
@@ -133,7 +141,7 @@ def test_no_floor_and_one_that_holds_change_nothing(encoder: HFTextEncoder, tmp_
 @pytest.mark.parametrize("settings", [{}, {"lora_rank": 4}])
 @pytest.mark.parametrize("after", [1, 5])
 def test_an_interrupted_training_keeps_the_same_weights(
-    encoder: HFTextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], after: int
+    encoder: HFTextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], after: int
 ) -> None:
     told = [1.0, 0.9, 0.95, 0.5, 0.9]
     monkeypatch.setattr(TRAIN + "held_out_figures", Measured(*told))
@@ -178,7 +186,7 @@ def test_a_floor_is_a_share(wrong: float) -> None:
 
 
 def test_two_processes_stop_at_the_same_step(encoder: HFTextEncoder, tmp_path: Path) -> None:
-    encoder.module.save_pretrained(tmp_path / "tiny")  # type: ignore[operator]
+    encoder.module.save_pretrained(tmp_path / "tiny")
     (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "leaf_diffusion.cli.finetune", "--device", "cpu", "--source", str(tmp_path / "tiny")]

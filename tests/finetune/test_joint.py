@@ -1,7 +1,10 @@
 """Both towers together: the pair loss by hand, robustness gained on both sides, resumed bit by bit, pairs from files."""
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.finetune.images import Loading, Pairs, read_pairs, split_pairs
 from leaf_diffusion.finetune.joint import JointConfig, finetune_both, pair_loss
 
-SETTINGS: dict[str, Any] = {"rho": 4, "eps": 8.0, "attack_steps": 2, "batch_size": 12, "lr": 1e-3, "warmup_steps": 2,
-                            "checkpoint_every": 2, "eval_every": 100}  # fmt: skip
+SETTINGS = JointConfig(rho=4, eps=8.0, attack_steps=2, batch_size=12, lr=1e-3, warmup_steps=2, max_steps=2,
+                       checkpoint_every=2, eval_every=100)  # fmt: skip
 
 
 class Interrupt(Exception):
@@ -36,7 +39,7 @@ def towers() -> tuple[Any, ImageEncoder]:
 
 def train(towers: tuple[Any, ImageEncoder], pairs: tuple[Pairs, Pairs], folder: Path, steps: int, **more: Any) -> Path:
     on_log = more.pop("on_log", None)
-    config = JointConfig(**SETTINGS | {"max_steps": steps} | more)
+    config = replace(SETTINGS, max_steps=steps, **more)
     return finetune_both(*towers, pairs[0], folder, config, held_out=pairs[1], on_log=on_log)
 
 
@@ -96,7 +99,7 @@ def test_it_has_what_the_shared_loop_gives(
 def test_the_folders_load_and_the_card_has_the_figures(
     towers: tuple[Any, ImageEncoder], pairs: tuple[Pairs, Pairs], tmp_path: Path
 ) -> None:
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, float]] = []
     folder = train(towers, pairs, tmp_path / "run", 2, on_log=rows.append)
     state = json.loads((folder / "finetune.json").read_text())
     assert state["finished"] and state["after"] == {k: v for k, v in rows[-1].items() if k in state["after"]}
@@ -168,11 +171,17 @@ def test_the_worlds_captions_describe_its_images() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"eps": 0.0}, {"pair_weight": -1.0}, {"warmup_steps": 5, "max_steps": 1}, {"rho": 0}]
+    ("named", "make"),
+    [
+        ("eps", partial(JointConfig, eps=0.0)),
+        ("pair_weight", partial(JointConfig, pair_weight=-1.0)),
+        ("warmup_steps", partial(JointConfig, warmup_steps=5, max_steps=1)),
+        ("rho", partial(JointConfig, rho=0)),
+    ],
 )
-def test_settings_that_cannot_serve(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        JointConfig(**settings)
+def test_settings_that_cannot_serve(named: str, make: Callable[[], JointConfig]) -> None:
+    with pytest.raises(ValueError, match=named):
+        make()
 
 
 def test_the_command_and_its_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_the_token_tables_lora_is_trained_and_merged(encoder: HFTextEncoder, tmp
             tower.get_parameter(name).normal_()
         if spelling:
             tower.get_parameter(f"{where}.coefficients.spelling")[-1] = 0
-    engines = ("prefix", "plain")
+    engines: tuple[Literal["prefix"], Literal["plain"]] = ("prefix", "plain")
     fast, plain = (Scorer(trained, engine=e).bind(["a cat"])([neighbours("a cat", "xyz!")])[0] for e in engines)
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
     save_lora(tower, 3, "base", "card", tmp_path, torch.float32)

@@ -91,7 +91,7 @@ def test_only_the_rows_of_the_given_tokens_are_trained(encoder: HFTextEncoder, t
     assert parameters[f"{table}.own"].shape == (len(tokens) + 1, 32)
     settings = config(max_steps=6, spelling=spelling)
 
-    def stop(row: dict[str, object]) -> None:
+    def stop(row: dict[str, float]) -> None:
         if row["step"] == 4:
             raise Interrupt
 

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import Attack, Charmer, LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
-from leaf_diffusion.evaluation.attack_sets import marked, read_attacks, write_attacks
+from leaf_diffusion.evaluation.attack_sets import GivenAttack, marked, read_attacks, write_attacks
 from leaf_diffusion.evaluation.terminal import print_matrix
 from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.config import TextFAREConfig
@@ -27,7 +27,17 @@ from leaf_diffusion.reports import write_report
 from leaf_diffusion.reports.pages.experiment import matrices
 from leaf_diffusion.reports.results import METRICS, Results
 from leaf_diffusion.reports.text_tables import latex, markdown
-from leaf_diffusion.runs import RunSpec, RunStore, image_name, load_run, results_csv, write_results
+from leaf_diffusion.runs import (
+    ResultRow,
+    RunResults,
+    RunSpec,
+    RunStore,
+    image_name,
+    load_run,
+    results_csv,
+    write_results,
+)
+from leaf_diffusion.runs.records import ImageRecord, ScoreRecord
 from leaf_diffusion.scoring import Drift, Scorer
 from leaf_diffusion.text import NoNewWords
 from leaf_diffusion.text.visible import visible
@@ -74,7 +84,7 @@ def test_attacks_and_attack_sets(attack: Attack, engine: Any, encoder: HFTextEnc
     assert [result.original for result in results] == HOSTILE
     assert all(result.distance <= 1 for result in results)
     assert any(result.distance == 1 for result in results)
-    rows = [{"prompt": r.original, "perturbed": r.perturbed, "source": "tiny", "k": 1} for r in results]
+    rows = [GivenAttack(prompt=r.original, perturbed=r.perturbed, source="tiny", k=1) for r in results]
     write_attacks(tmp_path / "set.jsonl", rows)
     assert read_attacks(tmp_path / "set.jsonl") == rows
 
@@ -93,10 +103,17 @@ def test_blank_prompts_are_refused(encoder: HFTextEncoder) -> None:
             Charmer()(["a cat", blank], Scorer(encoder, Drift("l2")), k=1)
 
 
-def result_row(encoder: str, protocol: str, source: str | None, k: int, **more: Any) -> dict[str, Any]:
-    row = {"encoder": encoder, "baseline": None, "protocol": protocol, "source": source, "attack": "charmer", "k": k}
+def result_row(encoder: str, protocol: str, source: str | None, k: int, **more: object) -> ResultRow:
+    row: dict[str, object] = {
+        "encoder": encoder,
+        "baseline": None,
+        "protocol": protocol,
+        "source": source,
+        "attack": "charmer",
+        "k": k,
+    }
     row |= {"constraint": "none", "metric": "scene_accuracy", "mean": 0.5, "ci_low": 0.1, "ci_high": 0.9, "n": 3}
-    return row | {"seeds": 1} | more
+    return ResultRow.model_validate({**row, "seeds": 1, **more})
 
 
 @pytest.fixture
@@ -113,20 +130,20 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 for protocol, source, k in (("clean", None, 0), ("adaptive", encoder, 1)):
                     unit, text = f"{encoder}/{protocol}/{prompt}", prompt + "x" * k
                     image = store.save_image(image_name(unit), Image.new("RGB", (8, 8), (i, k, 9)))
-                    store.append("images", {
+                    store.append("images", ImageRecord.model_validate({
                         "id": unit, "prompt_id": str(i), "prompt": text, "original": prompt, "encoder": encoder,
                         "protocol": protocol, "source": source, "k": k, "seed_index": 0, "image": image, "given": text,
                         "truncated": False,
-                    })  # fmt: skip
-                    store.append("scores", {"id": unit, "scene_correct": not k, "clip_score": 20.0, "drift": 0.1 * k})
-        store.write_results({
-            "rows": [result_row(label, *where) for label in labels for where in (("clean", None, 0), ("adaptive", label, 1))]
-        })  # fmt: skip
+                    }))  # fmt: skip
+                    score = ScoreRecord(id=unit, scene_correct=not k, clip_score=20.0, drift=0.1 * k)
+                    store.append("scores", score)
+        places = [(label, *where) for label in labels for where in (("clean", None, 0), ("adaptive", label, 1))]
+        store.write_results(RunResults(rows=[result_row(*place) for place in places]))
     return folder
 
 
 def test_records_and_file_names(run: Path) -> None:
-    read = [record["original"] for record in load_run(run).records("images")]
+    read = [record.original for record in load_run(run).records("images", ImageRecord)]
     assert list(dict.fromkeys(read)) == [*HOSTILE, LONG]
     names = {path.relative_to(run).as_posix() for path in run.rglob("*")}
     assert all(re.fullmatch(r"[a-z0-9_./-]+", name) for name in names)
@@ -145,9 +162,11 @@ def test_the_report_shows_them_as_text(run: Path) -> None:
 
 def test_tables_for_spreadsheets_keep_them_and_run_none(tmp_path: Path) -> None:
     rows = [result_row(prompt, "transfer", prompt, 1, note=prompt) for prompt in [*HOSTILE, LONG]]
-    write_results(tmp_path, {"rows": rows})
+    write_results(tmp_path, RunResults(rows=rows))
     assert (tmp_path / "results.csv").read_bytes().decode() == results_csv(rows)
-    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["rows"] == rows
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["rows"] == [
+        row.model_dump(exclude_unset=True) for row in rows
+    ]
     read = list(csv.DictReader(io.StringIO(results_csv(rows), newline="")))
     for row, prompt in zip(read, [*HOSTILE, LONG], strict=True):
         for name in ("encoder", "source", "note"):

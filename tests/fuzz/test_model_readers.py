@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import JsonValue
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -98,7 +99,7 @@ def test_open_clip_folders(name: str, encoder: Path, tmp_path: Path, fuzz: Any) 
         fuzz.json(source / name, read, 25, source)
 
 
-IDENTITY = {"captions": "ab12", "lr": 1e-3, "steps": 4}
+IDENTITY: dict[str, JsonValue] = {"captions": "ab12", "lr": 1e-3, "steps": 4}
 
 
 @pytest.mark.parametrize("how", ["bytes", "json"])

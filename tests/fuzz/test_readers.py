@@ -17,10 +17,11 @@ from leaf_diffusion.command_line import parse
 from leaf_diffusion.evaluation.attack_sets import read_attacks
 from leaf_diffusion.evaluation.prompts import from_file
 from leaf_diffusion.evaluation.t2i.options import Options
-from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, image_name, load_run, png_ok
+from leaf_diffusion.runs import RunFolderError, RunResults, RunSpec, RunStore, image_name, load_run, png_ok
+from leaf_diffusion.runs.records import ImageRecord
 
 TEXTS = ["a red cat", "zwei „Katzen“, 猫", 'a "quoted" hat']
-ROWS: list[dict[str, Any]] = [{"caption": text, "image_id": i, "split": "test"} for i, text in enumerate(TEXTS)]
+ROWS: list[dict[str, object]] = [{"caption": text, "image_id": i, "split": "test"} for i, text in enumerate(TEXTS)]
 KARPATHY = [{"filename": f"{i}.jpg", "split": "val", "sentences": [{"raw": text}]} for i, text in enumerate(TEXTS)]
 FILES: dict[str, str] = {
     "a.txt": "\n".join(TEXTS),
@@ -88,25 +89,32 @@ SPEC = RunSpec({"attack": "charmer", "k": [1, 2], "encoders": {"original": "aa"}
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder with records, an image and results."""
     monkeypatch.setattr("os.fsync", lambda fd: None)
-    row = {"encoder": "leaf", "baseline": None, "protocol": "clean", "source": None, "attack": None, "constraint": None}
+    row: dict[str, object] = {
+        "encoder": "leaf",
+        "baseline": None,
+        "protocol": "clean",
+        "source": None,
+        "attack": None,
+        "constraint": None,
+    }
     row |= {"k": 0, "metric": "drift", "mean": 0.5, "ci_low": 0.1, "ci_high": 0.9, "n": 3, "seeds": 1}
     with RunStore.open(tmp_path / "run", SPEC, command="x") as store:
         for i, text in enumerate(TEXTS):
             image = store.save_image(image_name(text), Image.effect_noise((16, 16), 50))
-            store.append("images", {
+            store.append("images", ImageRecord.model_validate({
                 "id": f"{i}", "prompt_id": f"{i}", "prompt": text, "original": text, "given": text, "encoder": "leaf",
                 "protocol": "clean", "source": None, "k": 0, "seed_index": 0, "image": image, "truncated": False,
-            })  # fmt: skip
-        store.write_results({"rows": [row]})
+            }))  # fmt: skip
+        store.write_results(RunResults.model_validate({"rows": [row]}))
     return tmp_path / "run"
 
 
 def read_run(folder: Path) -> None:
     found = load_run(folder)
-    assert isinstance(found.results["rows"], list)
+    assert isinstance(found.results.rows, list)
     assert isinstance(found.environment, dict)
-    for record in found.records("images"):
-        assert isinstance(record["id"], str)
+    for record in found.records("images", ImageRecord):
+        assert isinstance(record.id, str)
 
 
 @pytest.mark.parametrize("name", ["spec.json", "environment.json", "results.json", "records/images.jsonl"])

@@ -15,8 +15,9 @@ from leaf_diffusion.reports.plots import plot_over_k
 from leaf_diffusion.reports.results import Results
 from leaf_diffusion.reports.table import results_table
 from leaf_diffusion.reports.text_tables import latex, markdown
-from leaf_diffusion.runs import RunSpec, RunStore, image_name, load_run
-from leaf_diffusion.runs.lines import encode
+from leaf_diffusion.runs import RunResults, RunSpec, RunStore, image_name, load_run
+from leaf_diffusion.runs.log import encode
+from leaf_diffusion.runs.records import KINDS
 
 WRONG = [None, True, -1, 2, 0.5, 10**15, 10**40, "", "x", [["x"]], {"x": 1}]
 
@@ -36,17 +37,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             unit, text = f"{encoder}{protocol}", "a cat" + "x" * k
             image = store.save_image(image_name(unit), Image.new("RGB", (8, 8), "red"))
             if k:
-                store.append("attacks", {
+                store.append("attacks", KINDS["attacks"].model_validate({
                     "id": unit, "prompt_id": "p", "prompt": "a cat", "perturbed": text, "source": source, "k": k,
                     "truncated": False, "attack": "charmer", "constraint": "none", "distance": 1, "score": 0.5,
                     "queries": 9, "unseen_tokens": 0.1, "shattered": [["cat", "x"]],
-                })  # fmt: skip
-            store.append("images", {
+                }))  # fmt: skip
+            store.append("images", KINDS["images"].model_validate({
                 "id": unit, "prompt_id": "p", "prompt": text, "original": "a cat", "given": text, "encoder": encoder,
                 "protocol": protocol, "source": source, "k": k, "seed_index": 0, "image": image, "truncated": False,
-            })  # fmt: skip
+            }))  # fmt: skip
             values = {"clip_score": 20.0, "clip_score_attacked_caption": 21.0, "drift": 0.1, "drift_features": 0.2}
-            store.append("scores", {"id": unit, "scene_correct": not k, **values})
+            store.append("scores", KINDS["scores"].model_validate({"id": unit, "scene_correct": not k, **values}))
             for metric in ("scene_accuracy", *values):
                 row = {"encoder": encoder, "baseline": None, "protocol": protocol, "source": source, "attack": None}
                 row |= {"constraint": None, "k": k, "metric": metric, "mean": 0.5, "ci_low": 0.1, "ci_high": 0.9}
@@ -57,11 +58,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         one = {"source": "judge", "k": 1, "n": 1, "unchanged": 0, "truncated": 0}
         one |= dict.fromkeys(("distance", "score", "queries", "unseen_tokens"), 0.5)
         more = {"attacks": [one], "counts": counts, "feature_space": "x", "real_images": 3}
-        store.write_results({"rows": rows, **more})
+        store.write_results(RunResults.model_validate({"rows": rows, **more}))
     return folder
 
 
-def spoiled(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def spoiled(value: dict[str, object]) -> Iterator[tuple[str, dict[str, object]]]:
     """(field, the object without it or with something else there)"""
     for name in value:
         yield name, {key: other for key, other in value.items() if key != name}
@@ -115,10 +116,13 @@ def test_results(part: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "difference": lambda row: row["baseline"] is not None,
         "floor": lambda row: row["protocol"] == "floor" and row["metric"] == "drift",
     }
+    places: dict[str, tuple[Any, int | str]]  # a list or an object of the JSON, and where in it
     if part in rows:
-        place, key = whole["rows"], next(i for i, row in enumerate(whole["rows"]) if rows[part](row))
+        at = next(i for i, row in enumerate(whole["rows"]) if rows[part](row))
+        places = {part: (whole["rows"], at)}
     else:
-        place, key = {"attacks": (whole["attacks"], 0), "counts": (whole, "counts"), "top": ([whole], 0)}[part]
+        places = {"attacks": (whole["attacks"], 0), "counts": (whole, "counts"), "top": ([whole], 0)}
+    place, key = places[part]
     original, refused = place[key], 0
     for name, changed in spoiled(original):
         with_plots = part == "attacked row" and name in ("mean", "ci_low", "k")  # drawing takes its time

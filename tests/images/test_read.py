@@ -18,6 +18,11 @@ from leaf_diffusion.images import UnreadableImageError, decode_image, png_ok, re
 LEFT, RIGHT = (200, 100, 50), (0, 0, 0)
 
 
+def same(one: Image.Image, other: Image.Image | np.ndarray) -> bool:
+    """The same pixels, and as many of them."""
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
 @pytest.fixture
 def image() -> Image.Image:
     """60 x 40, the left half light."""
@@ -30,7 +35,7 @@ def image() -> Image.Image:
 def test_orientation_of_a_camera(name: str, image: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned a quarter to the right: what was left is above
-    image.save(tmp_path / name, exif=exif, **({"lossless": True} if name == "a.webp" else {}))
+    image.save(tmp_path / name, None, exif=exif, **({"lossless": True} if name == "a.webp" else {}))
     found = read_image(tmp_path / name)
     assert (found.size, found.mode) == ((40, 60), "RGB")
     assert np.abs(np.asarray(found)[5, 20].astype(int) - LEFT).max() < 6
@@ -44,8 +49,8 @@ def test_every_orientation_as_pillow_turns_it(orientation: int, tmp_path: Path) 
     Image.fromarray(np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3)).save(tmp_path / "a.png", exif=exif)
     found = read_image(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as stored:
-        assert np.array_equal(found, ImageOps.exif_transpose(stored))
-    assert np.array_equal(to_rgb(found), found) and not found.info  # and not turned again
+        assert same(found, ImageOps.exif_transpose(stored))
+    assert same(to_rgb(found), found) and not found.info  # and not turned again
 
 
 def test_damaged_exif_data_spoil_no_image(image: Image.Image, tmp_path: Path) -> None:
@@ -70,8 +75,8 @@ def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     found = np.asarray(read_image(tmp_path / "a.png"))
     assert found.shape == (4, 256, 3)
     assert np.array_equal(found[0, :, 0], np.arange(256))
-    assert np.array_equal(to_rgb(Image.fromarray(ramp.astype(np.int32))), found)
-    assert np.array_equal(to_rgb(Image.fromarray(ramp.astype(">u2"))), found)
+    assert same(to_rgb(Image.fromarray(ramp.astype(np.int32))), found)
+    assert same(to_rgb(Image.fromarray(ramp.astype(">u2"))), found)
     image = Image.fromarray(ramp)
     image.info["transparency"] = 0  # as of a file with this grey marked
     assert to_rgb(image).getpixel((0, 0)) == (255, 255, 255)
@@ -126,13 +131,15 @@ def test_transparency_stands_on_white_unless_told(tmp_path: Path) -> None:
 
 def test_other_modes(image: Image.Image, tmp_path: Path) -> None:
     image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    assert np.abs(np.subtract(read_image(tmp_path / "cmyk.jpg").getpixel((5, 5)), LEFT)).max() < 6
+    pixel = read_image(tmp_path / "cmyk.jpg").getpixel((5, 5))
+    assert isinstance(pixel, tuple)
+    assert np.abs(np.subtract(pixel, LEFT)).max() < 6
     for mode in ("1", "L", "P"):
         image.convert(mode).save(tmp_path / "a.png")
         found = read_image(tmp_path / "a.png")
         assert (found.mode, found.getpixel((55, 5))) == ("RGB", RIGHT)
     image.save(tmp_path / "a.bmp")
-    assert np.array_equal(read_image(tmp_path / "a.bmp"), image)
+    assert same(read_image(tmp_path / "a.bmp"), image)
     assert decode_image(tmp_path / "a.png").mode == "P"
 
 
@@ -140,7 +147,7 @@ def test_an_animation_is_its_first_frame(image: Image.Image, tmp_path: Path) -> 
     blue = Image.new("RGB", image.size, (0, 0, 255))
     for name in ("a.webp", "a.png"):
         image.save(tmp_path / name, save_all=True, append_images=[blue], lossless=True)
-        assert np.array_equal(read_image(tmp_path / name), image)
+        assert same(read_image(tmp_path / name), image)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM", "TGA", "EPS", "ICO"])
@@ -180,8 +187,8 @@ def test_damage_size_and_absence_name_the_file(
 def test_bytes_that_were_read_are_decoded_and_not_the_file(image: Image.Image, tmp_path: Path) -> None:
     image.save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    assert np.array_equal(decode_image(tmp_path / "gone.png", data=data), image)
-    assert np.array_equal(whole_png(tmp_path / "gone.png", data), image)
+    assert same(decode_image(tmp_path / "gone.png", data=data), image)
+    assert same(whole_png(tmp_path / "gone.png", data), image)
     with pytest.raises(UnreadableImageError, match=r"gone\.png is no whole PNG"):
         whole_png(tmp_path / "gone.png", data[:-1])
     with pytest.raises(UnreadableImageError, match=r"gone\.png is no PNG image inside"):

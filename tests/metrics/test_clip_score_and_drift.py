@@ -45,9 +45,13 @@ class Hooked(torch.nn.Module):
         return torch.stack([embed_text("".join(map(chr, ids[mask.bool()].tolist()))) for ids, mask in rows])
 
 
-def processor(text=None, images=None, return_tensors="pt", padding=True, **_):  # type: ignore[no-untyped-def]
+def processor(
+    text: list[str] | None = None, images: list[torch.Tensor] | None = None, return_tensors: str = "pt", padding: bool = True,
+    **_: object,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     if images is not None:
         return {"pixel_values": torch.stack([image.permute(1, 2, 0).float() for image in images])}
+    assert text is not None
     width = max(map(len, text))
     ids = torch.tensor([[ord(c) for c in t.ljust(width)] for t in text])
     mask = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in text])

@@ -34,7 +34,7 @@ def test_pairing_removes_what_both_sides_share() -> None:
 
 
 def test_seeds_are_averaged_inside_a_prompt_before_anything_else() -> None:
-    ragged = {"b": [0.0, 1.0], "a": [1.0], "c": [0, 0, 0, 1]}
+    ragged: dict[str, list[float]] = {"b": [0.0, 1.0], "a": [1.0], "c": [0, 0, 0, 1]}
     assert paired_bootstrap(ragged) == paired_bootstrap([1.0, 0.5, 0.25])
     assert paired_bootstrap(ragged) == paired_bootstrap(dict(reversed(ragged.items())))
     # copies of a seed are no new prompts

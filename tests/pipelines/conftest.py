@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
@@ -21,7 +22,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from leaf_diffusion.encoders import clip_tokenizer
 from leaf_diffusion.encoders.convert import to_open_clip
@@ -35,7 +36,9 @@ PROMPT = "a red umbrella"
 TOKENIZER = clip_tokenizer()
 
 
-def tower(kind: type = CLIPTextModelWithProjection, seed: int = 0, **changes: Any) -> Any:
+def tower(
+    kind: type[PreTrainedModel] = CLIPTextModelWithProjection, seed: int = 0, **changes: object
+) -> PreTrainedModel:
     """A text tower of 64, one head: a single file says shapes alone, and CLIP's heads are 64 wide."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 1}
@@ -47,7 +50,7 @@ def tower(kind: type = CLIPTextModelWithProjection, seed: int = 0, **changes: An
     return made
 
 
-def _unet(**changes: Any) -> UNet2DConditionModel:
+def _unet(**changes: object) -> UNet2DConditionModel:
     torch.manual_seed(1)
     sizes = {"sample_size": 4, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
     blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
@@ -57,7 +60,7 @@ def _unet(**changes: Any) -> UNet2DConditionModel:
     ).eval()
 
 
-def _vae(**changes: Any) -> AutoencoderKL:
+def _vae(**changes: object) -> AutoencoderKL:
     torch.manual_seed(2)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     return AutoencoderKL(
@@ -65,7 +68,7 @@ def _vae(**changes: Any) -> AutoencoderKL:
     )
 
 
-def _sd() -> dict[str, Any]:
+def _sd() -> dict[str, object]:
     return {
         "unet": _unet(), "vae": _vae().eval(), "text_encoder": tower(CLIPTextModel), "tokenizer": TOKENIZER,
         "scheduler": DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
@@ -73,7 +76,7 @@ def _sd() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _xl() -> dict[str, Any]:
+def _xl() -> dict[str, object]:
     unet = _unet(
         cross_attention_dim=128 + 64, attention_head_dim=(2, 4), use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32,
@@ -86,7 +89,7 @@ def _xl() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _sd3() -> dict[str, Any]:
+def _sd3() -> dict[str, object]:
     torch.manual_seed(3)
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
@@ -105,6 +108,13 @@ def _sd3() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def module(parts: Mapping[str, object], name: str) -> torch.nn.Module:
+    """A part that is a network."""
+    part = parts[name]
+    assert isinstance(part, torch.nn.Module)
+    return part
+
+
 @dataclass(frozen=True)
 class Kind:
     """A Leaf pipeline, its stock twin, and tiny components for both.
@@ -113,22 +123,28 @@ class Kind:
     """
 
     name: str
-    leaf: Any
-    stock: Any
-    make: Callable[[], dict[str, Any]]
-    load: dict[str, Any]
+    leaf: type[DiffusionPipeline]
+    stock: type[DiffusionPipeline]
+    make: Callable[[], dict[str, object]]
+    load: dict[str, object]
     towers: tuple[str, ...]
 
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, object]:
         return self.make()
 
-    def new_tower(self, part: str, seed: int = 7, **changes: Any) -> Any:
+    def module(self, name: str) -> torch.nn.Module:
+        """One of new parts that is a network."""
+        return module(self.make(), name)
+
+    def new_tower(self, part: str, seed: int = 7, **changes: object) -> PreTrainedModel:
         """Another text encoder of the shape that `part` has, with a projection."""
-        old = self.make()[part].config
+        old = self.module(part).config
         names = ("hidden_size", "num_attention_heads", "hidden_act", "projection_dim")
         return tower(seed=seed, **{name: getattr(old, name) for name in names} | changes)
 
-    def image(self, pipe: Any, prompt: Any = PROMPT, **options: Any) -> np.ndarray:
+    def image(
+        self, pipe: DiffusionPipeline, prompt: str | list[str] | None = PROMPT, /, **options: object
+    ) -> np.ndarray:
         pipe.set_progress_bar_config(disable=True)
         for part in pipe.components.values():  # matrix products round by how their memory is aligned
             for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
@@ -167,11 +183,11 @@ def kinds() -> dict[str, Kind]:
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Any]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Path]:
     """The folder that the stock pipeline of a kind saved, made once."""
-    made: dict[str, Any] = {}
+    made: dict[str, Path] = {}
 
-    def folder(kind: Kind) -> Any:
+    def folder(kind: Kind) -> Path:
         if kind.name not in made:
             made[kind.name] = tmp_path_factory.mktemp(kind.name)
             kind.stock(**kind.parts()).save_pretrained(made[kind.name])
@@ -181,25 +197,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Any]:
 
 
 @pytest.fixture(scope="session")
-def new_tower() -> Callable[..., Any]:
+def new_tower() -> Callable[..., PreTrainedModel]:
     return tower
 
 
 @pytest.fixture(scope="session")
-def single_file() -> Callable[[Kind, dict[str, Any]], dict[str, torch.Tensor]]:
+def single_file() -> Callable[[Kind, Mapping[str, object]], dict[str, torch.Tensor]]:
     """The tensors of a pipeline as its single file names them (SD and XL)."""
 
-    def tensors(kind: Kind, parts: dict[str, Any]) -> dict[str, torch.Tensor]:
-        found = {f"model.diffusion_model.{_unet_key(k)}": v for k, v in parts["unet"].state_dict().items()}
-        for key, value in parts["vae"].state_dict().items():
+    def tensors(kind: Kind, parts: Mapping[str, object]) -> dict[str, torch.Tensor]:
+        found = {f"model.diffusion_model.{_unet_key(k)}": v for k, v in module(parts, "unet").state_dict().items()}
+        for key, value in module(parts, "vae").state_dict().items():
             convolution = "mid_block.attentions" in key and key.endswith("weight") and value.ndim == 2
             found[f"first_stage_model.{_vae_key(key)}"] = value[:, :, None, None] if convolution else value
         prefix = "cond_stage_model." if kind.name == "sd" else "conditioner.embedders.0."
-        for key, value in parts["text_encoder"].state_dict().items():
+        for key, value in module(parts, "text_encoder").state_dict().items():
             found[f"{prefix}transformer.text_model.{key.removeprefix('text_model.')}"] = value
         found[f"{prefix}transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
         if kind.name == "xl":
-            second = to_open_clip(parts["text_encoder_2"].state_dict())
+            second = to_open_clip(module(parts, "text_encoder_2").state_dict())
             found |= {f"conditioner.embedders.1.model.{key}": value for key, value in second.items()}
             found["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
         return {key: value.clone().contiguous() for key, value in found.items()}
@@ -219,7 +235,9 @@ def _unet_key(key: str) -> str:
     start, _, kind = key.rpartition(".")
     if start in _OUTER:
         return f"{_OUTER[start]}.{kind}"
-    where, block, what, layer, rest = re.fullmatch(r"(down|up|mid)_blocks?\.?(\d*)\.(\w+)\.(\d+)\.(.*)", key).groups()  # type: ignore[union-attr]
+    found = re.fullmatch(r"(down|up|mid)_blocks?\.?(\d*)\.(\w+)\.(\d+)\.(.*)", key)
+    assert found is not None
+    where, block, what, layer, rest = found.groups()
     if what == "resnets":
         name, _, kind = rest.rpartition(".")
         rest = f"{_RESNET[name]}.{kind}"

@@ -10,6 +10,7 @@ import pytest
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval.t2i_robustness import main
 from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs.records import AttackRecord, ImageRecord
 
 SIZES = {"sd": "8", "xl": "8", "sd3": "16"}
 
@@ -50,14 +51,14 @@ def test_every_kind_runs_and_each_label_draws_its_own(
     assert run(kind, folders(kind), prompts, encoders, tmp_path / "run") == 0
     found = load_run(tmp_path / "run")
     labels = [text.partition("=")[0] for text in encoders]
-    clean = {r["encoder"]: r["image"] for r in found.records("images")
-             if r["protocol"] == "clean" and r["original"] == "a red cat"}  # fmt: skip
+    clean = {r.encoder: r.image for r in found.records("images", ImageRecord)
+             if r.protocol == "clean" and r.original == "a red cat"}  # fmt: skip
     assert list(clean) == labels
     assert len({(tmp_path / "run" / image).read_bytes() for image in clean.values()}) == len(labels)
     assert len(set(found.spec.settings["encoders"].values())) == len(labels)
-    for row in found.records("attacks"):
-        assert row["score"] > row["clean_score"] and row["distance"] == 1
-    assert {row["encoder"] for row in found.results["rows"]} == set(labels)
+    for row in found.records("attacks", AttackRecord):
+        assert row.score > row.model_dump()["clean_score"] and row.distance == 1
+    assert {row.encoder for row in found.results.rows} == set(labels)
     assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -65,16 +66,18 @@ def test_the_attack_is_on_the_mean_of_the_towers(
     kind: Any, folders: Callable[[Any], Path], prompts: Path, tmp_path: Path
 ) -> None:
     assert run(kind, folders(kind), prompts, ["original"], tmp_path / "run", "--protocols", "adaptive") == 0
-    parts, record = kind.parts(), load_run(tmp_path / "run").records("attacks")[0]
+    parts, record = kind.parts(), load_run(tmp_path / "run").records("attacks", AttackRecord)[0]
     drifts = []
     for part in kind.towers:
         encoder = load_text_encoder(parts[part], tokenizer=parts["tokenizer"])
         feature: Any = "projected" if kind.name == "sd3" else "pooled"
-        clean, moved = (encoder.features(encoder.tokenize([record[name]]), feature) for name in ("prompt", "perturbed"))
+        clean, moved = (
+            encoder.features(encoder.tokenize([text]), feature) for text in (record.prompt, record.perturbed)
+        )
         drifts.append(
             float((moved - clean).square().sum()) / (float(clean.square().sum()) if len(kind.towers) > 1 else 1)
         )
-    assert record["score"] == pytest.approx(sum(drifts) / len(drifts), rel=1e-3)
+    assert record.score == pytest.approx(sum(drifts) / len(drifts), rel=1e-3)
 
 
 def test_states_are_those_that_the_denoiser_sees(

@@ -1,30 +1,41 @@
 """`leaf-diffusion export`: what it writes is read back by diffusers, open_clip, transformers and safetensors."""
 
+from __future__ import annotations
+
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from leaf_diffusion.cli.main import main as cli
 from leaf_diffusion.encoders import load_text_encoder
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.convert import to_open_clip
 from leaf_diffusion.encoders.export import export_checkpoint, export_text_encoder
 from leaf_diffusion.encoders.single_file import load_single_file
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 from leaf_diffusion.weights.pickles import conversion
 
+if TYPE_CHECKING:
+    from tests.pipelines.conftest import Kind
+
 
 @pytest.fixture
-def checkpoint(kinds, single_file, tmp_path):
+def checkpoint(
+    kinds: dict[str, Kind], single_file: Callable[[Kind, Mapping[str, object]], dict[str, torch.Tensor]], tmp_path: Path
+) -> Callable[..., Path]:
     """A float16 checkpoint of SD or XL, with metadata."""
 
-    def write(name, **metadata):
+    def write(name: str, **metadata: str) -> Path:
         tensors = single_file(kinds[name], kinds[name].parts())
         half = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
         save_file(half, tmp_path / f"{name}.safetensors", {"format": "pt"} | metadata)
@@ -33,12 +44,19 @@ def checkpoint(kinds, single_file, tmp_path):
     return write
 
 
-def wrapped(module):
+def wrapped(module: torch.nn.Module) -> TextEncoder:
     return load_text_encoder(module, tokenizer=clip_tokenizer())
 
 
 @pytest.mark.parametrize(("name", "part"), [("sd", "text_encoder"), ("xl", "text_encoder"), ("xl", "text_encoder_2")])
-def test_a_checkpoint_with_another_text_encoder(kinds, folders, checkpoint, tmp_path, name, part):
+def test_a_checkpoint_with_another_text_encoder(
+    kinds: dict[str, Kind],
+    folders: Callable[[Kind], Path],
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    name: str,
+    part: str,
+) -> None:
     kind, old, output = kinds[name], checkpoint(name), tmp_path / "out" / "robust.safetensors"
     new = kind.new_tower(part)
     new.save_pretrained(tmp_path / "robust")
@@ -47,10 +65,8 @@ def test_a_checkpoint_with_another_text_encoder(kinds, folders, checkpoint, tmp_
     assert old.read_bytes() == before
     was, now = load_file(old), load_file(output)
     changed = {key for key in was if not torch.equal(was[key], now[key])}
-    prefix = {
-        "text_encoder": {"sd": "cond_stage_model.transformer.", "xl": "conditioner.embedders.0.transformer."}[name]
-    }
-    prefix = prefix.get(part, "conditioner.embedders.1.model.")
+    first = {"sd": "cond_stage_model.transformer.", "xl": "conditioner.embedders.0.transformer."}[name]
+    prefix = first if part == "text_encoder" else "conditioner.embedders.1.model."
     own = {key for key in was if key.startswith(prefix) and not key.endswith(("position_ids", "logit_scale"))}
     assert changed == own
     assert was.keys() == now.keys() and all(was[key].dtype == now[key].dtype for key in was)
@@ -72,7 +88,9 @@ def test_a_checkpoint_with_another_text_encoder(kinds, folders, checkpoint, tmp_
     assert not np.array_equal(kind.image(read), kind.image(kind.stock(**kind.parts())))
 
 
-def test_hashes_of_the_old_weights_do_not_stay(kinds, checkpoint, tmp_path):
+def test_hashes_of_the_old_weights_do_not_stay(
+    kinds: dict[str, Kind], checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     old = checkpoint("sd", **{"modelspec.hash_sha256": "ab" * 32, "modelspec.title": "Ein Bär"})
     export_checkpoint(wrapped(kinds["sd"].new_tower("text_encoder")), old, tmp_path / "new.safetensors")
     with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
@@ -81,7 +99,7 @@ def test_hashes_of_the_old_weights_do_not_stay(kinds, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("projected", [True, False])
-def test_a_text_encoder_alone(tmp_path, new_tower, projected):
+def test_a_text_encoder_alone(tmp_path: Path, new_tower: Callable[..., PreTrainedModel], projected: bool) -> None:
     tower = new_tower(CLIPTextModelWithProjection if projected else CLIPTextModel, seed=5)
     tower.save_pretrained(tmp_path / "robust")
     file = tmp_path / "clip_l.safetensors"
@@ -98,7 +116,7 @@ def test_a_text_encoder_alone(tmp_path, new_tower, projected):
     assert read.has_projection is projected
 
 
-def test_a_large_tower_has_gelu_and_clip_gs_blocks(tmp_path, new_tower):
+def test_a_large_tower_has_gelu_and_clip_gs_blocks(tmp_path: Path, new_tower: Callable[..., PreTrainedModel]) -> None:
     sizes = {"intermediate_size": 4, "num_hidden_layers": 31}
     wrong = new_tower(seed=5, **sizes)  # QuickGELU
     with pytest.raises(ValueError, match="activation quick_gelu, but loaders run such a file with gelu"):
@@ -112,14 +130,14 @@ def test_a_large_tower_has_gelu_and_clip_gs_blocks(tmp_path, new_tower):
     assert all(torch.equal(value, read.module.state_dict()[key]) for key, value in right.state_dict().items())
 
 
-def test_the_embedded_worlds_heads_are_kept(tmp_path):
+def test_the_embedded_worlds_heads_are_kept(tmp_path: Path) -> None:
     world = load_text_encoder("world:leaf")
     assert world.module.config.num_attention_heads != world.module.config.hidden_size // 64
     export_text_encoder(world, tmp_path / "leaf.safetensors", dtype=torch.float32)
     assert load_text_encoder(tmp_path / "leaf.safetensors").fingerprint == world.fingerprint
 
 
-def test_open_clip_towers(tmp_path):
+def test_open_clip_towers(tmp_path: Path) -> None:
     import open_clip
 
     torch.manual_seed(0)
@@ -136,7 +154,7 @@ def test_open_clip_towers(tmp_path):
         torch.testing.assert_close(found.features(rows), encoder.features(rows).detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_stable_diffusion_2_and_3(tmp_path, new_tower):
+def test_stable_diffusion_2_and_3(tmp_path: Path, new_tower: Callable[..., PreTrainedModel]) -> None:
     new, old = (new_tower(seed=seed, hidden_act="gelu") for seed in (1, 2))
     stored = {f"cond_stage_model.model.{key}": value for key, value in to_open_clip(old.state_dict()).items()}
     save_file(stored | {"other": torch.ones(2)}, tmp_path / "sd2.safetensors")
@@ -167,11 +185,17 @@ def test_stable_diffusion_2_and_3(tmp_path, new_tower):
     assert torch.equal(read["text_encoders.clip_l.transformer.text_projection.weight"], torch.eye(64))
     with pytest.raises(ValueError, match=r"several text encoders, text_encoder \(CLIP-L of SD3\), text_encoder_2"):
         load_text_encoder(tmp_path / "sd3.safetensors")
-    read = load_text_encoder(tmp_path / "sd3.safetensors", subfolder="text_encoder_2")
-    assert torch.equal(read.module.text_projection.weight, second.text_projection.weight)
+    loaded = load_text_encoder(tmp_path / "sd3.safetensors", subfolder="text_encoder_2")
+    assert torch.equal(loaded.module.text_projection.weight, second.text_projection.weight)
 
 
-def test_what_cannot_be_written_is_told_before_anything_is(kinds, checkpoint, tmp_path, new_tower, capsys):
+def test_what_cannot_be_written_is_told_before_anything_is(
+    kinds: dict[str, Kind],
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    new_tower: Callable[..., PreTrainedModel],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     old, output = checkpoint("xl"), tmp_path / "new.safetensors"
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"does not fit .*CLIP-L of SDXL: .*\[49408, 64\] in the file, \[49408, 192\]"):
@@ -202,7 +226,9 @@ def test_what_cannot_be_written_is_told_before_anything_is(kinds, checkpoint, tm
     assert "no such file" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_nothing(kinds, checkpoint, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(
+    kinds: dict[str, Kind], checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import leaf_diffusion.encoders.export as export
 
     old = checkpoint("sd")
@@ -224,7 +250,9 @@ def test_a_full_disk_leaves_nothing(kinds, checkpoint, tmp_path, monkeypatch):
     assert not left.exists()
 
 
-def test_pickles_are_refused_with_a_command_that_works(checkpoint, tmp_path, capsys):
+def test_pickles_are_refused_with_a_command_that_works(
+    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tensors = load_file(checkpoint("sd"))
     pickle = tmp_path / "a model's.ckpt"
     shared = tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"]
@@ -242,7 +270,7 @@ def test_pickles_are_refused_with_a_command_that_works(checkpoint, tmp_path, cap
     assert load_file(pickle.with_suffix(".safetensors")).keys() == tensors.keys() | {"again"}
 
 
-def test_damaged_headers_are_named(tmp_path, new_tower):
+def test_damaged_headers_are_named(tmp_path: Path, new_tower: Callable[..., PreTrainedModel]) -> None:
     """A byte of the header changed anywhere: the file is read, or refused by its name."""
     whole, file = tmp_path / "whole.safetensors", tmp_path / "spoilt.safetensors"
     export_text_encoder(wrapped(new_tower(seed=5, num_hidden_layers=1)), whole)

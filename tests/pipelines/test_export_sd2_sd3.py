@@ -1,27 +1,37 @@
 """Whole checkpoints of Stable Diffusion 2 and 3 with another text encoder, read back by diffusers' single-file loader."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, PreTrainedModel
 
 from leaf_diffusion.cli.main import main as cli
 from leaf_diffusion.encoders.convert import to_open_clip
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
+if TYPE_CHECKING:
+    from tests.pipelines.conftest import Kind
+
 BLOCKS = 24
 """Of SD2's OpenCLIP ViT-H: diffusers knows the last one, which nobody runs, by its number 23."""
 
 
-def save(module, folder):
+def save(module: torch.nn.Module, folder: Path) -> str:
     module.save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
-def export(encoder, output, checkpoint, *more):
+def export(encoder: str, output: Path, checkpoint: Path, *more: str) -> set[str]:
     before = load_file(checkpoint)
     assert cli(["export", encoder, str(output), "--checkpoint", str(checkpoint), *more]) == 0
     after = load_file(output)
@@ -29,14 +39,29 @@ def export(encoder, output, checkpoint, *more):
     return {key for key in before if not torch.equal(before[key], after[key])}
 
 
+@dataclass(frozen=True)
+class SD2:
+    """Stable Diffusion 2: its components, a tower of a seed, and what diffusers makes of that tower."""
+
+    kind: Kind
+    parts: dict[str, object]
+    tower: Callable[[int], PreTrainedModel]
+    read: Callable[[int], CLIPTextModel]
+
+
 @pytest.fixture
-def sd2(kinds, single_file, new_tower, tmp_path):
+def sd2(
+    kinds: dict[str, Kind],
+    single_file: Callable[[Kind, Mapping[str, object]], dict[str, torch.Tensor]],
+    new_tower: Callable[..., PreTrainedModel],
+    tmp_path: Path,
+) -> SD2:
     """A whole checkpoint in SD2's layout, the folder of its pipeline, and the parts of that."""
 
-    def tower(seed, blocks=BLOCKS):
+    def tower(seed: int, blocks: int = BLOCKS) -> PreTrainedModel:
         return new_tower(seed=seed, num_hidden_layers=blocks, intermediate_size=8, hidden_act="gelu")
 
-    def read(seed):
+    def read(seed: int) -> CLIPTextModel:
         """What diffusers makes of a tower of 24 blocks: 23, without the projection."""
         weights = tower(seed).text_model.state_dict()
         shorter = tower(seed, BLOCKS - 1).text_model
@@ -54,13 +79,13 @@ def sd2(kinds, single_file, new_tower, tmp_path):
     tensors |= {f"cond_stage_model.model.{key}": value for key, value in to_open_clip(tower(1).state_dict()).items()}
     tensors["cond_stage_model.model.logit_scale"] = torch.tensor(4.6)
     save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "sd2.safetensors")
-    return kind, parts, tower, read
+    return SD2(kind, parts, tower, read)
 
 
 @pytest.mark.parametrize("blocks", [BLOCKS, BLOCKS - 1], ids=["open-clip", "diffusers"])
-def test_stable_diffusion_2(sd2, tmp_path, blocks):
-    kind, parts, tower, read = sd2
-    new = tower(2) if blocks == BLOCKS else read(2)
+def test_stable_diffusion_2(sd2: SD2, tmp_path: Path, blocks: int) -> None:
+    kind, parts = sd2.kind, sd2.parts
+    new = sd2.tower(2) if blocks == BLOCKS else sd2.read(2)
     output = tmp_path / "robust.safetensors"
     changed = export(save(new, tmp_path / "robust"), output, tmp_path / "sd2.safetensors")
     assert {key.split(".transformer.")[0].split(".")[0] for key in changed} == {"cond_stage_model"}
@@ -72,22 +97,32 @@ def test_stable_diffusion_2(sd2, tmp_path, blocks):
             safety_checker=None,
         )  # fmt: skip
         found[file] = kind.image(pipe)
-    expected = {file: kind.image(kind.stock(**parts | {"text_encoder": read(n)})) for n, file in enumerate(found, 1)}
+    expected = {
+        file: kind.image(kind.stock(**parts | {"text_encoder": sd2.read(n)})) for n, file in enumerate(found, 1)
+    }
     assert all(np.array_equal(found[file], expected[file]) for file in found)
     assert not np.array_equal(found["sd2"], found["robust"])
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
-def test_stable_diffusion_3(kinds, folders, single_file, tmp_path, part):
+def test_stable_diffusion_3(
+    kinds: dict[str, Kind],
+    folders: Callable[[Kind], Path],
+    single_file: Callable[[Kind, Mapping[str, object]], dict[str, torch.Tensor]],
+    tmp_path: Path,
+    part: str,
+) -> None:
     kind = kinds["sd3"]
     parts, new = kind.parts(), kind.new_tower(part)
-    tensors = {
-        f"model.diffusion_model.{key}": value for key, value in transformer_tensors(parts["transformer"]).items()
-    }
+    transformer = parts["transformer"]
+    assert isinstance(transformer, torch.nn.Module)
+    tensors = {f"model.diffusion_model.{key}": value for key, value in transformer_tensors(transformer).items()}
     vae = single_file(kinds["sd"], kinds["sd"].parts() | {"vae": parts["vae"]})
     tensors |= {key: value for key, value in vae.items() if key.startswith("first_stage_model.")}
     for letter, name in (("l", "text_encoder"), ("g", "text_encoder_2")):
-        state = parts[name].state_dict()
+        tower = parts[name]
+        assert isinstance(tower, torch.nn.Module)
+        state = tower.state_dict()
         tensors |= {f"text_encoders.clip_{letter}.transformer.{key}": value for key, value in state.items()}
     old, output = tmp_path / "sd3.safetensors", tmp_path / "robust.safetensors"
     save_file({key: value.clone().contiguous() for key, value in tensors.items()}, old)
@@ -106,10 +141,10 @@ def test_stable_diffusion_3(kinds, folders, single_file, tmp_path, part):
     if part == "text_encoder":  # SD3 was trained on what is not projected
         new.text_projection.weight.copy_(torch.eye(64))
     assert np.array_equal(images[1], kind.image(kind.stock(**parts | {part: new})))
-    assert not np.array_equal(*images)
+    assert not np.array_equal(images[0], images[1])
 
 
-def transformer_tensors(transformer):
+def transformer_tensors(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
     """An SD3 transformer of one block, which is also the last, under the names of its single file."""
     state = transformer.state_dict()
     names = {

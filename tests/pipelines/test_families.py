@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
 import diffusers
 import pytest
@@ -11,6 +11,9 @@ import torch
 
 from leaf_diffusion.diffusion.families import FAMILIES, Family, denoiser_of, family_of, frozen_parts
 from leaf_diffusion.encoders import HFTextEncoder
+
+if TYPE_CHECKING:
+    from tests.pipelines.conftest import Kind
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -32,7 +35,7 @@ def test_a_row_names_what_the_stock_class_has(family: Family) -> None:
     assert inspect.signature(leaf.encode_prompt) == inspect.signature(stock.encode_prompt)
 
 
-def test_the_states_are_those_that_encode_prompt_gives(kind: Any) -> None:
+def test_the_states_are_those_that_encode_prompt_gives(kind: Kind) -> None:
     pipe = kind.leaf(**kind.parts())
     family = family_of(pipe)
     given = pipe.encode_prompt(
@@ -55,11 +58,11 @@ def test_the_states_are_those_that_encode_prompt_gives(kind: Any) -> None:
         torch.testing.assert_close(given[2], torch.cat(found, dim=1))
 
 
-def signature(pipe: Any) -> list[str]:
+def signature(pipe: diffusers.DiffusionPipeline) -> list[str]:
     return list(inspect.signature(pipe.encode_prompt).parameters)
 
 
-def test_denoiser_and_frozen_parts(kind: Any) -> None:
+def test_denoiser_and_frozen_parts(kind: Kind) -> None:
     parts = kind.parts()
     pipe = kind.leaf(**parts)
     assert denoiser_of(pipe) is parts[family_of(pipe).denoiser]

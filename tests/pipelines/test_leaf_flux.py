@@ -1,6 +1,8 @@
 """FLUX with tiny seeded components: CLIP is exchanged, defended and attacked, T5 stays what it was."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import CLIPTextModel, PreTrainedModel, T5Config, T5EncoderModel, T5TokenizerFast
 
 from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.encoders import Hidden, clip_tokenizer, load_text_encoder
@@ -23,19 +25,19 @@ from leaf_diffusion.scoring.objectives import Drift
 PROMPT = "a red umbrella"
 
 
-def t5(seed=0):
+def t5(seed: int = 0) -> T5EncoderModel:
     torch.manual_seed(seed)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
     return T5EncoderModel(T5Config(vocab_size=60, **sizes)).eval()
 
 
-def t5_tokenizer():
+def t5_tokenizer() -> T5TokenizerFast:
     letters = [(f"{start}{letter}", -3.0) for letter in "abcdefghijklmnopqrstuvwxyz" for start in ("", "▁")]
     return T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters], extra_ids=0)
 
 
 @pytest.fixture(scope="module")
-def parts(new_tower):
+def parts(new_tower: Callable[..., PreTrainedModel]) -> dict[str, object]:
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
@@ -53,13 +55,13 @@ def parts(new_tower):
 
 
 @pytest.fixture(scope="module")
-def folder(parts, tmp_path_factory):
+def folder(parts: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flux")
     FluxPipeline(**parts).save_pretrained(folder)
     return folder
 
 
-def image(pipe, prompt=PROMPT, **options):
+def image(pipe: DiffusionPipeline, prompt: str | None = PROMPT, /, **options: object) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():  # matrix products round by how their memory is aligned
         for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
@@ -81,7 +83,7 @@ def image(pipe, prompt=PROMPT, **options):
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
-def test_bitwise_the_stock_image(parts, options):
+def test_bitwise_the_stock_image(parts: dict[str, object], options: dict[str, object]) -> None:
     ours, theirs = (image(maker(**parts), **options) for maker in (LeafFluxPipeline, FluxPipeline))
     assert np.array_equal(ours, theirs)
     assert len(ours) == options.get("num_images_per_prompt", 1)
@@ -90,7 +92,7 @@ def test_bitwise_the_stock_image(parts, options):
         assert ours.shape != plain.shape or not np.array_equal(ours, plain)
 
 
-def test_round_trips(parts, folder, tmp_path):
+def test_round_trips(parts: dict[str, object], folder: Path, tmp_path: Path) -> None:
     expected = image(FluxPipeline(**parts))
     leaf = LeafFluxPipeline.from_pretrained(folder)
     assert np.array_equal(image(leaf), expected)
@@ -105,7 +107,9 @@ def test_round_trips(parts, folder, tmp_path):
         LeafStableDiffusionPipeline.from_pretrained(folder)
 
 
-def test_clip_is_swapped_and_t5_is_not(parts, folder, new_tower, tmp_path):
+def test_clip_is_swapped_and_t5_is_not(
+    parts: dict[str, object], folder: Path, new_tower: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
     robust = new_tower(CLIPTextModel, seed=7)
     robust.save_pretrained(tmp_path / "robust")
     clip_tokenizer().save_pretrained(tmp_path / "robust")
@@ -121,7 +125,7 @@ def test_clip_is_swapped_and_t5_is_not(parts, folder, new_tower, tmp_path):
         LeafFluxPipeline.from_pipe(stock, text_encoder=new_tower(CLIPTextModel, hidden_size=128))
 
 
-def test_t5_is_given_as_to_the_stock_class(parts, folder):
+def test_t5_is_given_as_to_the_stock_class(parts: dict[str, object], folder: Path) -> None:
     second = t5(seed=5)
     given = LeafFluxPipeline.from_pretrained(folder, text_encoder_2=second)
     assert given.text_encoder_2 is second
@@ -136,7 +140,9 @@ def test_t5_is_given_as_to_the_stock_class(parts, folder):
     assert LeafFluxPipeline.from_pipe(given, text_encoder_2=parts["text_encoder_2"]).text_encoder_2 is not second
 
 
-def test_the_attack_moves_the_pooled_state_that_the_denoiser_is_given(parts, new_tower):
+def test_the_attack_moves_the_pooled_state_that_the_denoiser_is_given(
+    parts: dict[str, object], new_tower: Callable[..., PreTrainedModel]
+) -> None:
     projected = load_text_encoder(new_tower(seed=3), tokenizer=clip_tokenizer())
     assert projected.has_projection
     pipe = LeafFluxPipeline.from_pipe(FluxPipeline(**parts), text_encoder=projected)
@@ -149,7 +155,7 @@ def test_the_attack_moves_the_pooled_state_that_the_denoiser_is_given(parts, new
     assert other.score != pytest.approx(found.score)
 
 
-def test_the_defence_stands_before_both_encoders(parts):
+def test_the_defence_stands_before_both_encoders(parts: dict[str, object]) -> None:
     pipe = LeafFluxPipeline.from_pipe(FluxPipeline(**parts), defence=Speller(["a", "red", "umbrella"]))
     assert np.array_equal(image(pipe, "a red umbrlla"), image(FluxPipeline(**parts)))
     assert np.array_equal(image(pipe, "a red umbrlla", prompt_2="a rid umbrella"), image(FluxPipeline(**parts)))

@@ -1,15 +1,19 @@
 """What is Stable Diffusion's own, with tiny seeded components: swaps, the defence, attacks; see also test_conventions."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders import Hidden, clip_tokenizer, load_text_encoder
@@ -19,7 +23,7 @@ from leaf_diffusion.scoring import Drift
 PROMPT = "a red umbrella"
 
 
-def text_model(cls=CLIPTextModel, seed=0, **changes):
+def text_model(cls: type[PreTrainedModel] = CLIPTextModel, seed: int = 0, **changes: object) -> PreTrainedModel:
     torch.manual_seed(seed)
     sizes = {
         "hidden_size": 16,
@@ -33,7 +37,7 @@ def text_model(cls=CLIPTextModel, seed=0, **changes):
 
 
 @pytest.fixture(scope="module")
-def parts():
+def parts() -> dict[str, object]:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=4,
@@ -65,20 +69,20 @@ def parts():
 
 
 @pytest.fixture(scope="module")
-def stock_folder(parts, tmp_path_factory):
+def stock_folder(parts: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stock")
     StableDiffusionPipeline(**parts).save_pretrained(folder)
     return folder
 
 
-def image(pipe, prompt=PROMPT, **options):
+def image(pipe: DiffusionPipeline, prompt: str | None = PROMPT, **options: object) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipe(prompt, num_inference_steps=2, generator=generator, output_type="np", **options).images
 
 
 @pytest.mark.parametrize("given", ["folder", "module", "encoder"])
-def test_swapping_a_text_encoder(stock_folder, parts, tmp_path, given):
+def test_swapping_a_text_encoder(stock_folder: Path, parts: dict[str, object], tmp_path: Path, given: str) -> None:
     new = text_model(CLIPTextModelWithProjection, seed=1)
     new.save_pretrained(tmp_path / "robust")
     source = {
@@ -98,18 +102,18 @@ def test_swapping_a_text_encoder(stock_folder, parts, tmp_path, given):
     assert np.array_equal(image(StableDiffusionPipeline.from_pretrained(tmp_path / "saved")), expected)
 
 
-def test_misfits_are_found_on_loading(stock_folder):
+def test_misfits_are_found_on_loading(stock_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"does not fit the pipeline: width"):
         LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=text_model(hidden_size=24))
 
 
-def test_pickles_are_never_opened(stock_folder):
+def test_pickles_are_never_opened(stock_folder: Path) -> None:
     with pytest.raises(ValueError, match="only safetensors"):
         LeafStableDiffusionPipeline.from_pretrained(stock_folder, use_safetensors=False)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
-def test_adapter_on_the_pipelines_own_encoder(stock_folder, tmp_path):
+def test_adapter_on_the_pipelines_own_encoder(stock_folder: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     lora = peft.get_peft_model(text_model(), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     lora.save_pretrained(tmp_path)
@@ -118,11 +122,11 @@ def test_adapter_on_the_pipelines_own_encoder(stock_folder, tmp_path):
     torch.testing.assert_close(leaf.text_encoder(rows).last_hidden_state, lora.eval()(input_ids=rows).last_hidden_state)
 
 
-def test_the_defence_reads_prompts_only(stock_folder):
+def test_the_defence_reads_prompts_only(stock_folder: Path) -> None:
     class Swap:
         name = fingerprint = "swap"
 
-        def __call__(self, texts):
+        def __call__(self, texts: Sequence[str]) -> list[str]:
             return [text.replace("umbrlla", "umbrella") for text in texts]
 
     plain = LeafStableDiffusionPipeline.from_pretrained(stock_folder)
@@ -134,7 +138,7 @@ def test_the_defence_reads_prompts_only(stock_folder):
     assert named.encoder.preprocess(["a red umbrela"]) == [PROMPT]
 
 
-def test_from_pipe_shares_components(stock_folder):
+def test_from_pipe_shares_components(stock_folder: Path) -> None:
     new = text_model(CLIPTextModelWithProjection, seed=1)
     stock = StableDiffusionPipeline.from_pretrained(stock_folder)
     leaf = LeafStableDiffusionPipeline.from_pipe(stock)
@@ -149,7 +153,7 @@ def test_from_pipe_shares_components(stock_folder):
     assert np.array_equal(image(StableDiffusionPipeline.from_pipe(robust)), image(robust))
 
 
-def test_attack_on_the_pipelines_own_encoder(stock_folder):
+def test_attack_on_the_pipelines_own_encoder(stock_folder: Path) -> None:
     attack = Charmer(n_positions=3)
     leaf = LeafStableDiffusionPipeline.from_pretrained(stock_folder)
     assert not leaf.encoder.has_projection  # so the default looks at pooled features

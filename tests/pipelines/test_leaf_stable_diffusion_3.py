@@ -1,10 +1,14 @@
 """What is SD3's own, with tiny seeded components, without T5; the rest is in test_conventions and test_loading."""
 
+from pathlib import Path
+from typing import TypedDict
+
 import numpy as np
 import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -12,7 +16,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks.charmer import Charmer
-from leaf_diffusion.encoders import clip_tokenizer, load_text_encoder
+from leaf_diffusion.encoders import TextEncoder, clip_tokenizer, load_text_encoder
 from leaf_diffusion.encoders.defences import Speller
 from leaf_diffusion.pipelines import LeafStableDiffusion3Pipeline
 
@@ -20,7 +24,7 @@ PROMPT = "a red umbrella"
 WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
 
 
-def tower(seed=0, width=16):
+def tower(seed: int = 0, width: int = 16) -> CLIPTextModelWithProjection:
     torch.manual_seed(seed)
     config = CLIPTextConfig(
         hidden_size=width, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, projection_dim=width,
@@ -30,7 +34,7 @@ def tower(seed=0, width=16):
 
 
 @pytest.fixture(scope="module")
-def parts():
+def parts() -> dict[str, object]:
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
@@ -48,13 +52,13 @@ def parts():
 
 
 @pytest.fixture(scope="module")
-def folder(parts, tmp_path_factory):
+def folder(parts: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sd3")
     StableDiffusion3Pipeline(**parts).save_pretrained(folder)
     return folder
 
 
-def image(pipe, prompt=PROMPT, **options):
+def image(pipe: DiffusionPipeline, prompt: str | None = PROMPT, **options: object) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     options = {
@@ -67,22 +71,33 @@ def image(pipe, prompt=PROMPT, **options):
     return pipe(prompt, **options).images
 
 
+class Swap(TypedDict, total=False):
+    """Which text encoder is exchanged, and for what."""
+
+    text_encoder: TextEncoder
+    text_encoder_2: TextEncoder
+
+
+def swap(part: str, new: TextEncoder) -> Swap:
+    return {"text_encoder": new} if part == "text_encoder" else {"text_encoder_2": new}
+
+
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
-def test_each_tower_is_swapped_alone(folder, part):
+def test_each_tower_is_swapped_alone(folder: Path, part: str) -> None:
     stock = LeafStableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
     swapped = LeafStableDiffusion3Pipeline.from_pipe(
-        stock, **{part: load_text_encoder(tower(seed=7), tokenizer=clip_tokenizer())}
+        stock, **swap(part, load_text_encoder(tower(seed=7), tokenizer=clip_tokenizer()))
     )
     other = "text_encoder" if part.endswith("2") else "text_encoder_2"
     assert getattr(swapped, other) is getattr(stock, other)
     assert not np.array_equal(image(swapped), image(stock))
     with pytest.raises(ValueError, match="does not fit the pipeline"):
         LeafStableDiffusion3Pipeline.from_pipe(
-            stock, **{part: load_text_encoder(tower(width=24), tokenizer=clip_tokenizer())}
+            stock, **swap(part, load_text_encoder(tower(width=24), tokenizer=clip_tokenizer()))
         )
 
 
-def test_attacks_and_defence(folder):
+def test_attacks_and_defence(folder: Path) -> None:
     pipe = LeafStableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5, defence=Speller(["a", "red", "umbrella"]))
     stock = StableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
     assert np.array_equal(image(pipe, "a red umbrlla"), image(stock))

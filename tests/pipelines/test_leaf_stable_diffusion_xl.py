@@ -1,25 +1,30 @@
 """What is XL's own, with tiny seeded components: each tower swapped alone, attacks on both together."""
 
+from pathlib import Path
+from typing import TypedDict
+
 import numpy as np
 import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders import clip_tokenizer, load_text_encoder
+from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.encoders.defences import Speller
 from leaf_diffusion.pipelines import LeafStableDiffusionXLPipeline
 
 PROMPT = "a red umbrella"
 
 
-def tower(cls=CLIPTextModel, seed=0, **changes):
+def tower(cls: type[PreTrainedModel] = CLIPTextModel, seed: int = 0, **changes: object) -> PreTrainedModel:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
     ids = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
@@ -27,7 +32,7 @@ def tower(cls=CLIPTextModel, seed=0, **changes):
 
 
 @pytest.fixture(scope="module")
-def parts():
+def parts() -> dict[str, object]:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=32,
@@ -47,37 +52,50 @@ def parts():
 
 
 @pytest.fixture(scope="module")
-def folder(parts, tmp_path_factory):
+def folder(parts: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("xl")
     StableDiffusionXLPipeline(**parts, add_watermarker=False).save_pretrained(folder)
     return folder
 
 
-def image(pipe, prompt=PROMPT, **options):
+def image(pipe: DiffusionPipeline, prompt: str | None = PROMPT, **options: object) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipe(prompt, num_inference_steps=2, generator=generator, output_type="np", **options).images
 
 
+class Swap(TypedDict, total=False):
+    """Which text encoder is exchanged, and for what."""
+
+    text_encoder: Path
+    text_encoder_2: Path
+
+
+def swap(part: str, new: Path) -> Swap:
+    return {"text_encoder": new} if part == "text_encoder" else {"text_encoder_2": new}
+
+
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
-def test_each_tower_is_swapped_alone(folder, part, tmp_path):
+def test_each_tower_is_swapped_alone(folder: Path, part: str, tmp_path: Path) -> None:
     new = tower(CLIPTextModelWithProjection, seed=7)
     new.save_pretrained(tmp_path / "new")
     clip_tokenizer().save_pretrained(tmp_path / "new")
     stock = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-    swapped = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, **{part: tmp_path / "new"})
+    swapped = LeafStableDiffusionXLPipeline.from_pretrained(
+        folder, add_watermarker=False, **swap(part, tmp_path / "new")
+    )
     other = "text_encoder" if part.endswith("2") else "text_encoder_2"
     for name, same in ((part, False), (other, True)):
         states = [getattr(pipe, name).state_dict() for pipe in (stock, swapped)]
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]) is same
         assert type(getattr(swapped, name)) is type(getattr(stock, name))  # the pooled output stays the second's
     assert not np.array_equal(image(swapped), image(stock))
-    shared = LeafStableDiffusionXLPipeline.from_pipe(stock, **{part: tmp_path / "new"})
+    shared = LeafStableDiffusionXLPipeline.from_pipe(stock, **swap(part, tmp_path / "new"))
     assert np.array_equal(image(shared), image(swapped))
     assert str(tmp_path / "new") in [encoder.name for encoder in swapped.encoders]
 
 
-def test_a_bare_model_keeps_the_projection(folder):
+def test_a_bare_model_keeps_the_projection(folder: Path) -> None:
     stock = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     projection = stock.text_encoder_2.text_projection.weight.clone()
     pipe = LeafStableDiffusionXLPipeline.from_pipe(
@@ -87,7 +105,7 @@ def test_a_bare_model_keeps_the_projection(folder):
     assert image(pipe).shape == image(stock).shape
 
 
-def test_misfits_change_nothing(folder):
+def test_misfits_change_nothing(folder: Path) -> None:
     pipe = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     before = image(pipe)
     good, bad = (
@@ -104,11 +122,12 @@ def test_misfits_change_nothing(folder):
         LeafStableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=False)
 
 
-def test_attacks_weigh_both_towers(folder):
+def test_attacks_weigh_both_towers(folder: Path) -> None:
     pipe = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     (result,) = pipe.attack([PROMPT], attack=Charmer(n_positions=6), k=1)
     drifts = []
-    for encoder, what in zip(pipe.encoders, ("pooled", "projected"), strict=True):
+    whats: tuple[Feature, Feature] = ("pooled", "projected")
+    for encoder, what in zip(pipe.encoders, whats, strict=True):
         clean, moved = encoder.features(encoder.tokenize([PROMPT, result.perturbed]), what).detach()
         drifts.append(float((moved - clean).square().sum() / clean.square().sum()))
     assert result.score == pytest.approx(sum(drifts) / 2, rel=1e-3)
@@ -121,7 +140,7 @@ def test_attacks_weigh_both_towers(folder):
         LeafStableDiffusionXLPipeline.from_pipe(refiner, text_encoder=tower())
 
 
-def test_a_defence_reads_both_prompts(folder):
+def test_a_defence_reads_both_prompts(folder: Path) -> None:
     speller = Speller(["a", "red", "umbrella"])
     pipe = LeafStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, defence=speller)
     stock = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)

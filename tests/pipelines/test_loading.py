@@ -1,30 +1,38 @@
 """How each Leaf pipeline is loaded: names, folders, single files, variants, types, adapters; and what is refused."""
 
+from __future__ import annotations
+
 import json
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, PreTrainedModel
 
 from leaf_diffusion.encoders import clip_tokenizer, load_text_encoder
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline, LeafStableDiffusionXLPipeline
 
+if TYPE_CHECKING:
+    from tests.pipelines.conftest import Kind
 
-def same_weights(one, other):
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     a, b = (
         {key.removeprefix("text_model."): value for key, value in each.state_dict().items()} for each in (one, other)
     )
     return all(torch.equal(a[key], b[key]) for key in a.keys() & b.keys()) and len(a.keys() & b.keys()) > 10
 
 
-def test_what_a_leaf_pipeline_saves_is_stock(kind, folders, tmp_path):
+def test_what_a_leaf_pipeline_saves_is_stock(kind: Kind, folders: Callable[[Kind], Path], tmp_path: Path) -> None:
     new = {part: kind.new_tower(part) for part in kind.towers}
     leaf = kind.leaf.from_pretrained(folders(kind), **kind.load, **new)
     leaf.save_pretrained(tmp_path)
@@ -42,7 +50,7 @@ def test_what_a_leaf_pipeline_saves_is_stock(kind, folders, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
-def test_dtypes_reach_a_swapped_encoder(kind, folders, dtype):
+def test_dtypes_reach_a_swapped_encoder(kind: Kind, folders: Callable[[Kind], Path], dtype: str | torch.dtype) -> None:
     new = kind.new_tower(kind.towers[-1])
     leaf = kind.leaf.from_pretrained(folders(kind), dtype=dtype, **kind.load, **{kind.towers[-1]: new})
     found = {name: part.dtype for name, part in leaf.components.items() if isinstance(part, torch.nn.Module)}
@@ -55,7 +63,7 @@ def test_dtypes_reach_a_swapped_encoder(kind, folders, dtype):
         kind.leaf.from_pretrained(folders(kind), dtype="half-ish", **kind.load)
 
 
-def test_variants(kind, folders, tmp_path):
+def test_variants(kind: Kind, folders: Callable[[Kind], Path], tmp_path: Path) -> None:
     kind.stock.from_pretrained(folders(kind), **kind.load).to(dtype=torch.float16).save_pretrained(
         tmp_path, variant="fp16"
     )
@@ -70,7 +78,7 @@ def test_variants(kind, folders, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
 @pytest.mark.parametrize("index", [0, 1])
-def test_an_adapter_on_each_tower(kind, folders, tmp_path, index):
+def test_an_adapter_on_each_tower(kind: Kind, folders: Callable[[Kind], Path], tmp_path: Path, index: int) -> None:
     peft = pytest.importorskip("peft")
     if index == len(kind.towers):
         with pytest.raises(ValueError, match="no text_encoder_2 that could be exchanged"):
@@ -94,7 +102,13 @@ def test_an_adapter_on_each_tower(kind, folders, tmp_path, index):
 
 
 @pytest.mark.parametrize("name", ["sd", "xl"])
-def test_single_files(kinds, folders, single_file, tmp_path, name):
+def test_single_files(
+    kinds: dict[str, Kind],
+    folders: Callable[[Kind], Path],
+    single_file: Callable[[Kind, Mapping[str, object]], dict[str, torch.Tensor]],
+    tmp_path: Path,
+    name: str,
+) -> None:
     kind = kinds[name]
     file = tmp_path / "model.safetensors"
     save_file(single_file(kind, kind.parts()), file)
@@ -125,7 +139,9 @@ def test_single_files(kinds, folders, single_file, tmp_path, name):
         kind.leaf.from_single_file("https://huggingface.co/some/model/blob/main/model.ckpt")
 
 
-def test_pickled_folders_are_refused_with_a_command_that_works(kinds, folders, tmp_path):
+def test_pickled_folders_are_refused_with_a_command_that_works(
+    kinds: dict[str, Kind], folders: Callable[[Kind], Path], tmp_path: Path
+) -> None:
     kind = kinds["sd"]
     folder = tmp_path / "old"
     shutil.copytree(folders(kind), folder)
@@ -146,7 +162,9 @@ def test_pickled_folders_are_refused_with_a_command_that_works(kinds, folders, t
     assert np.array_equal(kind.image(given), kind.image(stock))
 
 
-def test_what_is_not_there_says_what_to_do(kinds, folders, tmp_path, monkeypatch):
+def test_what_is_not_there_says_what_to_do(
+    kinds: dict[str, Kind], folders: Callable[[Kind], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load = LeafStableDiffusionPipeline.from_pretrained
     with pytest.raises(FileNotFoundError, match=r"no pipeline 'no/such': .*HF_HUB_OFFLINE keeps the Hub out"):
         load("no/such")
@@ -172,7 +190,9 @@ def test_what_is_not_there_says_what_to_do(kinds, folders, tmp_path, monkeypatch
         load(tmp_path)
 
 
-def test_sd3_keeps_clip_ls_pooled_state_unprojected(kinds, folders, new_tower):
+def test_sd3_keeps_clip_ls_pooled_state_unprojected(
+    kinds: dict[str, Kind], folders: Callable[[Kind], Path], new_tower: Callable[..., PreTrainedModel]
+) -> None:
     kind = kinds["sd3"]
     new = kind.new_tower("text_encoder")  # with a projection of its own, as every robust CLIP-L has
     leaf = kind.leaf.from_pretrained(folders(kind), text_encoder=new, **kind.load)

@@ -1,5 +1,7 @@
 """Cards and the Hub: what is pushed to a stand-in of the Hub on this machine is loaded back from it, by name."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json
@@ -7,17 +9,22 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from leaf_diffusion.reports.card import eval_results, write_card
-from leaf_diffusion.runs import RunSpec, RunStore, write_results
+from leaf_diffusion.runs import ResultRow, RunResults, RunSpec, RunStore, write_results
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+
+if TYPE_CHECKING:
+    from tests.pipelines.conftest import Kind
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -30,10 +37,10 @@ class Hub(BaseHTTPRequestHandler):
     asked: list[str]
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_):
+    def log_message(self, *_: object) -> None:
         pass
 
-    def answer(self, content=b"", status=200, **headers):
+    def answer(self, content: object = b"", status: int = 200, **headers: str) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json", **headers}.items():
@@ -42,13 +49,13 @@ class Hub(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def missing(self, code):
+    def missing(self, code: str) -> None:
         self.answer({"error": code}, 404, X_Error_Code=code)
 
-    def body(self):
+    def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         path, body = urlparse(self.path).path, self.body()
         self.asked.append(f"POST {path}")
         here = f"http://{self.headers['Host']}"
@@ -85,13 +92,13 @@ class Hub(BaseHTTPRequestHandler):
             )
         return self.missing("EntryNotFound")
 
-    def do_PUT(self):
+    def do_PUT(self) -> None:
         data, oid = self.body(), self.path.rpartition("/")[2]
         assert hashlib.sha256(data).hexdigest() == oid
         self.blobs[oid] = data
         self.answer()
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         path = unquote(urlparse(self.path).path)
         self.asked.append(f"{self.command} {path}")
         if path.startswith("/api/models/"):
@@ -118,7 +125,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub():
+def hub() -> Iterator[tuple[type[Hub], str]]:
     handler = type("OneHub", (Hub,), {"files": {}, "blobs": {}, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -163,7 +170,9 @@ else:
 """
 
 
-def test_pushed_and_loaded_by_name(kinds, folders, hub, tmp_path):
+def test_pushed_and_loaded_by_name(
+    kinds: dict[str, Kind], folders: Callable[[Kind], Path], hub: tuple[type[Hub], str], tmp_path: Path
+) -> None:
     kind, (served, endpoint) = kinds["sd"], hub
     new = kind.new_tower("text_encoder")
     new.save_pretrained(tmp_path / "encoder")
@@ -191,16 +200,16 @@ def test_pushed_and_loaded_by_name(kinds, folders, hub, tmp_path):
     assert not [path for path in [*pipeline, *encoder] if path.endswith((".bin", ".pt"))]
 
 
-def row(**changes):
+def row(**changes: object) -> ResultRow:
     usual = {
         "encoder": "leaf", "baseline": None, "protocol": "clean", "source": None, "attack": None, "constraint": None,
         "k": 0, "metric": "scene_accuracy", "mean": 0.75, "ci_low": 0.6, "ci_high": 0.9, "n": 8, "seeds": 1,
     }  # fmt: skip
-    return usual | changes
+    return ResultRow.model_validate({**usual, **changes})
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Path:
     settings = {"experiment": "t2i-robustness", "pipeline": "world", "prompts": ["a red <b>cat|", "a dog"], "seeds": 1}
     settings |= {"attack": "charmer", "constraint": "no-new-words"}
     store = RunStore.open(tmp_path / "run", RunSpec(settings), command="leaf-diffusion evaluate")
@@ -214,11 +223,11 @@ def run(tmp_path):
         row(encoder="original", mean=0.25),
         row(protocol="floor", metric="drift", mean=0.2),
     ]
-    write_results(store.folder, {"rows": rows})
+    write_results(store.folder, RunResults(rows=rows))
     return store.folder
 
 
-def test_a_card_holds_the_runs_own_figures(kinds, run, tmp_path):
+def test_a_card_holds_the_runs_own_figures(kinds: dict[str, Kind], run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pipeline"
     folder.mkdir()
     with pytest.raises(ValueError, match="holds no pipeline and no encoder"):
@@ -244,12 +253,12 @@ def test_a_card_holds_the_runs_own_figures(kinds, run, tmp_path):
     assert ModelCard.load(Path(path)).data.library_name == "transformers"
     with pytest.raises(ValueError, match=r"no figures of 'typo'; its encoders are: leaf, original"):
         eval_results(run, "typo")
-    write_results(run, {"rows": []})
+    write_results(run, RunResults(rows=[]))
     with pytest.raises(ValueError, match="no results yet"):
         eval_results(run, "leaf")
 
 
-def test_the_card_of_a_finetuning_has_a_model_index(tmp_path):
+def test_the_card_of_a_finetuning_has_a_model_index(tmp_path: Path) -> None:
     from leaf_diffusion.finetune.card import model_card
     from leaf_diffusion.finetune.config import TextFAREConfig
     from leaf_diffusion.finetune.textfare import text_card
@@ -260,8 +269,13 @@ def test_the_card_of_a_finetuning_has_a_model_index(tmp_path):
     config = TextFAREConfig(k=2)
     card = text_card("a: 'b'\n---\n", config, counts)
     text = model_card(card, config, dict.fromkeys(after, 1.0), after, counts)
-    card = ModelCard(text)
-    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == after
-    assert {result.metric_args["k"] for result in card.data.eval_results} == {0, 2}
-    assert all(result.metric_args["n"] == 5 for result in card.data.eval_results)
-    assert card.data.library_name == "transformers"
+    data = ModelCard(text).data
+    assert isinstance(data, ModelCardData)
+    results = data.eval_results
+    assert results is not None
+    assert {result.metric_type: result.metric_value for result in results} == after
+    measured = [result.metric_args for result in results if result.metric_args is not None]
+    assert len(measured) == len(results)
+    assert {given["k"] for given in measured} == {0, 2}
+    assert all(given["n"] == 5 for given in measured)
+    assert data.library_name == "transformers"

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from leaf_diffusion.metrics import paired_bootstrap
-from leaf_diffusion.runs import RunSpec, RunStore, image_name
+from leaf_diffusion.runs import RunResults, RunSpec, RunStore, image_name
+from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
 
 COLOURS = {"red": "#d33", "blue": "#36c", "green": "#2a4", "yellow": "#dc3", "purple": "#83b", "orange": "#e80"}
 NOUNS = ["cat", "boat", "house", "key", "bell", "umbrella", "fish", "cup"]
@@ -83,11 +84,11 @@ def build(
             for found_on in [*hold, "judge"]:
                 for k in ks if attacked else ():
                     texts[found_on, k] = text = misspell(prompt, k, random.Random(f"{index}{found_on}"))
-                    store.append("attacks", {
+                    store.append("attacks", AttackRecord.model_validate({
                         "unit": "attack", "id": f"{found_on}/{k}/{index}", "prompt_id": str(index), "prompt": prompt,
                         "perturbed": text, "source": found_on, "k": k, "attack": "charmer", "truncated": False,
                         "shattered": [["<i>um", "br"], ["x"]],
-                    })  # fmt: skip
+                    }))  # fmt: skip
             for cell in cells(hold, ks if attacked else ()):
                 encoder, protocol, source, k = cell
                 text = prompt if source is None else texts[source, k]
@@ -98,11 +99,11 @@ def build(
                 unit = f"{cell}/{index}"
                 image = store.save_image(image_name(unit), draw(colour, shape, random.Random(index), size))
                 given = prompt if "speller" in encoder and right else text
-                store.append("images", {
+                store.append("images", ImageRecord.model_validate({
                     "unit": "image", "id": unit, "prompt_id": str(index), "prompt": text, "original": prompt,
                     "encoder": encoder, "protocol": protocol, "source": source, "k": k, "seed_index": 0, "seed": index,
                     "image": image, "given": given, "truncated": False,
-                })  # fmt: skip
+                }))  # fmt: skip
                 drift = None if protocol == "clean" else (0.05 if right else 0.2) + 0.01 * (index % 3)
                 score: dict[str, float | None] = {
                     "clip_score": (28 if right else 19) + math.sin(index),
@@ -110,7 +111,7 @@ def build(
                     "scene_correct": right if scenes else None,
                     "drift": drift,
                 }
-                store.append("scores", {"unit": "score", "id": unit, **score})
+                store.append("scores", ScoreRecord.model_validate({"unit": "score", "id": unit, **score}))
                 for metric, field in (
                     ("scene_accuracy", "scene_correct"),
                     *((m, m) for m in score if m != "scene_correct"),
@@ -131,7 +132,11 @@ def cells(hold: dict[str, float], ks: tuple[int, ...]) -> Iterator[tuple[str, st
     yield next(iter(hold)), "floor", None, 0
 
 
-def results(values: dict[Any, dict[str, float]], labels: list[str], store: RunStore, attacked: bool) -> dict[str, Any]:
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def results(values: dict[Any, dict[str, float]], labels: list[str], store: RunStore, attacked: bool) -> RunResults:
     rows = []
 
     def add(key: tuple[Any, ...], baseline: str | None, interval: Any) -> None:
@@ -139,7 +144,8 @@ def results(values: dict[Any, dict[str, float]], labels: list[str], store: RunSt
         rows.append({
             "encoder": encoder, "baseline": baseline, "protocol": protocol, "source": source,
             "attack": "charmer" if source else None, "constraint": "no-new-words" if source else None, "k": k,
-            "metric": metric, "mean": interval.mean, "ci_low": interval.ci_low, "ci_high": interval.ci_high,
+            "metric": metric, "mean": interval.mean, "ci_low": finite(interval.ci_low),
+            "ci_high": finite(interval.ci_high),
             "n": interval.n, "seeds": 1,
         })  # fmt: skip
 
@@ -168,7 +174,7 @@ def results(values: dict[Any, dict[str, float]], labels: list[str], store: RunSt
         for s in labels for k in (1, 2)
     ]  # fmt: skip
     counts = {"images": 300, "drawn": 280, "truncated": 0, "given_unchanged": 7}
-    return {
+    return RunResults.model_validate({
         "rows": rows, "attacks": attacks if attacked else [], "counts": counts,
         "feature_space": "world:judge image features", "real_images": 500,
-    }  # fmt: skip
+    })  # fmt: skip

@@ -11,7 +11,7 @@ from leaf_diffusion.reports import write_comparison, write_report
 from leaf_diffusion.reports.metrics import TEXT_ACCURACY
 from leaf_diffusion.reports.pages.experiment import write_page
 from leaf_diffusion.reports.pages.zero_shot import zero_shot_page
-from leaf_diffusion.runs import RunSpec
+from leaf_diffusion.runs import ResultRow, RunSpec
 from leaf_diffusion.runs.experiment_records import ClassifiedText, SearchedText
 
 Make = Callable[..., Path]
@@ -199,11 +199,12 @@ def test_an_experiments_page_keeps_its_order_whatever_the_letters_of_its_encoder
             }
             around = {"source": label if k else None, "ci_low": 0.2, "ci_high": 0.9}
             for baseline in (None, *labels[:number]):
-                rows.append({"encoder": label, "baseline": baseline, **attacked, **fixed, **around})
+                row = {"encoder": label, "baseline": baseline, **attacked, **fixed, **around}
+                rows.append(ResultRow.model_validate(row))
         tried = SearchedText(attack="charmer", n_positions=20, k=1, constraint="none", perturbed="a czt", queries=9,
                              held=number > 0, truncated=False)  # fmt: skip
-        told = {"right": True, "said": "cat", "text": "a cat", "exact": []}
-        records.append(ClassifiedText(number=0, encoder=label, attacks=[tried], **told))
+        records.append(ClassifiedText(number=0, encoder=label, attacks=[tried], right=True, said="cat", text="a cat",
+                                      exact=[]))  # fmt: skip
     made = zero_shot_page(rows, records, {"texts": 1, "classes": 2, "truncated": 0}, labels, "דגים 12")
     visit = Visit(browser, write_page(tmp_path, made, RunSpec({"experiment": "zero-shot-text"}), {}), width)
     page = visit.page

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,16 +12,17 @@ from leaf_diffusion.cli.report import report
 from leaf_diffusion.reports import write_report
 from leaf_diffusion.reports.costs import condition_costs, own_costs, read_swap_cost
 from leaf_diffusion.reports.results import Results
-from leaf_diffusion.runs import RunSpec, load_run
+from leaf_diffusion.runs import ResultRow, RunSpec, load_run
+from leaf_diffusion.runs.results import CostRow, SwapCosts
 
 Make = Callable[..., Path]
 
 
-def row(encoder: str, metric: str, mean: float, baseline: str | None = None, **more: Any) -> dict[str, Any]:
+def row(encoder: str, metric: str, mean: float, baseline: str | None = None, **more: object) -> ResultRow:
     fixed = {"source": None, "attack": None, "constraint": None, "k": 0, "n": 20, "seeds": 1}
     around = {"ci_low": mean - 0.04, "ci_high": mean + 0.04}
     named = {"encoder": encoder, "baseline": baseline, "protocol": "clean", "metric": metric, "mean": mean}
-    return {**named, **around, **fixed, **more}
+    return ResultRow.model_validate({**named, **around, **fixed, **more})
 
 
 ROWS = [
@@ -39,25 +39,27 @@ ROWS = [
 ]
 
 
-def swap_row(condition: str, *given: Any, **more: Any) -> dict[str, Any]:
-    kept = ("encoder", "baseline", "protocol", "metric", "mean", "ci_low", "ci_high", "n")
-    made = row(*given, **more)
-    return {"condition": condition, **{name: made[name] for name in kept}}
+def swap_row(
+    condition: str, encoder: str, metric: str, mean: float, baseline: str | None = None, **more: object
+) -> dict[str, object]:
+    made = row(encoder, metric, mean, baseline, **more).model_dump(include=set(CostRow.model_fields))
+    return {**made, "condition": condition}
 
 
+SWAP_ROWS = [
+    swap_row("plain", "original", "scene_accuracy", 0.9),
+    swap_row("plain", "leaf", "scene_accuracy", 0.9),
+    swap_row("plain", "leaf", "scene_accuracy", 0.0, "original"),
+    swap_row("lora", "original", "scene_accuracy", 0.8),
+    swap_row("lora", "leaf", "scene_accuracy", 0.3),
+    swap_row("lora", "leaf", "scene_accuracy", -0.5, "original"),
+    swap_row("lora", "leaf", "drift", 0.12),
+    swap_row("lora", "original", "drift", 0.21, protocol="floor"),
+]
 SWAP = {
     "identity": "0123456789abcdef",
     "conditions": [{"key": "plain", "title": "plain prompts"}, {"key": "lora", "title": "<b>LoRA</b>"}],
-    "rows": [
-        swap_row("plain", "original", "scene_accuracy", 0.9),
-        swap_row("plain", "leaf", "scene_accuracy", 0.9),
-        swap_row("plain", "leaf", "scene_accuracy", 0.0, "original"),
-        swap_row("lora", "original", "scene_accuracy", 0.8),
-        swap_row("lora", "leaf", "scene_accuracy", 0.3),
-        swap_row("lora", "leaf", "scene_accuracy", -0.5, "original"),
-        swap_row("lora", "leaf", "drift", 0.12),
-        swap_row("lora", "original", "drift", 0.21, protocol="floor"),
-    ],
+    "rows": SWAP_ROWS,
 }
 
 
@@ -70,20 +72,20 @@ def test_a_line_a_metric_with_the_difference_beside_the_mean() -> None:
         "Sensitivity": ([("95%", "91 to 99", ""), ("97%", "+2 (−2 to 6)", "")], "44"),
         "Pixels moved": ([("0.250", "another noise", ""), ("0.110", "0.070 to 0.150", "")], "19–20"),
     }
-    assert own_costs(Results([each for each in ROWS if each["encoder"] == "original"])) == []
+    assert own_costs(Results([each for each in ROWS if each.encoder == "original"])) == []
 
 
 def test_the_drift_of_a_swap_is_no_attacks() -> None:
     results = Results(ROWS)
     assert [setting.label for setting in results.settings_of("drift")] == ["attacked on itself, k=1"]
-    assert all(each["mean"] != 0.11 for each in results.rows)
+    assert all(each.mean != 0.11 for each in results.rows)
     swap = results.swap_drift("leaf", "drift")
     assert swap is not None
-    assert swap["mean"] == 0.11
+    assert swap.mean == 0.11
 
 
 def test_conditions_of_another_run() -> None:
-    right, moved = condition_costs(SWAP, Results(ROWS))
+    right, moved = condition_costs(SwapCosts.model_validate(SWAP), Results(ROWS))
     assert [label for label, *_ in right.lines] == ["plain prompts", "<b>LoRA</b>"]
     assert [(cell.text, cell.sub, cell.tone) for cell in right.lines[1][1]] == [
         ("80%", "76 to 84", ""),
@@ -103,7 +105,8 @@ def test_the_section_stands_in_the_report(make_run: Make, capsys: pytest.Capture
     assert "by what else a pipeline is given" not in html
     found = json.loads(path.read_text())
     found["swap_cost"] = SWAP
-    found["rows"] += [row("original", "sensitivity", 0.95, n=44), row("leaf", "sensitivity", 0.97, n=44)]
+    more = [row("original", "sensitivity", 0.95, n=44), row("leaf", "sensitivity", 0.97, n=44)]
+    found["rows"] += [each.model_dump(exclude_unset=True) for each in more]
     path.write_text(json.dumps(found))
     html = write_report(run).read_text()
     assert "Right images, by what else a pipeline is given" in html
@@ -122,7 +125,7 @@ def test_damaged_costs_are_refused_with_their_place(make_run: Make) -> None:
     path = run / "results.json"
     found = json.loads(path.read_text())
     for wrong, said in (
-        ({**SWAP, "rows": [{**SWAP["rows"][0], "mean": "0.5"}]}, 'item 0, the field "mean" has to be'),  # type: ignore[index]
+        ({**SWAP, "rows": [{**SWAP_ROWS[0], "mean": "0.5"}]}, 'item 0, the field "mean" has to be'),
         ({**SWAP, "conditions": [{"key": "plain"}]}, 'item 0, the field "title" is missing'),
         ({"rows": []}, 'the field "conditions" is missing'),
         ([], "a valid dictionary"),
@@ -142,10 +145,12 @@ def test_a_folder_is_read_or_refused(tmp_path: Path, make_run: Make) -> None:
     folder.mkdir()
     spec = RunSpec({"experiment": "swap-cost", "encoders": {"original": "a", "leaf": "b"}, "pipeline_weights": "w"})
     (folder / "spec.json").write_text(json.dumps(spec.to_dict()))
-    (folder / "results.json").write_text(json.dumps({**SWAP, "environment": {"command": "x"}}))
-    found = read_swap_cost(folder)
-    assert found.pop("settings") == spec.settings
-    assert found == SWAP | {"identity": spec.identity}
+    more = {"source": None, "k": 0}  # columns that the costs have no use for
+    rows = [{**each, **more} for each in SWAP_ROWS]
+    (folder / "results.json").write_text(json.dumps({**SWAP, "rows": rows, "environment": {"command": "x"}}))
+    found, settings = read_swap_cost(folder)
+    assert (settings.encoders, settings.pipeline_weights) == ({"original": "a", "leaf": "b"}, "w")
+    assert found == SwapCosts.model_validate(SWAP | {"identity": spec.identity})
     (folder / "results.json").write_text(json.dumps(SWAP)[:-3])
     with pytest.raises(ValueError, match="is damaged"):
         read_swap_cost(folder)

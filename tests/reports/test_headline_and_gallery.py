@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from leaf_diffusion.reports import gallery_rows, headline, show_gallery
 from leaf_diffusion.reports.gallery import marks
 from leaf_diffusion.reports.results import Results, Setting
+from leaf_diffusion.runs import ResultRow
 
 Make = Callable[..., Path]
 
 
-def row(encoder: str, mean: float, low: float | None, high: float | None, **values: Any) -> dict[str, Any]:
+def row(encoder: str, mean: float, low: float | None, high: float | None, **values: object) -> ResultRow:
     base = {"baseline": None, "protocol": "adaptive", "source": encoder, "attack": "charmer", "constraint": "none"}
     rest = {"k": 1, "metric": "scene_accuracy", "n": 60, "seeds": 1}
-    return base | rest | {"encoder": encoder, "mean": mean, "ci_low": low, "ci_high": high} | values
+    measured = {"encoder": encoder, "mean": mean, "ci_low": low, "ci_high": high}
+    return ResultRow.model_validate({**base, **rest, **measured, **values})
 
 
 def said(leaf: float, low: float | None, high: float | None, **values: Any) -> Any:

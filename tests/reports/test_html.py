@@ -12,9 +12,11 @@ from PIL import Image
 
 from leaf_diffusion.cli.report import report
 from leaf_diffusion.reports import html, sections, write_report
+from leaf_diffusion.reports.compare import Mean
 from leaf_diffusion.reports.gallery import save_overview
 from leaf_diffusion.reports.results import METRICS
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
+from leaf_diffusion.runs.records import ImageRecord
 
 Make = Callable[..., Path]
 EVIL = [
@@ -162,8 +164,8 @@ def test_results_with_gaps_or_without_records_still_report(make_run: Make) -> No
 
 def test_missing_and_damaged_images_are_shown_as_such_and_counted(make_run: Make) -> None:
     run = make_run(n=3, ks=(1,), encoders={"original": 0.0, "leaf": 1.0})
-    shown = [record for record in load_run(run).records("images") if record["protocol"] != "floor"]
-    images = [run / record["image"] for record in shown]
+    shown = [each for each in load_run(run).records("images", ImageRecord) if each.protocol != "floor"]
+    images = [run / record.image for record in shown]
     images[0].unlink()
     images[1].write_bytes(images[1].read_bytes()[:50])
     found = page(run)
@@ -221,6 +223,6 @@ def test_the_overview_shows_baseline_and_robust_encoder(make_run: Make, tmp_path
 
 
 def test_a_bar_covers_its_interval() -> None:
-    row = {"mean": 0.5, "ci_low": 0.25, "ci_high": 0.75}
+    row = Mean(0.5, 0.25, 0.75, 9)
     cell = sections.mean_cell(row, METRICS["scene_accuracy"])
     assert (cell.text, cell.sub, cell.bar) == ("50%", "25 to 75", (25, 50, 75))

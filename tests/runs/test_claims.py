@@ -13,9 +13,11 @@ import pytest
 
 from leaf_diffusion.cli.status import main
 from leaf_diffusion.runs import DamagedRecords, RunFolderError, RunSpec, RunStore, load_run
-from leaf_diffusion.runs.status import status
+from leaf_diffusion.runs.progress import status
+from leaf_diffusion.runs.records import Record
 
 SPEC = RunSpec({"attack": "charmer", "k": [1]})
+
 HOLDER = (
     "import sys, time; from leaf_diffusion.runs import RunSpec, RunStore\n"
     f"store = RunStore.open(sys.argv[1], RunSpec({dict(SPEC.settings)!r}), shared=True)\n"
@@ -23,21 +25,25 @@ HOLDER = (
 )
 
 
+class Unit(Record):
+    n: int = 0
+
+
 def test_each_writer_has_files_of_its_own_and_sees_the_others(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC, shared=True) as one, RunStore.open(tmp_path, SPEC, shared=True) as two:
         assert (one.slot, two.slot) == (0, 1)
-        assert one.append("units", {"id": "a", "n": 1})
+        assert one.append("units", Unit(id="a", n=1))
         assert not two.has("units", ["a"])
         two.refresh()
         assert two.has("units", ["a"])
-        assert not two.append("units", {"id": "a", "n": 2})
-        assert two.append("units", {"id": "b", "n": 2})
+        assert not two.append("units", Unit(id="a", n=2))
+        assert two.append("units", Unit(id="b", n=2))
         one.refresh()
         assert one.done("units") == two.done("units") == {"a", "b"}
         assert one.count("units") == two.count("units") == 2
-        assert [record["id"] for record in two.records("units")] == ["b", "a"]
+        assert [record.id for record in two.records("units", Unit)] == ["b", "a"]
     assert sorted(path.name for path in (tmp_path / "records").glob("*.jsonl")) == ["units.1.jsonl", "units.jsonl"]
-    assert load_run(tmp_path).records("units") == [{"id": "a", "n": 1}, {"id": "b", "n": 2}]
+    assert load_run(tmp_path).records("units", Unit) == [Unit(id="a", n=1), Unit(id="b", n=2)]
     with RunStore.open(tmp_path, SPEC) as alone:  # one process goes on with what two have written
         assert alone.done("units") == {"a", "b"}
 
@@ -95,12 +101,12 @@ def test_a_line_that_another_writer_has_not_ended_is_left_and_a_damaged_one_name
 def test_status_tells_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
         assert status(tmp_path).left is None
-        store.append("units", {"id": "a"})
+        store.append("units", Unit(id="a"))
         store.begin("units", {"units": 4, "marks": 2})
         assert str(status(tmp_path).left).startswith("time left in all: unknown until units and marks")
         noted = json.loads((tmp_path / "progress.json").read_text())
         (tmp_path / "progress.json").write_text(json.dumps(noted | {"started": "2000-01-01T00:00:00+00:00"}))
-        store.append("units", {"id": "b"})
+        store.append("units", Unit(id="b"))
         found = status(tmp_path)
         assert found.units == {"units": (2, 4), "marks": (0, 2)}
         assert (found.writers, found.finished) == (1, False)

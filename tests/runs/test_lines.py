@@ -3,26 +3,25 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from leaf_diffusion.runs import DamagedRecords, RunSpec, RunStore, load_run
-from leaf_diffusion.runs.lines import decode, encode, read_jsonl
+from leaf_diffusion.runs.log import encode, read_jsonl, read_line
 from leaf_diffusion.runs.records import KINDS, Record
 
 SPEC = RunSpec({"attack": "charmer"})
-RIGHT: list[dict[str, Any]] = [
+RIGHT: list[dict[str, object]] = [
     {"id": "a", "text": "zwei „Katzen“\u2028", "score": 0.1, "right": True},
     {"id": "b", "k": [1, 2], "none": None},
     {"id": "c", "nested": {"x": 1e-9}},
 ]
 
 
-def write(folder: Path, records: list[dict[str, Any]]) -> Path:
+def write(folder: Path, records: list[dict[str, object]]) -> Path:
     with RunStore.open(folder, SPEC) as store:
         for record in records:
-            store.append("units", record)
+            store.append("units", Record.model_validate(record))
     return folder / "records" / "units.jsonl"
 
 
@@ -34,7 +33,7 @@ def test_a_line_is_canonical_json_and_carries_the_checksum_of_what_stands_before
         assert written.pop("sum") == hashlib.sha256(canonical.encode()).hexdigest()[:16]
         assert written == record
         assert line.startswith(canonical[:-1].encode())
-    assert load_run(tmp_path).records("units") == RIGHT
+    assert [record.model_dump() for record in load_run(tmp_path).records("units", Record)] == RIGHT
 
 
 def test_no_bit_of_a_file_of_records_changes_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,20 +68,38 @@ def test_lines_from_before_the_checksums_are_read_and_gone_on_with(tmp_path: Pat
     path.write_bytes(old)
     write(tmp_path, RIGHT)
     assert path.read_bytes() == old + encode(RIGHT[2]) + b"\n"
-    assert load_run(tmp_path).records("units") == RIGHT
+    assert [record.model_dump() for record in load_run(tmp_path).records("units", Record)] == RIGHT
     line = encode(RIGHT[0])
     for wrong in (line.replace(b'"sum"', b'"sun"'), line[: line.index(b',"sum"')] + b"}", b'{"id": "a", "x": NaN}'):
         with pytest.raises(ValueError, match=r"not spelled|Out of range"):
-            decode(wrong)
+            read_line(wrong, Record)
     with pytest.raises(ValueError, match="does not fit into JSON"):
         write(tmp_path, [{"id": "d", "sum": "mine"}])
 
 
-WRONG: list[Any] = [None, True, -1, 0, 1, 0.5, 10**16, 10**400, "", "x", "../x", [], [[]], [["a"]], [1], {}, {"x": 1}]
+WRONG: list[object] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    0.5,
+    10**16,
+    10**400,
+    "",
+    "x",
+    "../x",
+    [],
+    [[]],
+    [["a"]],
+    [1],
+    {},
+    {"x": 1},
+]
 IMAGE = f"images/{'0' * 24}.png"
 NUMBERS, TEXTS = [-1, 0, 1, 0.5, 10**16], ["", "x", "../x", f"{IMAGE}\n"]
-FITTING: dict[str, list[Any]] = {
-    **dict.fromkeys(("prompt_id", "prompt", "perturbed", "original", "encoder", "given"), TEXTS),
+FITTING: dict[str, list[object]] = {
+    **{key: [*TEXTS] for key in ("prompt_id", "prompt", "perturbed", "original", "encoder", "given")},
     **{key: [0, 1] for key in ("k", "seed_index")},
     **{key: [None, *TEXTS] for key in ("attack", "constraint")},
     **{key: [None, *NUMBERS] for key in ("distance", "score", "queries", "unseen_tokens", "clip_score")},
@@ -103,7 +120,7 @@ def fits(kind: str, name: str, value: object) -> bool:
     return any(type(value) is type(each) and value == each for each in allowed)
 
 
-FULL: dict[str, dict[str, Any]] = {
+FULL: dict[str, dict[str, object]] = {
     "attacks": {"id": "a", "prompt_id": "p", "prompt": "a cat", "perturbed": "a czt", "source": "original", "k": 1,
                 "truncated": False, "attack": "charmer", "constraint": None, "distance": 1, "score": 0.5, "queries": 9,
                 "unseen_tokens": 0.0, "shattered": [["c", "zt"]]},
@@ -124,7 +141,7 @@ def test_each_field_is_checked_where_it_is_read_and_where_it_is_written(
     assert set(fields) == set(right)
     del fields["id"]
     with RunStore.open(tmp_path, SPEC) as store:
-        store.append(kind, right)
+        store.append(kind, KINDS[kind].model_validate(right))
     path, before = tmp_path / "records" / f"{kind}.jsonl", encode(right | {"id": "0"}) + b"\n"
     for name, field in fields.items():
         spoiled = [right | {name: value} for value in [*WRONG, f"{IMAGE}\n"] if not fits(kind, name, value)]
@@ -133,16 +150,19 @@ def test_each_field_is_checked_where_it_is_read_and_where_it_is_written(
         for record in spoiled:
             for line in (encode(record), json.dumps(record).encode()):
                 path.write_bytes(before + line + b"\n")
-                for read in (lambda: load_run(tmp_path).records(kind), lambda: RunStore.open(tmp_path, SPEC).close()):
+                for read in (
+                    lambda: load_run(tmp_path).records(kind, KINDS[kind]),
+                    lambda: RunStore.open(tmp_path, SPEC).close(),
+                ):
                     with pytest.raises(DamagedRecords, match=rf'{kind}\.jsonl, line 2 .*the field "{name}"'):
                         read()
             path.write_bytes(before)
             with RunStore.open(tmp_path, SPEC) as store, pytest.raises(ValueError, match=f'"{name}"'):
-                store.append(kind, record)
+                store.append(kind, Record.model_validate(record))
             assert path.read_bytes() == before
 
 
 def test_another_experiment_keeps_records_of_its_own(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, RunSpec({"experiment": "textfare"})) as store:
-        store.append("attacks", {"id": "a"})
-    assert load_run(tmp_path).records("attacks") == [{"id": "a"}]
+        store.append("attacks", Record(id="a"))
+    assert load_run(tmp_path).records("attacks", Record) == [Record(id="a")]

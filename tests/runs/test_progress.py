@@ -4,13 +4,12 @@ import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from leaf_diffusion.runs import RunSpec, RunStore
-from leaf_diffusion.runs.progress import read_progress
-from leaf_diffusion.runs.status import status
+from leaf_diffusion.runs.progress import read_progress, status
+from leaf_diffusion.runs.records import Record
 
 SPEC = RunSpec({"attack": "charmer"})
 UNITS = {"units": 10, "marks": 4}
@@ -27,12 +26,12 @@ def began(folder: Path, seconds: float) -> None:
 def work(store: RunStore, kind: str, ids: range) -> None:
     """Records, the last of them at START."""
     for i in ids:
-        store.append(kind, {"id": f"{kind}{i}"})
+        store.append(kind, Record(id=f"{kind}{i}"))
     store.flush()
     os.utime(store.folder / "records" / f"{kind}.jsonl", (START.timestamp(),) * 2)
 
 
-def left(folder: Path) -> dict[str, Any]:
+def left(folder: Path) -> dict[str, float | None]:
     found = status(folder).left
     assert found is not None
     seconds = {kind: None if each is None else each.total_seconds() for kind, each in found.stages.items()}
@@ -75,8 +74,8 @@ def test_all_processes_of_a_run_are_counted(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC, shared=True) as one, RunStore.open(tmp_path, SPEC, shared=True) as two:
         one.begin("units", UNITS)
         began(tmp_path, 8)
-        one.append("units", {"id": "a"})
-        two.append("units", {"id": "b"})
+        one.append("units", Record(id="a"))
+        two.append("units", Record(id="b"))
         os.utime(tmp_path / "records" / "units.jsonl", (START.timestamp() - 3,) * 2)
         os.utime(tmp_path / "records" / "units.1.jsonl", (START.timestamp(),) * 2)
         assert left(tmp_path)["units"] == 8 * 4
@@ -87,7 +86,7 @@ def test_all_processes_of_a_run_are_counted(tmp_path: Path) -> None:
 
 
 RIGHT = {"kind": "units", "started": START.isoformat(), "done": 1, "units": {"units": 2}, "paces": {"units": 0.5}}
-WRONG: list[Any] = [
+WRONG: list[object] = [
     [], None, {}, {"kind": 1}, {"started": "soon"}, {"started": "2026-01-01"}, {"done": -1}, {"done": "1"}, {"units": []},
     {"units": {"a": "x"}}, {"units": {"a": -1}}, {"paces": 3}, {"paces": {"a": None}}, {"paces": {"a": -1}},
     {"paces": {"a": 10**400}}, {"started": "9" * 5000},
@@ -95,7 +94,7 @@ WRONG: list[Any] = [
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: str(wrong)[:30])
-def test_a_damaged_note_is_named_and_written_again(wrong: Any, tmp_path: Path) -> None:
+def test_a_damaged_note_is_named_and_written_again(wrong: object, tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
         store.begin("units", UNITS)
     path = tmp_path / "progress.json"

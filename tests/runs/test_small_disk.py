@@ -11,6 +11,7 @@ import pytest
 
 from leaf_diffusion.runs import RunSpec, RunStore, load_run
 from leaf_diffusion.runs.claims import record_files
+from leaf_diffusion.runs.records import Record
 
 WRITES = '''
 import errno, json, os, sys
@@ -19,7 +20,8 @@ import torch
 from PIL import Image
 from torch import nn
 from leaf_diffusion.finetune.checkpoint import Checkpoint, Numbers, Training, append_log, cut_log, write_state
-from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, atomic_write, image_name, load_run
+from leaf_diffusion.runs import RunFolderError, RunResults, RunSpec, RunStore, atomic_write, image_name, load_run
+from leaf_diffusion.runs.records import Record
 
 disk, spec = Path(sys.argv[1]), RunSpec({"attack": "charmer"})
 row = {"encoder": "x", "baseline": None, "protocol": "clean", "source": None, "attack": None, "constraint": None, "k": 0,
@@ -58,10 +60,10 @@ fill(500_000)
 refused(lambda: RunStore.open(disk / "run", spec))  # less than what is tried before the work
 (disk / "ballast").unlink()
 with RunStore.open(disk / "run", spec) as store:
-    store.append("units", {"id": "0", "text": "x" * 9000})
+    store.append("units", Record.model_validate({"id": "0", "text": "x" * 9000}))
     store.save_image(image_name("0"), image)
     store.begin("units", {"units": 9})
-    store.write_results({"rows": [row]})
+    store.write_results(RunResults.model_validate({"rows": [row]}))
     checkpoint.save(1, Numbers(), {})
     write_state(disk / "tuned", Training(identity={"lr": 1}, finished=False, before={}))
     append_log(disk / "tuned", {"step": 1})
@@ -69,11 +71,11 @@ with RunStore.open(disk / "run", spec) as store:
     for room in (0, 5000):  # nothing more, and a part of it
         fill(room)
         for write in (
-            lambda: store.append("units", {"id": "1", "text": "x" * 9000}),
+            lambda: store.append("units", Record.model_validate({"id": "1", "text": "x" * 9000})),
             lambda: store.save_image(image_name("1"), image),
             lambda: store.save_image(image_name("0"), image),
             lambda: store.begin("units", {f"units{i}": i for i in range(900)}),
-            lambda: store.write_results({"rows": [row] * 99}),
+            lambda: store.write_results(RunResults.model_validate({"rows": [row] * 99})),
             lambda: checkpoint.save(2, Numbers(), {}),
             lambda: write_state(disk / "tuned", Training(identity={"lr": "x" * 9000}, finished=False, before={})),
             lambda: append_log(disk / "tuned", {"step": 2, "x": "x" * 9000}),
@@ -86,7 +88,7 @@ with RunStore.open(disk / "run", spec) as store:
             assert there == before, [name for name in there.keys() | before if there.get(name) != before.get(name)]
     (disk / "ballast").unlink()
     assert checkpoint.load()[0] == 1
-    assert store.append("units", {"id": "1", "text": "x" * 9000})
+    assert store.append("units", Record.model_validate({"id": "1", "text": "x" * 9000}))
     store.save_image(image_name("1"), image)
     checkpoint.save(2, Numbers(), {})
     cut_log(disk / "tuned", 1)
@@ -94,14 +96,15 @@ with RunStore.open(disk / "run", spec) as store:
     assert [json.loads(line)["step"] for line in open(disk / "tuned" / "training_log.jsonl")] == [1, 2]
 with RunStore.open(disk / "run", spec) as store:
     assert (store.done("units"), store.torn) == ({"0", "1"}, {})
-    store.append("units", {"id": "2"})
-assert [record["id"] for record in load_run(disk / "run").records("units")] == ["0", "1", "2"]
+    store.append("units", Record(id="2"))
+assert [record.id for record in load_run(disk / "run").records("units", Record)] == ["0", "1", "2"]
 assert checkpoint.load()[0] == 2
 print("all was tried")
 '''
 WORKER = """
 import json, os, socket, sys, time
 from leaf_diffusion.runs import RunSpec, RunStore
+from leaf_diffusion.runs.records import Record
 
 with RunStore.open(sys.argv[1], RunSpec({"attack": "charmer"}), shared=True) as store:
     print(json.dumps([socket.gethostname(), os.getpid(), store.slot]), flush=True)
@@ -110,7 +113,7 @@ with RunStore.open(sys.argv[1], RunSpec({"attack": "charmer"}), shared=True) as 
         if store.claim(unit):
             store.refresh()
             if not store.has("units", [unit]):
-                store.append("units", {"id": unit, "by": store.slot})
+                store.append("units", Record.model_validate({"id": unit, "by": store.slot}))
                 time.sleep(0.001)
             store.unclaim(unit)
 """
@@ -157,7 +160,7 @@ def test_workers_of_two_machines_share_a_folder(tmp_path: Path) -> None:
     assert (set(hosts), len(set(ids)), set(slots)) == ({"node-a", "node-b"}, 1, {0, 1})
     lines = [line for _, _, path in record_files(tmp_path) for line in path.read_bytes().splitlines()]
     assert len(lines) == 200  # nothing twice
-    found = load_run(tmp_path).records("units")
-    assert {record["id"] for record in found} == set(map(str, range(200)))
-    assert {record["by"] for record in found} == {0, 1}
+    found = load_run(tmp_path).records("units", Record)
+    assert {record.id for record in found} == set(map(str, range(200)))
+    assert {record.model_dump()["by"] for record in found} == {0, 1}
     RunStore.open(tmp_path, RunSpec({"attack": "charmer"})).close()

@@ -2,14 +2,14 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaf_diffusion.runs import DamagedRecords, RunSpec, RunStore, load_run, results_csv, write_results
-from leaf_diffusion.runs.export import COLUMNS
+from leaf_diffusion.runs import DamagedRecords, RunResults, RunSpec, RunStore, load_run, results_csv
+from leaf_diffusion.runs.records import ImageRecord, Record
+from leaf_diffusion.runs.results import COLUMNS, EvaluationResults, ResultRow, SwapCosts
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -18,13 +18,13 @@ JSON = st.recursive(
 )
 
 
-def row(**values: Any) -> dict[str, Any]:
+def row(**values: object) -> ResultRow:
     filled = {"encoder": "leaf", "protocol": "clean", "k": 0, "metric": "drift", "mean": 0.5, "n": 3, "seeds": 1}
-    return dict.fromkeys(COLUMNS) | filled | values
+    return ResultRow.model_validate({**dict.fromkeys(COLUMNS), **filled, **values})
 
 
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
-def test_identity_depends_on_values_alone(settings: dict[str, Any]) -> None:
+def test_identity_depends_on_values_alone(settings: dict[str, object]) -> None:
     spec = RunSpec(settings)
     assert spec.identity == RunSpec(dict(reversed(settings.items()))).identity
     again = RunSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
@@ -54,20 +54,36 @@ def test_settings_are_copied_and_checked() -> None:
 
 
 def test_results_are_written_for_people_and_machines(tmp_path: Path) -> None:
-    results = {"rows": [row(encoder="leaf", ci_low=float("nan")), row(encoder="x", note="=1")], "counts": {"n": 1}}
+    rows = [row(encoder="leaf", ci_low=None), row(encoder="x", note="=1", eps=4)]
+    swap = {"identity": "0", "rows": [], "conditions": [{"key": "plain", "title": "plain"}]}
+    more = {"counts": {"n": 1}, "far": float("nan"), "swap_cost": SwapCosts.model_validate(swap)}
     with RunStore.open(tmp_path, RunSpec({})) as store:
-        store.write_results(results)
-    found = load_run(tmp_path).results
-    assert found["rows"][0] == row(encoder="leaf", ci_low=None)
-    assert found["counts"] == {"n": 1}
+        store.write_results(RunResults.model_validate({"rows": rows, **more}))
+    assert load_run(tmp_path).results.rows == rows
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found == {
+        "rows": [each.model_dump(exclude_unset=True) for each in rows],
+        **more,
+        "far": None,
+        "swap_cost": swap,
+    }
+    assert list(found["rows"][1]) == [*COLUMNS, "eps", "note"]
+    assert load_run(tmp_path).read_results(EvaluationResults).swap_cost == more["swap_cost"]
     table = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert (table[0]["encoder"], table[0]["mean"], table[0]["ci_low"], table[1]["note"]) == ("leaf", "0.5", "", "'=1")
-    with pytest.raises(ValueError, match='row 0: the field "ci_high" is missing'):
-        write_results(tmp_path, {"rows": [{k: v for k, v in row().items() if k != "ci_high"}]})
-    with pytest.raises(ValueError, match='row 1: the field "n" has to be a valid integer'):
-        write_results(tmp_path, {"rows": [row(), row(n="3")]})
-    with pytest.raises(ValueError, match='hold "rows"'):
-        write_results(tmp_path, {})
+    path = tmp_path / "results.json"
+    for name, wrong, said in (
+        ("ci_high", None, "is missing"),
+        ("n", "3", "has to be a valid integer"),
+        ("eps", "4", "has to be a finite number"),
+        ("protocol", "other", "has to be 'clean'"),
+    ):
+        spoiled = row().model_dump(exclude_unset=True) | {name: wrong}
+        if wrong is None:
+            del spoiled[name]
+        path.write_text(json.dumps({"rows": [found["rows"][0], spoiled]}))
+        with pytest.raises(ValueError, match=rf'results\.json is damaged: .*item 1, the field "{name}" {said}'):
+            _ = load_run(tmp_path).results
 
 
 @pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(A1)", "＝1"])
@@ -82,7 +98,7 @@ def test_no_run_folder_and_paths_that_leave_it(tmp_path: Path) -> None:
         load_run(tmp_path)
     RunStore.open(tmp_path / "run", RunSpec({})).close()
     run = load_run(tmp_path / "run")
-    assert (run.results["rows"], run.records("images")) == ([], [])
+    assert (run.results.rows, run.records("images", ImageRecord)) == ([], [])
     with pytest.raises(ValueError, match="outside"):
         run.image_path("../../etc/passwd")
     (tmp_path / "run" / "spec.json").write_text("{")
@@ -92,8 +108,8 @@ def test_no_run_folder_and_paths_that_leave_it(tmp_path: Path) -> None:
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, RunSpec({})) as store:
-        store.append("drawings", {"id": "a"})
-        store.write_results({"rows": []})
+        store.append("drawings", Record(id="a"))
+        store.write_results(RunResults(rows=[]))
     right = {path: path.read_text() for path in tmp_path.rglob("*.json*")}
     for content in ("{", "[1]", "null", "\ufeff{}", "[" * 50_000, '{"x": "\\ud800"}', '{"x": ' + "9" * 5000 + "}"):
         (tmp_path / "environment.json").write_text(content, encoding="utf-8")
@@ -112,9 +128,9 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     for line in ("[" * 50_000, '{"id": "\\ud800"}', '{"id": ' + "9" * 5000 + "}"):
         path.write_text(f'{line}\n{{"id": "b"}}\n')
         with pytest.raises(DamagedRecords, match=r"drawings\.jsonl, line 1 is damaged"):
-            load_run(tmp_path).records("drawings")
+            load_run(tmp_path).records("drawings", Record)
         path.write_text(f'{{"id": "b"}}\n{line}\n')
         with pytest.raises(DamagedRecords, match=r"drawings\.jsonl, line 2 is damaged"):
-            load_run(tmp_path).records("drawings")
+            load_run(tmp_path).records("drawings", Record)
         path.write_text(f'{{"id": "b"}}\n{line}')  # as a crash leaves it, or while it is being written
-        assert load_run(tmp_path).records("drawings") == [{"id": "b"}]
+        assert load_run(tmp_path).records("drawings", Record) == [Record(id="b")]

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,38 +12,48 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, files, image_name, load_run, log, png_ok
+from leaf_diffusion.runs.records import Record
 
 SPEC = RunSpec({"attack": "charmer", "k": [1, 2], "encoders": {"original": "aa", "leaf": "bb"}})
 
 
-def record(unit: str, **values: Any) -> dict[str, Any]:
-    return {"unit": "attack", "id": unit, **values}
+class Unit(Record):
+    unit: str = "attack"
+    score: float | None = None
+    note: str | None = None
+    text: str | None = None
+    image: str | None = None
+
+
+def record(unit: str, **values: object) -> Unit:
+    return Unit.model_validate({"unit": "attack", "id": unit, **values})
 
 
 def test_a_killed_process_loses_nothing_and_resuming_is_a_set_difference(tmp_path: Path) -> None:
     program = (
         "import os, sys; from leaf_diffusion.runs import RunSpec, RunStore\n"
+        "from leaf_diffusion.runs.records import Record\n"
         f"store = RunStore.open(sys.argv[1], RunSpec({dict(SPEC.settings)!r}), fsync_seconds=3600)\n"
-        "for i in range(50): store.append('units', {'id': f'unit {i}', 'text': '\\u2028 é'})\n"
+        "for i in range(50): store.append('units', Record(id=f'unit {i}', text='\\u2028 é'))\n"
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], check=False).returncode == -9
     with RunStore.open(tmp_path / "run", SPEC, command="again") as store:
         assert store.resumed
         assert {f"unit {i}" for i in range(60)} - store.done("units") == {f"unit {i}" for i in range(50, 60)}
-        assert store.records("units")[0]["text"] == "\u2028 é"
+        assert store.records("units", Unit)[0].text == "\u2028 é"
     environment = load_run(tmp_path / "run").environment
-    assert [again["command"] for again in environment["reopened"]] == ["again"]
+    assert "reopened" in environment and str(environment["reopened"]).count("'command': 'again'") == 1
 
 
 def test_a_duplicate_is_ignored_and_the_first_kept(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
         assert store.append("units", record("a", score=1))
         assert not store.append("units", record("a", score=2))
-        assert store.records("units") == [record("a", score=1)]
+        assert store.records("units", Unit) == [record("a", score=1)]
     path = tmp_path / "records" / "units.jsonl"
     path.write_bytes(path.read_bytes() + b'{"id": "a", "score": 3}\n')
-    assert load_run(tmp_path).records("units") == [record("a", score=1)]
+    assert load_run(tmp_path).records("units", Unit) == [record("a", score=1)]
 
 
 @settings(max_examples=25, deadline=None)
@@ -57,7 +66,7 @@ def test_a_torn_last_line_is_cut_and_the_rest_kept(tmp_path_factory: pytest.Temp
     path = folder / "records" / "units.jsonl"
     data = path.read_bytes()
     path.write_bytes(data[:-cut])
-    assert [r["id"] for r in load_run(folder).records("units")] == ["unit 0", "unit 1"]
+    assert [r.id for r in load_run(folder).records("units", Unit)] == ["unit 0", "unit 1"]
     with RunStore.open(folder, SPEC) as store:
         assert store.done("units") == {"unit 0", "unit 1"}
         assert store.torn == {"units": len(data) // 3 - cut}
@@ -188,7 +197,7 @@ def test_a_torn_line_that_could_not_be_cut_is_cut_before_the_next(
                 with pytest.raises((RunFolderError, KeyboardInterrupt)):
                     store.append("units", record("b"))
         assert store.append("units", record("b"))
-    assert [r["id"] for r in load_run(tmp_path).records("units")] == ["a", "b"]
+    assert [r.id for r in load_run(tmp_path).records("units", Unit)] == ["a", "b"]
     assert (tmp_path / "records" / "units.jsonl").read_bytes().count(b"\n") == 2
 
 
@@ -280,10 +289,10 @@ def test_no_bit_of_a_image_changes_unseen(tmp_path: Path) -> None:
 
 def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
-        with pytest.raises(ValueError, match='needs a text "id"'):
-            store.append("units", {"score": 1})
+        with pytest.raises(ValueError, match='needs an "id"'):
+            store.append("units", record(""))
         with pytest.raises(ValueError, match="'a' does not fit into JSON"):
-            store.append("units", record("a", score=float("nan")))
+            store.append("units", Record.model_validate({"id": "a", "x": float("nan")}))
         with pytest.raises(ValueError, match="kind of record"):
             store.append("../attacks", record("a"))
         assert store.append("units", record("a", score=0.5))

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, image_name, load_run, results_csv
-from leaf_diffusion.runs.progress import read_progress
-from leaf_diffusion.runs.records import ImageRecord
-from leaf_diffusion.runs.status import status
+from leaf_diffusion.runs import RunFolderError, RunResults, RunSpec, RunStore, image_name, load_run, results_csv
+from leaf_diffusion.runs.progress import read_progress, status
+from leaf_diffusion.runs.records import ImageRecord, Record
+from leaf_diffusion.runs.results import COLUMNS, ResultRow
 
 SPEC = RunSpec({"attack": "charmer"})
 
 
 def drawn(store: RunStore, unit: str, colour: str) -> str:
     path = store.save_image(image_name(unit), Image.new("RGB", (8, 8), colour))
-    store.append("images", {
+    store.append("images", ImageRecord.model_validate({
         "id": unit, "prompt_id": "p", "prompt": "a cat", "original": "a cat", "given": "a cat", "encoder": "leaf",
         "protocol": "clean", "source": None, "k": 0, "seed_index": 0, "image": path, "truncated": False,
-    })  # fmt: skip
+    }))  # fmt: skip
     return path
 
 
@@ -31,7 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         drawn(store, "a", "red")
         drawn(store, "b", "blue")
         store.begin("images", {"images": 2})
-        store.write_results({"rows": []})
+        store.write_results(RunResults(rows=[]))
     return tmp_path / "run"
 
 
@@ -42,7 +42,7 @@ def everything(run: Path) -> None:
     read_progress(run)
     status(run)
     with RunStore.open(run, SPEC) as store:
-        store.append("images", {**store.records("images")[0], "id": "c"})
+        store.append("images", store.records("images", ImageRecord)[0].model_copy(update={"id": "c"}))
         store.load_image(image_name("a"))
 
 
@@ -81,11 +81,11 @@ def test_a_link_is_not_written_through(run: Path, tmp_path: Path) -> None:
         (run / name).unlink(missing_ok=True)
         (run / name).symlink_to(tmp_path / "mine")
     with RunStore.open(run, SPEC) as store:
-        store.write_results({"rows": []})
+        store.write_results(RunResults(rows=[]))
         store.save_image("images/aaaaaaaaaaaa.png", Image.new("RGB", (4, 4)))
         (run / "records" / "notes.jsonl").symlink_to(tmp_path / "mine")
         with pytest.raises(RunFolderError, match="link"):
-            store.append("notes", {"id": "a"})
+            store.append("notes", Record(id="a"))
     assert (tmp_path / "mine").read_text() == "mine"
 
 
@@ -136,5 +136,7 @@ def test_what_is_not_seen_reaches_no_message_and_no_table(run: Path) -> None:
     with pytest.raises(RunFolderError) as error:
         RunStore.open(run, RunSpec({"attack": "charmer", "\u202ekey": "\x1b\u2066"}))
     assert str(error.value).replace("\n", "").isprintable()
-    row = {"encoder": "a\x1b[2J\u202eb\nc"}
+    row = ResultRow.model_validate({
+        **dict.fromkeys(COLUMNS), "encoder": "a\x1b[2J\u202eb\nc", "protocol": "clean", "metric": "drift", "n": 1, "seeds": 1,
+    })  # fmt: skip
     assert r"a\x1b[2J\u202eb\nc" in results_csv([row])

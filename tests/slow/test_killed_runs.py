@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from leaf_diffusion.runs import load_run
+from leaf_diffusion.runs.records import ImageRecord, Record
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("killed.py")
@@ -43,9 +43,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     return folder, both - again
 
 
-def records(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
-    found = load_run(folder).records(kind)
-    return {record["id"]: record for record in found}
+def records(folder: Path, kind: str) -> dict[str, Record]:
+    return {record.id: record for record in load_run(folder).records(kind, Record)}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -57,7 +56,7 @@ def test_an_evaluation_that_is_killed_twenty_times(whole: tuple[Path, float], tm
     assert killed >= 15
     for kind in KINDS:
         assert records(found, kind) == records(expected, kind)
-    for path in {record["image"] for record in records(expected, "images").values()}:
+    for path in {record.image for record in load_run(expected).records("images", ImageRecord)}:
         assert (found / path).read_bytes() == (expected / path).read_bytes()
     assert (found / "results.json").read_bytes() == (expected / "results.json").read_bytes()
     assert not list((found / "images").glob(".*.tmp")) or processes > 1

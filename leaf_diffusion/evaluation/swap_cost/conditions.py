@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from leaf_diffusion.diffusion.families import frozen_parts
+from leaf_diffusion.diffusion.families import configuration, frozen_parts
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.swap_cost.setup import NOTHING, Files, SwapCostOptions, has_peft
 from leaf_diffusion.evaluation.swap_cost.training import CONCEPT, TOKEN, said
+from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.weights.fingerprints import fingerprint
 from leaf_diffusion.world.captions import SINGLE, with_article
@@ -161,7 +163,7 @@ def token_prompts() -> list[Asked]:
     return list(asked.values())
 
 
-def identity(setup: Setup, options: SwapCostOptions, feature_space: str | None) -> dict[str, object]:
+def identity(setup: Setup, options: SwapCostOptions, judges: Judges) -> dict[str, object]:
     """What decides the results: the encoders, the pipeline, the prompts, the files by their content."""
     conditions, _ = make_conditions(setup, options, Path())
     files = {"textual_inversion": options.textual_inversion, "lora": options.lora}
@@ -169,8 +171,10 @@ def identity(setup: Setup, options: SwapCostOptions, feature_space: str | None) 
         **{name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
         "encoders": {label: each.fingerprint for label, each in setup.encoders.items()},
         "pipeline_weights": fingerprint(*frozen_parts(setup.pipeline)),
+        "pipeline_configuration": fingerprint(json.dumps(configuration(setup.pipeline), sort_keys=True)),
+        "judges": judges.fingerprints(),
         "steps": setup.options.steps,
         "guidance": setup.options.guidance,
-        "feature_space": feature_space,
+        "feature_space": judges.space,
         "prompts": {each.key: [[asked.given, asked.negative] for asked in each.prompts] for each in conditions},
     }

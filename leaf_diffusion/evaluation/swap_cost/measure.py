@@ -18,8 +18,8 @@ from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.evaluation.tasks.units import Noted
 from leaf_diffusion.metrics import clip_score_from_features, feature_drift, pixel_rmse
 from leaf_diffusion.runs import RunStore, image_name
-from leaf_diffusion.runs.costs import GivenPrompt, MeasuredCondition
 from leaf_diffusion.runs.experiment_records import SwapImage, SwapScore
+from leaf_diffusion.runs.results import GivenPrompt, MeasuredCondition
 from leaf_diffusion.tokens.tokenizer import RowTokenizer
 from leaf_diffusion.world.figures import noise_seed
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from leaf_diffusion.encoders.base import TextEncoder
-from leaf_diffusion.evaluation.attack_sets import attack_row, edits, write_attacks
+from leaf_diffusion.evaluation.attack_sets import attacked_text, edits, write_attacks
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.plan import AttackUnit
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.runs.records import AttackRecord, parse
 from leaf_diffusion.scoring.objectives import Drift
 from leaf_diffusion.text.edits import distance
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 PROMPTS_AT_ONCE = 8
 """Prompts of one attack call: what a killed run loses at most."""
+Found = Mapping[tuple[str, int], Mapping[str, object]]
+"""(prompt, k) -> what the record of its attack says."""
 
 
 def attack_units(setup: Setup, units: Sequence[AttackUnit]) -> list[AttackRecord]:
@@ -28,7 +29,7 @@ def attack_units(setup: Setup, units: Sequence[AttackUnit]) -> list[AttackRecord
     source, ks = units[0].source, list(dict.fromkeys(unit.k for unit in units))
     prompts = list({unit.prompt.id: unit.prompt for unit in units}.values())
     work = given if setup.given_attacks else search
-    found = {(row["prompt"], row["k"]): row for row in work(setup, source, ks, prompts)}
+    found = work(setup, source, ks, prompts)
     return [parse(AttackRecord, {"id": u.id, "prompt_id": u.prompt.id, **found[u.prompt.text, u.k]}) for u in units]
 
 
@@ -38,28 +39,26 @@ def save_attacks(setup: Setup, store: RunStore) -> None:
         sets = {place: number for number, place in enumerate(setup.plan.sets())}
         by_id = {each.id: each for each in store.records("attacks", AttackRecord)}
         rows = sorted((by_id[unit.id] for unit in setup.plan.attacks()), key=lambda each: sets[each.source, each.k])
-        write_attacks(setup.options.save_attacked_prompts, [each.model_dump(exclude_unset=True) for each in rows])
+        write_attacks(setup.options.save_attacked_prompts, rows)
 
 
-def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> list[Row]:
+def search(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> Found:
     """Attack `prompts` on one source at every k."""
     options, loaded = setup.options, setup.source(source)
     encoder = loaded.encoder
     scorer = loaded.scorer(Drift(options.objective, feature=setup.feature), options.precision)
-    texts, fingerprint = [prompt.text for prompt in prompts], loaded.fingerprint
+    texts = [prompt.text for prompt in prompts]
     results = options.attack.path(texts, scorer, ks, constraint=options.rule(), seed=options.seed)
-    rows: list[Row] = []
-    for i, prompt in enumerate(prompts):
-        for k in ks:
-            rows.append(
-                {
-                    **attack_row(results[k][i], source, k, options.attack.label, options.constraint),
-                    "fingerprint": fingerprint,
-                    "unseen_tokens": unseen_share(encoder, results[k][i].token_ids) if options.world else None,
-                    "shattered": shattered(encoder, prompt.text, results[k][i].perturbed),
-                }
-            )
-    return rows
+    return {
+        (text, k): {
+            **dict(attacked_text(results[k][i], source, k, options.attack.label, options.constraint)),
+            "fingerprint": loaded.fingerprint,
+            "unseen_tokens": unseen_share(encoder, results[k][i].token_ids) if options.world else None,
+            "shattered": shattered(encoder, text, results[k][i].perturbed),
+        }
+        for i, text in enumerate(texts)
+        for k in ks
+    }
 
 
 def shattered(encoder: TextEncoder, original: str, perturbed: str) -> list[list[str]]:
@@ -74,21 +73,20 @@ def unseen_share(encoder: TextEncoder, row: Sequence[int]) -> float:
     return sum(token not in seen_tokens() for token in content) / len(content) if content else 0.0
 
 
-def given(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> list[Row]:
+def given(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt]) -> Found:
     """Attacked prompts of a file; what it does not say is None, distance and edits are measured."""
     unknown = dict.fromkeys(("attack", "constraint", "score", "clean_score", "queries", "success"))
     first = next(iter(setup.encoders.values())).base
-    rows: list[Row] = []
+    found: dict[tuple[str, int], Mapping[str, object]] = {}
     for prompt, k in ((prompt.text, k) for prompt in prompts for k in ks):
         row = setup.given_by_text[source, k, prompt]
-        perturbed = row["perturbed"]
-        tokens = first.tokenize([perturbed])[0]
+        tokens = first.tokenize([row.perturbed])[0]
         measured = {
-            "distance": distance(prompt, perturbed),
-            "edits": edits(prompt, perturbed),
-            "truncated": first.is_truncated([perturbed])[0],
+            "distance": distance(prompt, row.perturbed),
+            "edits": edits(prompt, row.perturbed),
+            "truncated": first.is_truncated([row.perturbed])[0],
             "unseen_tokens": unseen_share(first, tokens) if setup.options.world else None,
-            "shattered": shattered(first, prompt, perturbed),
+            "shattered": shattered(first, prompt, row.perturbed),
         }
-        rows.append({**unknown, **row, **measured})
-    return rows
+        found[prompt, k] = {**unknown, **row.model_dump(exclude_unset=True), **measured}
+    return found

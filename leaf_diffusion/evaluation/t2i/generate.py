@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from leaf_diffusion.evaluation.encoders import with_encoder
 from leaf_diffusion.evaluation.t2i.plan import ImageUnit, content_id
@@ -87,14 +88,26 @@ class Drawing:
 
 
 def draw(pipeline: Any, texts: Sequence[str], seeds: Sequence[int], setup: Setup) -> list[Image.Image]:
-    """One image a text, each from a CPU generator of its own."""
+    """One image a text, each from a CPU generator of its own.
+
+    Raises ValueError that names the text of an image with NaN, which would be written as a black one.
+    """
     options = setup.options
-    images: list[Image.Image] = pipeline(
+    drawn: Tensor = pipeline(
         list(texts),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
         height=options.height,
         width=options.width,
+        output_type="pt",
     ).images
+    for text, seed, finite in zip(texts, seeds, drawn.isfinite().flatten(1).all(1).tolist(), strict=True):
+        if not finite:
+            raise ValueError(
+                f"the image of {text!r} (noise {seed}) holds NaN: the weights are damaged, or the pipeline "
+                f"overflows in {options.dtype}; take --dtype float32 or bfloat16, or a VAE that is made for float16"
+            )
+    processor = setup.pipeline.image_processor
+    images: list[Image.Image] = processor.numpy_to_pil(processor.pt_to_numpy(drawn))
     return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +16,17 @@ from torch import Tensor
 
 from leaf_diffusion.encoders import TextEncoder, load_text_encoder
 from leaf_diffusion.encoders.image_encoder import load_image_encoder, wrap_image_encoder
+from leaf_diffusion.encoders.load import wrap
 from leaf_diffusion.encoders.openclip import load_openclip
 from leaf_diffusion.evaluation.t2i.feature_spaces import load_space
 from leaf_diffusion.evaluation.t2i.options import Options
+from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.images import ImageFolder
+from leaf_diffusion.metrics.distribution import least_images
 from leaf_diffusion.metrics.feature_spaces import FeatureSpace
-from leaf_diffusion.reports.results import SETS
+from leaf_diffusion.reports.results import METRICS, SETS
+from leaf_diffusion.text.visible import isolated
+from leaf_diffusion.weights.fingerprints import fingerprint
 from leaf_diffusion.world import SceneJudge, load_judge_clip, real_images
 
 REAL_IMAGES = 500
@@ -34,6 +40,14 @@ class ImageModel(Protocol):
 
 class ImageTextModel(ImageModel, Protocol):
     """What CLIPScore needs: features of images and of captions in one space."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Of its text encoder, as `load_text_encoder` gives it: prompts that were attacked on it are not judged by it."""
+        ...
 
     def encode_text(self, texts: Sequence[str], /) -> Tensor: ...
 
@@ -62,17 +76,45 @@ class Judges:
         found = {metric: clip if metric == "cmmd" else other for metric in SETS}
         return {metric: space for metric, space in found.items() if space is not None}
 
-    def described(self) -> dict[str, object]:
+    def fingerprints(self) -> dict[str, str]:
+        """What decides the figures besides the images: the judges' weights, and the real images by their content."""
+        found = {} if self.clip is None else {"clip": self.clip.fingerprint}
+        if self.scenes is not None:
+            found["scenes"] = fingerprint(self.scenes.model)
+        if self.real:
+            digest = hashlib.sha256()
+            for image in self.real:
+                digest.update(f"{image.mode} {image.size}\n".encode() + image.tobytes())
+            found["real_images"] = digest.hexdigest()
+        return found
+
+    def described(self, setup: Setup) -> dict[str, object]:
         """What the results say of the judges."""
         return {
             "feature_space": self.space,
             "feature_spaces": {metric: name for metric, (name, _) in self.spaces().items()},
             "real_images": len(self.real),
+            "left_out": self.left_out(setup),
         }
 
-    def said(self, options: Options) -> list[str]:
+    def left_out(self, setup: Setup) -> list[str]:
+        """A sentence about each figure that these judges cannot give of this run."""
+        own = [] if self.clip is None else setup.sources_that_are(self.clip.text_fingerprint)
+        said = [
+            f"CLIPScore is left out where prompts are attacked on {isolated(label)}: it is the judging CLIP itself"
+            for label in own
+        ]
+        images = len(setup.plan.prompts) * setup.plan.seeds
+        for metric, (_, model) in self.spaces().items():
+            needed = least_images(metric, model.encode_image(self.real[:1]).shape[1])
+            if min(images, len(self.real)) < needed:
+                have = f"{images} of each encoder and attack are drawn, {len(self.real)} are real"
+                said.append(f"{METRICS[metric].title} is left out: it needs {needed} images of each kind, and {have}")
+        return said
+
+    def said(self, setup: Setup) -> list[str]:
         """What is measured, and what is left out and why."""
-        said = list[str]()
+        options, said = setup.options, [f"[yellow]{escape(sentence)}[/]" for sentence in self.left_out(setup)]
         if self.clip is None:
             said.append("[yellow]no --clip-score-model: CLIPScore and CMMD are left out[/]")
         spaces, missing = self.spaces(), escape("; ".join(self.missing))
@@ -119,8 +161,10 @@ class OpenCLIPJudge:
 
     def __init__(self, name: str, device: str) -> None:
         if Path(name).is_dir() or (name.count("/") == 1 and not _open_clip_knows(name)):
-            self.images = load_image_encoder(name, device=device)
-            self.texts: Callable[[Sequence[str]], Tensor] = partial(_projected, load_text_encoder(name, device=device))
+            self.images, encoder = load_image_encoder(name, device=device), load_text_encoder(name, device=device)
+            self.texts: Callable[[Sequence[str]], Tensor] = partial(_projected, encoder)
+            self.text_fingerprint = encoder.fingerprint
+            self.fingerprint = fingerprint(self.images.fingerprint, self.text_fingerprint)
             return
         if not _open_clip_knows(name):
             raise ValueError(
@@ -130,6 +174,8 @@ class OpenCLIPJudge:
         module = module.eval().to(device)
         self.images = wrap_image_encoder(module, name=name)
         self.texts = lambda texts: module.encode_text(tokenizer(list(texts)).to(device))
+        self.text_fingerprint = wrap(module, tokenizer, name=name).fingerprint
+        self.fingerprint = fingerprint(self.images.fingerprint, self.text_fingerprint)
 
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:

@@ -13,8 +13,8 @@ from leaf_diffusion.world.figures import noise_seed
 
 
 def content_id(**content: object) -> str:
-    """24 hex digits of sha256 over the content as canonical JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+    """128 bits of sha256 over the content as canonical JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

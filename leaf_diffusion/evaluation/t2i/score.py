@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from PIL import Image
 from torch import Tensor
@@ -24,11 +24,13 @@ class Scoring:
 
     Drift is measured against the same encoder's clean image from the same noise: what the attack moved, not what the
     encoders differ by. The floor's images are measured against the clean ones of noise 0. What the encoders differ by is
-    the swap drift of clean images, against the first encoder's of the same noise.
+    the swap drift of clean images, against the first encoder's of the same noise. CLIPScore is left out where a prompt was
+    attacked on the judging CLIP itself.
     """
 
     def __init__(self, setup: Setup, judges: Judges) -> None:
         self.setup, self.judges = setup, judges
+        self._own = () if judges.clip is None else setup.sources_that_are(judges.clip.text_fingerprint)
         self._images: dict[str, ImageRecord] = {}
         self._clean: dict[tuple[str, str, int], str] = {}
 
@@ -49,7 +51,7 @@ class Scoring:
             for each in batch
         ]
         images = {path: store.load_image(path) for path in dict.fromkeys([*references, *(i.image for i in batch)])}
-        return _score(batch, references, images, [unit.prompt.scene for unit in units], self.judges, first)
+        return _score(batch, references, images, [unit.prompt.scene for unit in units], self.judges, first, self._own)
 
 
 def _score(
@@ -59,6 +61,7 @@ def _score(
     scenes: Sequence[Scene | None],
     judges: Judges,
     first: str,
+    own: Collection[str],
 ) -> list[ScoreRecord]:
     shown = [images[each.image] for each in batch]
     moved = [each.protocol != "clean" for each in batch]
@@ -69,7 +72,7 @@ def _score(
     columns["swap_drift"] = _where(swapped, measured["drift"])
     if judges.clip is not None:
         features = dict(zip(images, judges.clip.encode_image(list(images.values())), strict=True))
-        columns |= _clip_columns(batch, references, moved, swapped, features, judges.clip)
+        columns |= _clip_columns(batch, references, moved, swapped, features, judges.clip, own)
     asked = {i: scene for i, scene in enumerate(scenes) if scene is not None and judges.scenes is not None}
     if asked:
         right = judges.scenes.correct([shown[i] for i in asked], list(asked.values()))
@@ -88,14 +91,22 @@ def _clip_columns(
     swapped: Sequence[bool],
     features: dict[str, Tensor],
     clip: ImageTextModel,
+    own: Collection[str],
 ) -> dict[str, Sequence[object]]:
     texts = list(dict.fromkeys(text for each in batch for text in (each.original, each.prompt)))
     captions = dict(zip(texts, clip.encode_text(texts), strict=True))
+    for what, named in (("image", features), ("caption", captions)):
+        for name, each in named.items():
+            if not each.isfinite().all():
+                raise ValueError(f"the judging CLIP gives the {what} {name!r} features of NaN or infinity")
     pairs = [(features[each.image], each) for each in batch]
     drift = [feature_drift(f, features[b]) for (f, _), b in zip(pairs, references, strict=True)]
+    judged = [each.source not in own for each in batch]
     return {
-        "clip_score": [clip_score_from_features(f, captions[each.original]) for f, each in pairs],
-        "clip_score_attacked_caption": [clip_score_from_features(f, captions[each.prompt]) for f, each in pairs],
+        "clip_score": _where(judged, [clip_score_from_features(f, captions[each.original]) for f, each in pairs]),
+        "clip_score_attacked_caption": _where(
+            judged, [clip_score_from_features(f, captions[each.prompt]) for f, each in pairs]
+        ),
         "drift_features": _where(moved, drift),
         "swap_drift_features": _where(swapped, drift),
     }

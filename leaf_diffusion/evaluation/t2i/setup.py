@@ -13,8 +13,8 @@ from torch import nn
 
 from leaf_diffusion.diffusion.families import native_side
 from leaf_diffusion.encoders.base import Feature
-from leaf_diffusion.evaluation import attack_sets
 from leaf_diffusion.evaluation import prompts as prompt_sets
+from leaf_diffusion.evaluation.attack_sets import GivenAttack, read_attacks
 from leaf_diffusion.evaluation.encoders import (
     EncoderName,
     Loaded,
@@ -27,7 +27,6 @@ from leaf_diffusion.evaluation.options import check_edits
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.evaluation.t2i.plan import Plan, make_plan
-from leaf_diffusion.reports.results import Row
 from leaf_diffusion.text.visible import isolated
 
 
@@ -35,7 +34,7 @@ from leaf_diffusion.text.visible import isolated
 class Setup:
     options: Options
     prompts: list[Prompt]
-    given_attacks: Sequence[Row]
+    given_attacks: Sequence[GivenAttack]
     pipeline: Any
     encoders: dict[str, Loaded]
     neutral: dict[str, Loaded]
@@ -43,9 +42,17 @@ class Setup:
     plan: Plan
 
     @cached_property
-    def given_by_text(self) -> dict[tuple[str, int, str], Row]:
+    def given_by_text(self) -> dict[tuple[str, int, str], GivenAttack]:
         """(source, k, prompt) -> the row of a given attack set."""
-        return {(row["source"], row["k"], row["prompt"]): row for row in self.given_attacks}
+        return {(row.source, row.k, row.prompt): row for row in self.given_attacks}
+
+    def sources_that_are(self, fingerprint: str) -> list[str]:
+        """The sources of attacks that are the encoder of this fingerprint, by their weights or by what an attack set says."""
+        searched = {**self.encoders, **self.neutral}.items()
+        found = [label for label, one in searched if any(base.fingerprint == fingerprint for base in one.bases)]
+        said = [each.source for each in self.given_attacks if each.fingerprint == fingerprint]
+        sources = dict.fromkeys(cell.source for cell in self.plan.cells if cell.source is not None)
+        return [source for source in sources if source in {*found, *said}]
 
     @property
     def name(self) -> str:
@@ -85,7 +92,7 @@ class Setup:
 
 def prepare(options: Options) -> Setup:
     """Load and check; ValueError or OSError says what is wrong and what to do."""
-    given = attack_sets.read_attacks(options.attacked_prompts) if options.attacked_prompts else []
+    given = read_attacks(options.attacked_prompts) if options.attacked_prompts else []
     prompts = load_prompts(options, given)
     names = [EncoderName.parse(text, world=options.world) for text in options.encoders]
     if len({name.label for name in names}) < len(names):
@@ -108,26 +115,26 @@ def prepare(options: Options) -> Setup:
         transfer_sources=[*(undefended or list(encoders))[:2], *neutral],
         ks=options.k,
         seeds=options.seeds,
-        given=sorted({(row["source"], row["k"]) for row in given}),
+        given=sorted({(row.source, row.k) for row in given}),
     )
     feature = attacked_feature(options.feature, pipeline, encoders | neutral, world=options.world)
     return Setup(options, prompts, given, pipeline, encoders, neutral, feature, plan)
 
 
-def load_prompts(options: Options, given: Sequence[Row]) -> list[Prompt]:
+def load_prompts(options: Options, given: Sequence[GivenAttack]) -> list[Prompt]:
     """The prompts of the run; with attack sets every set must cover each of them."""
     if options.prompts is not None:
         prompts = options.read(options.prompts)
     elif given:
-        prompts = [Prompt(text) for text in dict.fromkeys(row["prompt"] for row in given)]
+        prompts = [Prompt(text) for text in dict.fromkeys(row.prompt for row in given)]
     else:
         shares = {"two": options.two_objects, "three": options.three_objects, "counted": options.counted}
         prompts = prompt_sets.from_world(options.limit or 0, options.prompt_seed, **shares)
     prompts = prompts[: options.limit]
     if not given:
         check_edits(options.k, options.attack, [prompt.text for prompt in prompts])
-    for source, k in sorted({(row["source"], row["k"]) for row in given}):
-        covered = {row["prompt"] for row in given if (row["source"], row["k"]) == (source, k)}
+    for source, k in sorted({(row.source, row.k) for row in given}):
+        covered = {row.prompt for row in given if (row.source, row.k) == (source, k)}
         missing = [prompt.text for prompt in prompts if prompt.text not in covered]
         if missing:
             raise ValueError(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import Any
 
-from leaf_diffusion.diffusion.families import frozen_parts
+from leaf_diffusion.diffusion.families import configuration, frozen_parts
 from leaf_diffusion.diffusion.speed import attention_of
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.reports.costs import read_swap_cost
+from leaf_diffusion.runs.results import SwapCosts
 from leaf_diffusion.weights.fingerprints import fingerprint
 
 NOT_IDENTITY = (
@@ -51,33 +52,34 @@ def identity(setup: Setup, judges: Judges) -> dict[str, object]:
         "encoders": {label: one.fingerprint for label, one in setup.encoders.items()},
         "neutral": {label: one.fingerprint for label, one in setup.neutral.items()},
         "pipeline_weights": fingerprint(*frozen_parts(pipeline)),
+        "pipeline_configuration": fingerprint(json.dumps(configuration(pipeline), sort_keys=True)),
+        "judges": judges.fingerprints(),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
         "feature": str(setup.feature),
         "feature_space": judges.space,
         "prompts": [prompt.text for prompt in setup.prompts],
         **more,
-        "given_attacks": [[row["source"], row["k"], row["prompt"], row["perturbed"]] for row in setup.given_attacks],
+        "given_attacks": [[row.source, row.k, row.prompt, row.perturbed] for row in setup.given_attacks],
     }
 
 
-def swap_costs(folder: Path, setup: Setup) -> dict[str, Any]:
+def swap_costs(folder: Path, setup: Setup) -> SwapCosts:
     """What a swap-cost run recorded, checked: the same pipeline, the same baseline, the same encoders under their labels.
 
     Raises FileNotFoundError and ValueError.
     """
-    found = read_swap_cost(folder)
-    settings = found.pop("settings")
-    if settings.get("pipeline_weights") != fingerprint(*frozen_parts(setup.pipeline)):
+    found, settings = read_swap_cost(folder)
+    if settings.pipeline_weights != fingerprint(*frozen_parts(setup.pipeline)):
         raise ValueError(f"--swap-cost {folder}: it was measured with another pipeline than {setup.options.pipeline}")
-    theirs, mine = settings["encoders"], {label: one.fingerprint for label, one in setup.encoders.items()}
+    theirs, mine = settings.encoders, {label: one.fingerprint for label, one in setup.encoders.items()}
     if other := [label for label in mine if label in theirs and theirs[label] != mine[label]]:
         raise ValueError(f"--swap-cost {folder}: its {other[0]!r} is another encoder than this run's")
     first = next(iter(mine))
     shared = [label for label in mine if label in theirs]
-    based = {row["baseline"] for row in found["rows"]} - {None}
+    based = {row.baseline for row in found.rows} - {None}
     if first not in shared or len(shared) < 2 or based != {first}:
         raise ValueError(
             f"--swap-cost {folder}: it compares {', '.join(theirs)}; needed is {first!r} as the first of its encoders and one "
             f"more of {', '.join(mine)}"
         )
-    return {**found, "rows": [row for row in found["rows"] if row["encoder"] in shared]}
+    return found.model_copy(update={"rows": [row for row in found.rows if row.encoder in shared]})

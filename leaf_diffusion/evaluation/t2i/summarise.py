@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
 
 from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.t2i.plan import Cell, Plan
-from leaf_diffusion.reports.results import SCORE_FIELDS, Row
+from leaf_diffusion.reports.results import SCORE_FIELDS
 from leaf_diffusion.reports.sections import Cell as Shown
 from leaf_diffusion.reports.sections import Matrix
-from leaf_diffusion.runs import SWAP_FIELDS, Values, prompt_values
+from leaf_diffusion.runs import SWAP_FIELDS, ResultRow, Values, prompt_values
 from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
+from leaf_diffusion.runs.results import AttackSet, Counts
 from leaf_diffusion.text.visible import isolated
 
 
@@ -66,7 +67,7 @@ def named_attack(attacks: Sequence[AttackRecord], attack: str, constraint: str, 
     return attack, "+".join(sorted({each.constraint or "unknown" for each in attacks}))
 
 
-def attack_counts(attacks: Iterable[AttackRecord]) -> list[dict[str, object]]:
+def attack_counts(attacks: Iterable[AttackRecord]) -> list[AttackSet]:
     """For each attack set: how many prompts, how far, unchanged, truncated, tokens never seen, queries."""
     sets: dict[tuple[str, int], list[AttackRecord]] = defaultdict(list)
     for each in attacks:
@@ -77,69 +78,69 @@ def attack_counts(attacks: Iterable[AttackRecord]) -> list[dict[str, object]]:
         return float(np.mean(known)) if known else None
 
     return [
-        {
-            "source": source,
-            "k": k,
-            "n": len(found),
-            "unchanged": sum(each.prompt == each.perturbed for each in found),
-            "truncated": sum(each.truncated for each in found),
-            "distance": mean(each.distance for each in found),
-            "score": mean(each.score for each in found),
-            "queries": mean(each.queries for each in found),
-            "unseen_tokens": mean(each.unseen_tokens for each in found),
-        }
+        AttackSet(
+            source=source,
+            k=k,
+            n=len(found),
+            unchanged=sum(each.prompt == each.perturbed for each in found),
+            truncated=sum(each.truncated for each in found),
+            distance=mean(each.distance for each in found),
+            score=mean(each.score for each in found),
+            queries=mean(each.queries for each in found),
+            unseen_tokens=mean(each.unseen_tokens for each in found),
+        )
         for (source, k), found in sets.items()
     ]
 
 
-def image_counts(images: Sequence[ImageRecord]) -> dict[str, int]:
+def image_counts(images: Sequence[ImageRecord]) -> Counts:
     """How many images were judged, drawn (equal ones are drawn once), and made from a truncated prompt."""
-    return {
-        "images": len(images),
-        "drawn": len({image.image for image in images}),
-        "truncated": sum(image.truncated for image in images),
-        "given_unchanged": sum(image.source is not None and image.given == image.original for image in images),
-    }
+    return Counts(
+        images=len(images),
+        drawn=len({image.image for image in images}),
+        truncated=sum(image.truncated for image in images),
+        given_unchanged=sum(image.source is not None and image.given == image.original for image in images),
+    )
 
 
-def main_figures(rows: Sequence[Row]) -> Matrix:
+def main_figures(rows: Sequence[ResultRow]) -> Matrix:
     """The main metric of each encoder, and its paired difference to the first."""
-    metrics = {row["metric"] for row in rows}
+    metrics = {row.metric for row in rows}
     metric = next(name for name in ("scene_accuracy", "clip_score", "drift") if name in metrics or name == "drift")
     left_out = ("floor", "clean") if metric == "drift" else ("floor",)  # a swap's drift is no attack's
-    mine = [row for row in rows if row["metric"] == metric and row["protocol"] not in left_out]
-    encoders = list(dict.fromkeys(row["encoder"] for row in mine))
+    mine = [row for row in rows if row.metric == metric and row.protocol not in left_out]
+    encoders = list(dict.fromkeys(row.encoder for row in mine))
     digits = 1 if metric == "clip_score" else 2
     cells: dict[str, dict[str, Shown]] = {}
     sizes: dict[str, set[int]] = defaultdict(set)
     for row in mine:
         where = _where(row)
         line = cells.setdefault(where, dict.fromkeys(encoders, Shown("")))
-        sizes[where].add(row["n"])
-        if row["baseline"] is None:
-            line[row["encoder"]] = Shown(f"{row['mean']:.{digits}f}")
-        elif row["baseline"] == encoders[0]:  # differences follow the means in the rows
-            known = row["ci_low"] is not None and row["ci_high"] is not None  # one prompt shows no spread
-            interval = f" [{row['ci_low']:.{digits}f}, {row['ci_high']:.{digits}f}]" if known else ""
-            line[row["encoder"]] = Shown(line[row["encoder"]].text, f"{row['mean']:+.{digits}f}{interval}")
+        sizes[where].add(row.n)
+        if row.baseline is None:
+            line[row.encoder] = Shown(f"{row.mean:.{digits}f}")
+        elif row.baseline == encoders[0]:  # differences follow the means in the rows
+            low, high = row.ci_low, row.ci_high  # one prompt shows no spread
+            interval = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+            line[row.encoder] = Shown(line[row.encoder].text, f"{row.mean:+.{digits}f}{interval}")
     title = f"{metric.replace('_', ' ')}, and the difference to {isolated(encoders[0]) if encoders else 'the first'}"
     lines = [(where, list(line.values()), "–".join(map(str, sorted(sizes[where])))) for where, line in cells.items()]
     return Matrix(f"{title} with its 95% interval over prompts", "", [isolated(label) for label in encoders], lines)
 
 
-def _where(row: Row) -> str:
-    attacked = "attacked on itself" if row["protocol"] == "adaptive" else f"attacked on {isolated(row['source'] or '')}"
-    return ("clean" if row["protocol"] == "clean" else attacked) + (f", k={row['k']}" if row["k"] else "")
+def _where(row: ResultRow) -> str:
+    attacked = "attacked on itself" if row.protocol == "adaptive" else f"attacked on {isolated(row.source or '')}"
+    return ("clean" if row.protocol == "clean" else attacked) + (f", k={row.k}" if row.k else "")
 
 
-def said(counts: Iterable[Mapping[str, object]]) -> list[str]:
+def said(counts: Iterable[AttackSet]) -> list[str]:
     """A sentence about each attack set."""
     sentences = []
     for each in counts:
-        share = each["unseen_tokens"]
-        unseen = f", {share:.0%} of the tokens never seen in training" if isinstance(share, float) else ""
+        share = each.unseen_tokens
+        unseen = "" if share is None else f", {share:.0%} of the tokens never seen in training"
         sentences.append(
-            f"attacks on {isolated(str(each['source']))}, k={each['k']}: {each['n']} prompts, "
-            f"{each['unchanged']} unchanged, {each['truncated']} truncated{unseen}"
+            f"attacks on {isolated(each.source)}, k={each.k}: {each.n} prompts, "
+            f"{each.unchanged} unchanged, {each.truncated} truncated{unseen}"
         )
     return sentences

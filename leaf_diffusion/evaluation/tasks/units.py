@@ -7,8 +7,8 @@ from typing import Protocol, TypeVar
 
 from leaf_diffusion.attacks import AttackResult
 from leaf_diffusion.encoders.base import Feature
+from leaf_diffusion.evaluation.attack_sets import attacked_text
 from leaf_diffusion.evaluation.experiment import Setting, Stage
-from leaf_diffusion.evaluation.t2i.attack import attack_row
 from leaf_diffusion.evaluation.t2i.plan import content_id
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import AttackedText, Measured
@@ -98,8 +98,7 @@ class Noted(dict[Setting, dict[str, float]]):
 
 def attacked(result: AttackResult, source: str, k: int, attack: str, constraint: str) -> AttackedText:
     """A result as it is recorded."""
-    row = attack_row(result, source, k, attack, constraint)
-    return AttackedText.model_validate({**row, "edits": [list(edit) for edit in row["edits"]]})
+    return attacked_text(result, source, k, attack, constraint)
 
 
 def attack_counts(found: Iterable[AttackedText]) -> dict[str, int]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY, IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, line_label, matrices
-from leaf_diffusion.reports.results import Metric, Row
+from leaf_diffusion.reports.results import Metric
 from leaf_diffusion.reports.sections import Matrix, mean_cell
+from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import PairText
 from leaf_diffusion.text.visible import isolated
 
@@ -16,7 +17,7 @@ SHOWN = 6
 
 
 def both_page(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     records: Sequence[PairText],
     counts: Mapping[str, int],
     labels: Sequence[str],
@@ -39,37 +40,35 @@ def both_page(
     return Page("robustness in both domains", _headline(rows, labels), facts, labels, sections, [note])
 
 
-def the_table(rows: Sequence[Row], labels: Sequence[str]) -> Matrix:
+def the_table(rows: Sequence[ResultRow], labels: Sequence[str]) -> Matrix:
     """The four columns of the paper's table, a line a pair of towers."""
     columns = [("image, clean", IMAGE_ACCURACY, "clean"), ("image, attacked", IMAGE_ACCURACY, "adaptive"),
                ("text, clean", BOTH_TEXT_ACCURACY, "clean"), ("text, attacked", BOTH_TEXT_ACCURACY, "adaptive")]  # fmt: skip
     lines = []
     for label in labels:
         cells = [_mean(rows, label, metric, protocol) for _, metric, protocol in columns]
-        sizes = [row["n"] for row in cells if row is not None]
+        sizes = [row.n for row in cells if row is not None]
         shown = [mean_cell(row, metric) for row, (_, metric, _) in zip(cells, columns, strict=True)]
         lines.append((isolated(label), shown, ", ".join(str(n) for n in dict.fromkeys(sizes))))
     meaning = "Zero-shot accuracy, with 95% intervals; n: images, texts"
     return Matrix("Image tower + text tower", meaning, [title for title, _, _ in columns], lines)
 
 
-def _mean(rows: Sequence[Row], label: str, metric: Metric, protocol: str) -> Row | None:
-    return next((row for row in rows if row["encoder"] == label and row["metric"] == metric.key
-                 and row["protocol"] == protocol and row["baseline"] is None), None)  # fmt: skip
+def _mean(rows: Sequence[ResultRow], label: str, metric: Metric, protocol: str) -> ResultRow | None:
+    return next((row for row in rows if row.encoder == label and row.metric == metric.key
+                 and row.protocol == protocol and row.baseline is None), None)  # fmt: skip
 
 
-def _line(row: Row) -> str:
-    return f"{row['attack']}, eps {row['eps']:g}/255" if row["eps"] else line_label(row)
+def _line(row: ResultRow) -> str:
+    return f"{row.attack}, eps {row.eps:g}/255" if row.eps else line_label(row)
 
 
-def _headline(rows: Sequence[Row], labels: Sequence[str]) -> str:
+def _headline(rows: Sequence[ResultRow], labels: Sequence[str]) -> str:
     said = []
     for label in (labels[0], labels[-1]):
         image, text = (_mean(rows, label, metric, "adaptive") for metric in (IMAGE_ACCURACY, BOTH_TEXT_ACCURACY))
         if image and text:
-            said.append(
-                f"{isolated(label)} {IMAGE_ACCURACY.show(image['mean'])} and {BOTH_TEXT_ACCURACY.show(text['mean'])}"
-            )
+            said.append(f"{isolated(label)} {IMAGE_ACCURACY.show(image.mean)} and {BOTH_TEXT_ACCURACY.show(text.mean)}")
     return f"Right under attack, images and texts: {'; '.join(said)}"
 
 

@@ -6,17 +6,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from leaf_diffusion.reports.gallery import marks
 from leaf_diffusion.reports.html import templates
 from leaf_diffusion.reports.images import data_uri
-from leaf_diffusion.reports.plots import Point, panel
-from leaf_diffusion.reports.results import REPORT, Metric, Row
-from leaf_diffusion.reports.sections import Matrix, difference_cell, mean_cell
-from leaf_diffusion.runs import RunSpec, atomic_write
+from leaf_diffusion.reports.plots import Point, panel, point
+from leaf_diffusion.reports.results import REPORT, Metric
+from leaf_diffusion.reports.sections import Matrix, ShownImage, difference_cell, mean_cell
+from leaf_diffusion.runs import ResultRow, RunSpec, atomic_write
 from leaf_diffusion.text.visible import isolated
 
 PLACE = ("protocol", "source", "attack", "constraint", "k")
@@ -70,26 +69,26 @@ class Page:
     notes: Sequence[str] = field(default=())
 
 
-def line_label(row: Row) -> str:
+def line_label(row: ResultRow) -> str:
     """ "clean", "charmer on itself, k=1, no-new-words"."""
-    if row["protocol"] == "clean":
+    if row.protocol == "clean":
         return "clean"
-    against = "on itself" if row["protocol"] == "adaptive" else f"on {isolated(row['source'])}"
-    rule = {None: "", "none": ", unconstrained"}.get(row["constraint"], f", {row['constraint']}")
-    return f"{row['attack']} {against}, k={row['k']}{rule}"
+    against = "on itself" if row.protocol == "adaptive" else f"on {isolated(row.source or '')}"
+    rule = {None: "", "none": ", unconstrained"}.get(row.constraint, f", {row.constraint}")
+    return f"{row.attack} {against}, k={row.k}{rule}"
 
 
-def means_said(rows: Sequence[Row], metric: Metric) -> str:
+def means_said(rows: Sequence[ResultRow], metric: Metric) -> str:
     """ "original 78%, leaf 91%": the means among `rows`, for a headline."""
-    means = [row for row in rows if row["metric"] == metric.key and row["baseline"] is None]
-    return ", ".join(f"{isolated(row['encoder'])} {metric.show(row['mean'])}" for row in means)
+    means = [row for row in rows if row.metric == metric.key and row.baseline is None]
+    return ", ".join(f"{isolated(row.encoder)} {metric.show(row.mean)}" for row in means)
 
 
 def matrices(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     metrics: Sequence[Metric],
     *,
-    label: Callable[[Row], str] = line_label,
+    label: Callable[[ResultRow], str] = line_label,
     more: Sequence[str] = (),
 ) -> list[Matrix]:
     """For each metric a table of means, then one of paired differences: settings down, encoders across.
@@ -99,21 +98,21 @@ def matrices(
     """
     found = []
     for metric in metrics:
-        mine = [row for row in rows if row["metric"] == metric.key]
+        mine = [row for row in rows if row.metric == metric.key]
         for paired in (False, True):
-            chosen = [row for row in mine if (row["baseline"] is not None) == paired]
-            columns = list(dict.fromkeys((row["encoder"], row["baseline"]) for row in chosen))
-            lines: dict[tuple[Any, ...], dict[tuple[str, str | None], Row]] = {}
+            chosen = [row for row in mine if (row.baseline is not None) == paired]
+            columns = list(dict.fromkeys((row.encoder, row.baseline) for row in chosen))
+            lines: dict[tuple[object, ...], dict[tuple[str, str | None], ResultRow]] = {}
             for row in chosen:
-                place = tuple("" if own and name == "source" else row[name] for own in [row["protocol"] != "transfer"]
+                place = tuple("" if own and name == "source" else row.column(name) for own in [row.protocol != "transfer"]
                               for name in (*PLACE, *more))  # fmt: skip
-                lines.setdefault(place, {})[row["encoder"], row["baseline"]] = row
+                lines.setdefault(place, {})[row.encoder, row.baseline] = row
             if not lines:
                 continue
             cell = difference_cell if paired else mean_cell
             made = []
             for line in lines.values():
-                sizes = sorted({row["n"] for row in line.values()})
+                sizes = sorted({row.n for row in line.values()})
                 n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
                 made.append((label(next(iter(line.values()))), [cell(line.get(c), metric) for c in columns], n))
             names = [" − ".join(isolated(name) for name in pair if name) for pair in columns]
@@ -124,11 +123,11 @@ def matrices(
 
 
 def curve(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     metric: Metric,
     encoders: Sequence[str],
     *,
-    x: Callable[[Row], float],
+    x: Callable[[ResultRow], float],
     xlabel: str,
     name: str,
     logarithmic: bool = False,
@@ -136,9 +135,8 @@ def curve(
     """SVG of a metric over `x`, a line an encoder with 95% intervals; "" where there is nothing to draw."""
     lines: dict[str, list[Point]] = {encoder: [] for encoder in encoders}
     for row in rows:
-        if row["metric"] == metric.key and row["baseline"] is None and row["encoder"] in lines:
-            low, high = (row["mean"] if row[end] is None else row[end] for end in ("ci_low", "ci_high"))
-            lines[row["encoder"]].append((x(row), *(v * metric.scale for v in (row["mean"], low, high))))
+        if row.metric == metric.key and row.baseline is None and row.encoder in lines:
+            lines[row.encoder] += point(x(row), row, metric)
     if not any(lines.values()):
         return ""
     ylabel = f"{metric.title}{' (%)' if metric.unit == '%' else ''}"
@@ -153,7 +151,7 @@ def curve(
     )
 
 
-def write_page(folder: Path, page: Page, spec: RunSpec, environment: Mapping[str, Any]) -> Path:
+def write_page(folder: Path, page: Page, spec: RunSpec, environment: Mapping[str, object]) -> Path:
     """Write report.html into the run's folder and return its path. Raises RunFolderError."""
     sections = [
         {
@@ -185,18 +183,19 @@ def write_page(folder: Path, page: Page, spec: RunSpec, environment: Mapping[str
     return path
 
 
-def _cell(cell: ExampleCell) -> dict[str, Any]:
-    images = [data_uri(path) for path in cell.images]
+@dataclass(frozen=True)
+class _ShownCell:
+    """An example's cell as the template shows it."""
+
+    encoder: str
+    verdict: str
+    note: str
+    images: Sequence[ShownImage]
+    marks: Sequence[tuple[str, str]]
+    shattered: Sequence[Sequence[str]] = ()
+
+
+def _cell(cell: ExampleCell) -> _ShownCell:
+    images = [ShownImage(cell.label, cell.note, *data_uri(path), cell.verdict, cell.note) for path in cell.images]
     edited = marks(cell.original, cell.text) if cell.original is not None else [("same", cell.text)] * bool(cell.text)
-    return {
-        "encoder": cell.label,
-        "label": cell.note,
-        "images": [
-            {"uri": uri, "pixelated": pixelated, "encoder": cell.label, "label": cell.note, "verdict": cell.verdict,
-             "numbers": cell.note} for uri, pixelated in images
-        ],
-        "marks": edited,
-        "verdict": cell.verdict,
-        "note": cell.note,
-        "shattered": (),
-    }  # fmt: skip
+    return _ShownCell(cell.label, cell.verdict, cell.note, images, edited)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from leaf_diffusion.reports.metrics import BLEU, COSINE, TOKENS_BACK, TOKENS_IN_PLACE, WORDS_BACK
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, matrices, means_said
-from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import Inverted
 
 NO_BLEU = "BLEU is left out: it needs the package sacrebleu (pip install sacrebleu)."
@@ -15,7 +15,7 @@ SHOWN = 12
 
 
 def inversion_page(
-    rows: Sequence[Row], records: Sequence[Inverted], encoders: Sequence[str], facts: Mapping[str, str]
+    rows: Sequence[ResultRow], records: Sequence[Inverted], encoders: Sequence[str], facts: Mapping[str, str]
 ) -> Page:
     """What was read back, in figures and in texts."""
     captions = list(dict.fromkeys(record.prompt for record in records))

@@ -8,7 +8,8 @@ from typing import Any
 
 from leaf_diffusion.reports.metrics import CUTS, TARGET_ABOVE, recall, target_recall
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, line_label, matrices
-from leaf_diffusion.reports.results import Metric, Row
+from leaf_diffusion.reports.results import Metric
+from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import Ranked, Searched, Shown
 from leaf_diffusion.text.visible import isolated
 
@@ -22,7 +23,7 @@ GOALS = {
 
 
 def retrieval_page(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     ranked: Sequence[Ranked],
     shown: Sequence[Shown],
     counts: Mapping[str, Any],
@@ -37,7 +38,7 @@ def retrieval_page(
         "Adaptive: each encoder is attacked on itself; transfer: the attacks found on the first encoder, for all the same. "
         + " ".join(f"“{goal}” {GOALS[goal]}." for goal in goals)
     )
-    untargeted = [row for row in rows if row["metric"] in {metric.key for metric in recalls}]
+    untargeted = [row for row in rows if row.metric in {metric.key for metric in recalls}]
     sections = [
         Section(
             "Recall",
@@ -48,7 +49,7 @@ def retrieval_page(
     ]
     if "toward" in goals:
         metrics = [TARGET_ABOVE, target_recall(max(CUTS))]
-        aimed = [row for row in rows if row["metric"] in {metric.key for metric in metrics}]
+        aimed = [row for row in rows if row.metric in {metric.key for metric in metrics}]
         about = (
             "For clean captions this is what chance gives. The targets: "
             + "; ".join(map(isolated, counts["target_captions"]))
@@ -76,18 +77,18 @@ def shown_search(searches: Sequence[Searched], goal: str, ks: Sequence[int]) -> 
     return next(row for row in searches if (row.protocol, row.goal, row.k) == ("adaptive", goal, max(ks)))
 
 
-def _label(row: Row) -> str:
-    return "clean, all captions" if row["captions"] == "all" else line_label(row)
+def _label(row: ResultRow) -> str:
+    return "clean, all captions" if row.captions == "all" else line_label(row)
 
 
-def _over_k(rows: Sequence[Row], metric: Metric, encoders: Sequence[str]) -> list[tuple[str, str]]:
+def _over_k(rows: Sequence[ResultRow], metric: Metric, encoders: Sequence[str]) -> list[tuple[str, str]]:
     plots: list[tuple[str, str]] = []
-    rows = [row for row in rows if row["captions"] == "attacked"]
-    for attack in dict.fromkeys(row["attack"] for row in rows if row["attack"]):
-        mine = [row for row in rows if row["protocol"] == "clean" or row["attack"] == attack]
-        mine = [row for row in mine if row["protocol"] != "transfer"]
+    rows = [row for row in rows if row.captions == "attacked"]
+    for attack in dict.fromkeys(row.attack for row in rows if row.attack):
+        mine = [row for row in rows if row.protocol == "clean" or row.attack == attack]
+        mine = [row for row in mine if row.protocol != "transfer"]
         name = f"recall-{len(plots)}"
-        svg = curve(mine, metric, encoders, x=lambda row: float(row["k"]), xlabel="edited characters k", name=name)
+        svg = curve(mine, metric, encoders, x=lambda row: float(row.k or 0), xlabel="edited characters k", name=name)
         plots.append((f"{attack}, each encoder's own", svg))
     return plots
 
@@ -120,14 +121,13 @@ def _examples(
     return examples
 
 
-def _headline(rows: Sequence[Row], metric: Metric, ks: Sequence[int]) -> str:
-    mine = [row for row in rows if row["metric"] == metric.key and row["baseline"] is None]
-    mine = [row for row in mine if row["captions"] == "attacked"]
-    attacked = [row for row in mine if row["protocol"] == "adaptive" and row["k"] == min(ks)]
-    attacked = [row for row in attacked if row["attack"] == attacked[0]["attack"]]
-    clean = {row["encoder"]: row["mean"] for row in mine if row["protocol"] == "clean"}
+def _headline(rows: Sequence[ResultRow], metric: Metric, ks: Sequence[int]) -> str:
+    mine = [row for row in rows if row.metric == metric.key and row.baseline is None]
+    mine = [row for row in mine if row.captions == "attacked"]
+    attacked = [row for row in mine if row.protocol == "adaptive" and row.k == min(ks)]
+    attacked = [row for row in attacked if row.attack == attacked[0].attack]
+    clean = {row.encoder: row.mean for row in mine if row.protocol == "clean"}
     said = ", ".join(
-        f"{isolated(row['encoder'])} {metric.show(clean[row['encoder']])} to {metric.show(row['mean'])}"
-        for row in attacked
+        f"{isolated(row.encoder)} {metric.show(clean[row.encoder])} to {metric.show(row.mean)}" for row in attacked
     )
     return f"{metric.title} from clean to {line_label(attacked[0])}: {said}"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from leaf_diffusion.reports.metrics import STYLE
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, matrices
-from leaf_diffusion.reports.results import METRICS, Row
+from leaf_diffusion.reports.results import METRICS
 from leaf_diffusion.reports.sections import difference_cell
-from leaf_diffusion.runs.costs import MeasuredCondition
+from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import SwapImage, SwapScore
+from leaf_diffusion.runs.results import MeasuredCondition
 from leaf_diffusion.text.visible import isolated
 
 SHOWN = 4
@@ -32,7 +33,7 @@ ABOUT = (
 
 
 def swap_cost_page(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     images: Sequence[SwapImage],
     scores: Sequence[SwapScore],
     conditions: Sequence[MeasuredCondition],
@@ -44,8 +45,8 @@ def swap_cost_page(
     """A table a metric, conditions down and encoders across; images of every condition."""
     titles = {condition.key: condition.title for condition in conditions}
 
-    def line(row: Row) -> str:
-        return titles[row["condition"]] + (", another noise" if row["protocol"] == "floor" else "")
+    def line(row: ResultRow) -> str:
+        return titles[row.condition or ""] + (", another noise" if row.protocol == "floor" else "")
 
     tables = matrices(rows, SHOWN_METRICS, label=line, more=["condition"])
     sections = [Section("Figures", ABOUT.format(first=isolated(labels[0])), tables)]
@@ -65,17 +66,17 @@ def swap_cost_page(
     return Page("what a swap costs on clean prompts", _headline(rows, titles, labels), facts, labels, sections, notes)
 
 
-def _headline(rows: Sequence[Row], titles: Mapping[str, str], labels: Sequence[str]) -> str:
+def _headline(rows: Sequence[ResultRow], titles: Mapping[str, str], labels: Sequence[str]) -> str:
     """What the first robust encoder costs by the leading metric, condition by condition where it is clear."""
     first, robust = labels[:2]
     swap = f"{isolated(robust)} in place of {isolated(first)}"
-    metric = next(metric for metric in SHOWN_METRICS if any(row["metric"] == metric.key for row in rows))
+    metric = next(metric for metric in SHOWN_METRICS if any(row.metric == metric.key for row in rows))
     if metric.key.startswith("drift"):
         return f"{swap}: how far the images move"
     pair = {
-        row["condition"]: row
+        row.condition: row
         for row in rows
-        if (row["metric"], row["encoder"], row["baseline"]) == (metric.key, robust, first)
+        if row.condition is not None and (row.metric, row.encoder, row.baseline) == (metric.key, robust, first)
     }
     cells = {key: difference_cell(row, metric) for key, row in pair.items()}
     said = [f"{titles[key]} {cell.text}" for key, cell in cells.items() if cell.tone]

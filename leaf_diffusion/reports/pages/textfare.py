@@ -15,7 +15,7 @@ from leaf_diffusion.reports.pages.experiment import (
     matrices,
     means_said,
 )
-from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import Losses
 
 SHOWN = 4
@@ -23,23 +23,23 @@ SHOWN = 4
 
 
 def textfare_page(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     records: Sequence[Losses],
     counts: Mapping[str, int],
     encoders: Sequence[str],
     facts: Mapping[str, str],
 ) -> Page:
     """Losses of every attack, over k where there are several, and examples."""
-    attacks = list(dict.fromkeys(row["attack"] for row in rows if row["attack"]))
-    ks = {row["k"] for row in rows if row["k"]}
+    attacks = list(dict.fromkeys(row.attack for row in rows if row.attack))
+    ks = {row.k for row in rows if row.k}
     plots = [
         (
             name,
             curve(
-                [row for row in rows if row["attack"] in (None, name)],
+                [row for row in rows if row.attack in (None, name)],
                 RELATIVE_TEXTFARE,
                 encoders,
-                x=lambda row: float(row["k"]),
+                x=lambda row: float(row.k or 0),
                 xlabel="edited characters k",
                 name=f"textfare-{name}",
             ),
@@ -56,8 +56,8 @@ def textfare_page(
         f"{counts['unchanged']} of {counts['attacked']} attacks found nothing better than the clean prompt, "
         f"{counts['truncated']} results are cut at the context length."
     )
-    last = [row for row in rows if row["metric"] == RELATIVE_TEXTFARE.key and row["attack"] == attacks[-1]]
-    worst = [row for row in last if row["k"] == min(ks)]
+    last = [row for row in rows if row.metric == RELATIVE_TEXTFARE.key and row.attack == attacks[-1]]
+    worst = [row for row in last if row.k == min(ks)]
     headline = f"Relative TextFARE loss under {line_label(worst[0])}: {means_said(worst, RELATIVE_TEXTFARE)}"
     return Page("TextFARE loss, clean and attacked", headline, facts, encoders, sections, [note])
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from leaf_diffusion.reports.metrics import OVER_QUERIES, SENSITIVITY, TEXT_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, curve, matrices, means_said
-from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import ClassifiedText
 
 SHOWN = 8
@@ -14,7 +14,7 @@ SHOWN = 8
 
 
 def zero_shot_page(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     records: Sequence[ClassifiedText],
     counts: Mapping[str, object],
     encoders: Sequence[str],
@@ -24,9 +24,9 @@ def zero_shot_page(
     sections = [Section("Accuracy", "Each encoder is attacked on itself. “exhaustive” scored every allowed single edit: the "
                         "share under it is exact, no single edit of the alphabet does worse.", matrices(rows, [TEXT_ACCURACY]),
                         _over_k(rows, encoders))]  # fmt: skip
-    if any(row["metric"] == OVER_QUERIES.key for row in rows):
+    if any(row.metric == OVER_QUERIES.key for row in rows):
         sections.append(_over_queries(rows, encoders))
-    if any(row["metric"] == SENSITIVITY.key for row in rows):
+    if any(row.metric == SENSITIVITY.key for row in rows):
         told = matrices(rows, [SENSITIVITY], label=lambda row: "minimal pairs")
         sections.append(Section("Sensitivity", "Mere deafness would pass for robustness.", told))
     sections.append(
@@ -37,20 +37,20 @@ def zero_shot_page(
     return Page("zero-shot text classification", _headline(rows), facts, encoders, sections, [note])
 
 
-def _over_k(rows: Sequence[Row], encoders: Sequence[str]) -> list[tuple[str, str]]:
+def _over_k(rows: Sequence[ResultRow], encoders: Sequence[str]) -> list[tuple[str, str]]:
     plots: list[tuple[str, str]] = []
-    for attack, rule in dict.fromkeys((row["attack"], row["constraint"]) for row in rows if row["k"] > 1):
-        mine = [row for row in rows if row["attack"] is None or (row["attack"], row["constraint"]) == (attack, rule)]
-        svg = curve(mine, TEXT_ACCURACY, encoders, x=lambda row: row["k"], xlabel="edits k", name=f"k-{len(plots)}")
+    for attack, rule in dict.fromkeys((row.attack, row.constraint) for row in rows if (row.k or 0) > 1):
+        mine = [row for row in rows if row.attack is None or (row.attack, row.constraint) == (attack, rule)]
+        svg = curve(mine, TEXT_ACCURACY, encoders, x=lambda row: row.k or 0, xlabel="edits k", name=f"k-{len(plots)}")
         plots.append((f"{attack}, {rule}", svg))
     return plots
 
 
-def _over_queries(rows: Sequence[Row], encoders: Sequence[str]) -> Section:
-    mine = [row for row in rows if row["metric"] == OVER_QUERIES.key]
-    rules = list(dict.fromkeys(row["constraint"] for row in mine))
+def _over_queries(rows: Sequence[ResultRow], encoders: Sequence[str]) -> Section:
+    mine = [row for row in rows if row.metric == OVER_QUERIES.key]
+    rules = list(dict.fromkeys(row.constraint or "none" for row in mine))
     plots = [
-        (rule, curve([row for row in mine if row["constraint"] == rule], OVER_QUERIES, encoders, x=lambda row: row["queries"],
+        (rule, curve([row for row in mine if (row.constraint or "none") == rule], OVER_QUERIES, encoders, x=lambda row: row.queries or 0,
                      xlabel="random edits", name=f"queries-{i}", logarithmic=True))
         for i, rule in enumerate(rules)
     ]  # fmt: skip
@@ -58,7 +58,7 @@ def _over_queries(rows: Sequence[Row], encoders: Sequence[str]) -> Section:
         mine,
         [OVER_QUERIES],
         more=["queries"],
-        label=lambda row: f"{row['queries']:,} random edits, {row['constraint']}",
+        label=lambda row: f"{row.queries:,} random edits, {row.constraint}",
     )
     about = "How many queries an attacker needs who does not search but draws edits at random, all of them different."
     return Section("Queries", about, tables[:1], plots)
@@ -90,9 +90,11 @@ def _held(record: ClassifiedText) -> bool:
     return record.right and not flipped
 
 
-def _headline(rows: Sequence[Row]) -> str:
-    attacked = [row for row in rows if row["metric"] == TEXT_ACCURACY.key and row["attack"] and row["baseline"] is None]
+def _headline(rows: Sequence[ResultRow]) -> str:
+    attacked = [row for row in rows if row.metric == TEXT_ACCURACY.key and row.attack and row.baseline is None]
     first = attacked[0]
-    place = [row for row in attacked if all(row[name] == first[name] for name in ("attack", "k", "constraint"))]
-    what = "the exact worst single edit" if first["attack"] == "exhaustive" else f"{first['attack']}, k={first['k']}"
+    place = [
+        row for row in attacked if all(row.column(name) == first.column(name) for name in ("attack", "k", "constraint"))
+    ]
+    what = "the exact worst single edit" if first.attack == "exhaustive" else f"{first.attack}, k={first.k}"
     return f"Right under {what}: {means_said(place, TEXT_ACCURACY)}"

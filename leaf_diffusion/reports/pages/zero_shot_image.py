@@ -15,7 +15,7 @@ from leaf_diffusion.reports.pages.experiment import (
     matrices,
     means_said,
 )
-from leaf_diffusion.reports.results import Row
+from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import ClassifiedImage
 from leaf_diffusion.text.visible import isolated
 
@@ -24,7 +24,7 @@ SHOWS = "The image, then attacked, then what was added (gray: nothing; black and
 
 
 def zero_shot_image_page(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     records: Sequence[ClassifiedImage],
     encoders: Sequence[str],
     classes: Sequence[str],
@@ -32,18 +32,18 @@ def zero_shot_image_page(
     facts: Mapping[str, str],
 ) -> Page:
     """Accuracy of each image tower, over eps where there are several, and images of the last attack at the first eps."""
-    own = [row for row in rows if row["protocol"] in ("clean", "adaptive")]
-    attacks = list(dict.fromkeys(row["attack"] for row in own if row["attack"]))
-    radii = list(dict.fromkeys(row["eps"] for row in own if row["attack"]))
+    own = [row for row in rows if row.protocol in ("clean", "adaptive")]
+    attacks = list(dict.fromkeys(row.attack for row in own if row.attack))
+    radii = list(dict.fromkeys(row.eps for row in own if row.attack and row.eps is not None))
     attack, eps = attacks[-1], radii[0]
     plots = [
         (
             name,
             curve(
-                [row for row in own if row["attack"] in (None, name)],
+                [row for row in own if row.attack in (None, name)],
                 IMAGE_ACCURACY,
                 encoders,
-                x=lambda row: float(row["eps"]),
+                x=lambda row: float(row.eps or 0),
                 xlabel="eps, of 255",
                 name=f"image-{name}",
             ),
@@ -56,7 +56,7 @@ def zero_shot_image_page(
         Section("Accuracy", ABOUT, matrices(rows, [IMAGE_ACCURACY], label=_line, more=("eps",)), plots),
         Section("Images", f"{SHOWS} {attack}, eps {eps:g}/255.", examples=cells),
     ]
-    last = [row for row in own if row["attack"] == attack and row["eps"] == eps]
+    last = [row for row in own if row.attack == attack and row.eps == eps]
     headline = f"Right under {attack}, eps {eps:g}/255: {means_said(last, IMAGE_ACCURACY)}"
     named = {"images": str(len(records)), "classes": str(len(classes)), **facts}
     return Page("zero-shot image classification", headline, named, encoders, sections)
@@ -76,9 +76,9 @@ def _example(
     return Example(classes[record.label], cells)
 
 
-def _line(row: Row) -> str:
+def _line(row: ResultRow) -> str:
     """ "clean", "apgd on itself, eps 4/255"."""
-    if row["protocol"] == "clean":
+    if row.protocol == "clean":
         return "clean"
-    against = "on itself" if row["protocol"] == "adaptive" else f"on {isolated(row['source'])}"
-    return f"{row['attack']} {against}, eps {row['eps']:g}/255"
+    against = "on itself" if row.protocol == "adaptive" else f"on {isolated(row.source or '')}"
+    return f"{row.attack} {against}, eps {row.eps:g}/255"
