@@ -13,7 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 from beartype import beartype
 from jaxtyping import AbstractArray, install_import_hook
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 ROOT = Path(__file__).parents[1]
 
 
