@@ -79,6 +79,8 @@ def load_run(folder: str | Path) -> Run:
         raise FileNotFoundError(f"{folder} is no run folder: it has no spec.json. Name the folder an evaluation wrote.")
     for name in ("records", "images"):
         check_folder(folder / name)
+    if os.path.lexists(old := folder / "records" / "pictures.jsonl"):
+        raise ValueError(f"{old}: a run of version 0.1.0, which called its images so; rename the file to images.jsonl")
     return Run(folder, read_spec(path), _json(folder / "environment.json"))
 
 

@@ -15,6 +15,7 @@ from leaf_diffusion.weights.files import FLOATS, check_finite, read_header
 from leaf_diffusion.weights.pickles import require_safetensors
 
 INDEX = "model.safetensors.index.json"
+VARIANTS = ("fp16", "bf16")
 BUFFERS = ("position_ids", "attn_mask")
 """Ends of the names of tensors that say nothing: older versions stored them."""
 
@@ -48,11 +49,14 @@ def load_model(
     folder = Path(source) / (where.get("subfolder") or "")
     if folder.is_dir():
         check_folder(folder, whole_numbers=getattr(config, "quantization_config", None) is not None)
-    elif index := cached_file(source, INDEX, **QUIET, **where):
-        check_index(Path(index))
+        variant = _variant(folder)
+    else:
+        if index := cached_file(source, INDEX, **QUIET, **where):
+            check_index(Path(index))
+        variant = None if index else _variant_on_the_hub(source, where)
     with loading(source, "the weights cannot be loaded, or config.json does not fit them"):
         module, info = kind.from_pretrained(
-            source, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype, variant=_variant(folder),
+            source, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype, variant=variant,
             output_loading_info=True, ignore_mismatched_sizes=True, **where,
         )  # fmt: skip
     left = {key for key in info["unexpected_keys"] if not key.endswith(BUFFERS)}
@@ -106,6 +110,13 @@ def _variant(folder: Path) -> str | None:
     plain = any(parts[1] == "safetensors" for parts in names)
     found = {parts[1] for parts in names if len(parts) == 3}
     return found.pop() if not plain and len(found) == 1 else None
+
+
+def _variant_on_the_hub(source: str, where: Where) -> str | None:
+    """The same of a repository; what is fetched on the way is what will be loaded."""
+    if cached_file(source, "model.safetensors", **QUIET, **where):
+        return None
+    return next((name for name in VARIANTS if cached_file(source, f"model.{name}.safetensors", **QUIET, **where)), None)
 
 
 def _at(where: Where) -> str:

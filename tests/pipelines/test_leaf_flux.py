@@ -38,6 +38,10 @@ def t5_tokenizer() -> T5TokenizerFast:
 
 @pytest.fixture(scope="module")
 def parts(new_tower: Callable[..., PreTrainedModel]) -> dict[str, object]:
+    return flux_parts(new_tower)
+
+
+def flux_parts(new_tower: Callable[..., PreTrainedModel]) -> dict[str, object]:
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,

@@ -140,3 +140,12 @@ def test_what_is_not_seen_reaches_no_message_and_no_table(run: Path) -> None:
         **dict.fromkeys(COLUMNS), "encoder": "a\x1b[2J\u202eb\nc", "protocol": "clean", "metric": "drift", "n": 1, "seeds": 1,
     })  # fmt: skip
     assert r"a\x1b[2J\u202eb\nc" in results_csv([row])
+
+
+def test_a_run_of_the_first_version_is_not_read_without_its_images(tmp_path: Path) -> None:
+    RunStore.open(tmp_path, RunSpec({"attack": "charmer"})).close()
+    (tmp_path / "records" / "pictures.jsonl").write_text("")
+    with pytest.raises(
+        ValueError, match=r"pictures\.jsonl: a run of version 0\.1\.0.*rename the file to images\.jsonl"
+    ):
+        load_run(tmp_path)
