@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from leaf_diffusion.metrics.drift import cosine
+
 
 class ClipModel(Protocol):
     """Image and text tower of one CLIP, both into one space [n, d]. Use one that was not attacked."""
@@ -22,8 +24,9 @@ def clip_score_from_features(image: Tensor, text: Tensor) -> float:
     """100 * cosine of one image's and one caption's features [d].
 
     Not clamped at 0: torchmetrics clamps the mean only, and a bootstrap over prompts needs the values themselves.
+    ValueError for NaN and infinity.
     """
-    return float(100 * torch.cosine_similarity(image.float(), text.float().to(image.device), dim=0))
+    return 100 * cosine(image, text)
 
 
 def clip_scores(
@@ -40,7 +43,11 @@ def clip_scores(
         with torch.inference_mode():
             features = model.encode_image(list(images[start : start + batch_size]))
             captions = model.encode_text(list(texts[start : start + batch_size]))
-        scores += [clip_score_from_features(a, b) for a, b in zip(features, captions, strict=True)]
+        for i, (a, b) in enumerate(zip(features, captions, strict=True), start):
+            try:
+                scores.append(clip_score_from_features(a, b))
+            except ValueError as error:
+                raise ValueError(f"image {i} with the caption {texts[i]!r}: {error}") from error
     return scores
 
 

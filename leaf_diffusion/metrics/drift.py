@@ -19,6 +19,16 @@ def pixel_rmse(a: Image.Image, b: Image.Image) -> float:
 
 
 def feature_drift(a: Tensor, b: Tensor) -> float:
-    """1 - cosine of two feature vectors [d], in 0..2."""
-    cosine = float(torch.cosine_similarity(a.float(), b.float().to(a.device), dim=0))
-    return 1 - min(1.0, max(-1.0, cosine))  # rounding takes the cosine beyond 1: equal vectors would drift by -1e-7
+    """1 - cosine of two feature vectors [d], in 0..2. ValueError for NaN and infinity."""
+    return 1 - min(
+        1.0, max(-1.0, cosine(a, b))
+    )  # rounding takes the cosine beyond 1: equal vectors would drift by -1e-7
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """The cosine of two feature vectors [d]. ValueError for NaN and infinity, which would pass as some angle."""
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError(
+            "features hold NaN or infinity: the model that made them overflowed, or its weights are damaged"
+        )
+    return float(torch.cosine_similarity(a.float(), b.float().to(a.device), dim=0))

@@ -97,3 +97,13 @@ def test_drift() -> None:
     assert feature_drift(torch.tensor([1.0, 0]), torch.tensor([-3.0, 0])) == pytest.approx(2)
     for row in torch.randn(200, 17, generator=torch.Generator().manual_seed(0)):  # rounding must not show as drift
         assert 0 <= feature_drift(row, 3 * row) < 1e-6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_no_figure(value: float) -> None:
+    broken, whole = torch.tensor([1.0, value]), torch.tensor([1.0, 2.0])
+    for pair in ((broken, whole), (whole, broken)):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            feature_drift(*pair)
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            clip_score_from_features(*pair)
