@@ -229,5 +229,7 @@ def _kind(row: GalleryRow, results: Results) -> str:
 
 def gallery_settings(results: Results) -> list[Setting]:
     """Clean, each encoder attacked on itself, the attacks found on the baseline (else all): the same prompts for all."""
-    settings = [s for s in results.settings if s.protocol != "transfer" or s.source == results.baseline]
-    return settings if any(s.protocol == "transfer" for s in settings) else results.settings
+    clean = Setting("clean")  # drawn in every run, also where nothing measures it
+    every = [clean, *(s for s in results.settings if s != clean)]
+    settings = [s for s in every if s.protocol != "transfer" or s.source == results.baseline]
+    return settings if any(s.protocol == "transfer" for s in settings) else every

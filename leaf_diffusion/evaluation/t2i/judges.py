@@ -98,14 +98,23 @@ class Judges:
         }
 
     def left_out(self, setup: Setup) -> list[str]:
-        """A sentence about each figure that these judges cannot give of this run."""
-        own = [] if self.clip is None else setup.sources_that_are(self.clip.text_fingerprint)
-        said = [
-            f"CLIPScore is left out where prompts are attacked on {isolated(label)}: it is the judging CLIP itself"
-            for label in own
-        ]
+        """A sentence about each figure that this run will not have, and what would bring it."""
+        said, spaces = list[str](), self.spaces()
+        if all(prompt.scene is None for prompt in setup.prompts):
+            said.append("scene accuracy needs the world's own prompts: left out")
+        if self.clip is None:
+            said.append("no --clip-score-model: CLIPScore and CMMD are left out")
+        if "frechet" not in spaces:
+            absent = (
+                ["no --real-images"] if setup.options.real_images is None else ["no --clip-score-model", *self.missing]
+            )
+            also = ", CMMD" if setup.options.real_images is None else ""
+            said.append(f"{'; '.join(absent)}: KID{also} and Frechet distance are left out")
+        for label in [] if self.clip is None else setup.sources_that_are(self.clip.text_fingerprint):
+            it = f"where prompts are attacked on {isolated(label)}: it is the judging CLIP itself"
+            said.append(f"CLIPScore is left out {it}")
         images = len(setup.plan.prompts) * setup.plan.seeds
-        for metric, (_, model) in self.spaces().items():
+        for metric, (_, model) in spaces.items():
             needed = least_images(metric, model.encode_image(self.real[:1]).shape[1])
             if min(images, len(self.real)) < needed:
                 have = f"{images} of each encoder and attack are drawn, {len(self.real)} are real"
@@ -114,18 +123,11 @@ class Judges:
 
     def said(self, setup: Setup) -> list[str]:
         """What is measured, and what is left out and why."""
-        options, said = setup.options, [f"[yellow]{escape(sentence)}[/]" for sentence in self.left_out(setup)]
-        if self.clip is None:
-            said.append("[yellow]no --clip-score-model: CLIPScore and CMMD are left out[/]")
-        spaces, missing = self.spaces(), escape("; ".join(self.missing))
+        said, spaces = [f"[yellow]{escape(sentence)}[/]" for sentence in self.left_out(setup)], self.spaces()
         if "frechet" in spaces:
             told = f"KID and Frechet distance to {len(self.real)} images, features: {escape(spaces['frechet'][0])}"
+            missing = escape("; ".join(self.missing))
             said.append(f"{told}[yellow]{' - ' if missing else ''}{missing}[/]")
-        elif options.real_images is None:
-            said.append("[yellow]no --real-images: KID, CMMD and Frechet distance are left out[/]")
-        else:
-            missing = escape("; ".join(["no --clip-score-model", *self.missing]))
-            said.append(f"[yellow]{missing}: KID and Frechet distance are left out[/]")
         return said
 
 

@@ -63,13 +63,10 @@ class Setup:
         """What will be done."""
         options, plan = self.options, self.plan
         attacks, images = sum(1 for _ in plan.attacks()), sum(1 for _ in plan.images())
-        sentences = [
+        return [
             f"{len(plan.prompts)} prompts, encoders {_names(self.encoders)}; attacks ({options.attack.label}, "
             f"{options.constraint}) on {_names(plan.sources) or 'none'}: {attacks}; images: {images}"
         ]
-        if all(prompt.scene is None for prompt in plan.prompts):
-            sentences.append("scene accuracy needs the world's own prompts: left out")
-        return sentences
 
     def image_bytes(self) -> int:
         """What the run's images need at most: uncompressed, none of them drawn yet."""
