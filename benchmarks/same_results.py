@@ -20,8 +20,8 @@ from rich.table import Table
 from leaf_diffusion.weights.files import load_weights
 
 FIGURES = ("mean", "ci_low", "ci_high", "score", "clean_score")
-NOT_COMPARED = ("fingerprint", "objective")
-"""What an attack set says of itself, beside what was found."""
+NOT_COMPARED = ("fingerprint", "objective", "id", "prompt_id", "unit")
+"""What an attack set says of itself, beside what was found; ids follow from it."""
 
 
 def rows_of(path: Path) -> Iterator[Mapping[str, object]]:
