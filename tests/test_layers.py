@@ -127,10 +127,10 @@ def test_no_circle_of_files_inside_a_package() -> None:
 
 
 def pair(package: str) -> list[str]:
-    """Two modules of a package, neither of which imports the other."""
+    """Two modules of a package; neither imports the other, where there are such."""
     edges = inside(MODULES)
     mine = sorted(n for n, file in MODULES.items() if package_of(n) == package and file.name != "__init__.py")
-    return next(([a, b] for a in mine for b in mine if a < b and a not in edges[b] and b not in edges[a]), [])
+    return next(([a, b] for a in mine for b in mine if a < b and a not in edges[b] and b not in edges[a]), mine[:2])
 
 
 @pytest.mark.parametrize("package", sorted({*map(package_of, MODULES)} - ENTRY - {"_compat", "_help", "command_line"}))
