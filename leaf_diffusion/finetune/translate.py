@@ -38,7 +38,7 @@ FILLER = 0
 class TranslatedToken:
     """What `translate_token` found."""
 
-    embedding: Float[Tensor, "vectors width"]
+    embedding: Float[Tensor, "*vectors width"]
     """float32, on the CPU."""
     before: float
     """Squared distance of the target's token states, with the vectors as they were given, to the source's, relative to
@@ -48,7 +48,7 @@ class TranslatedToken:
 
 
 def translate_token(
-    embedding: Float[Tensor, "vectors width"],
+    embedding: Float[Tensor, "*vectors width"],
     source: TextEncoder,
     target: TextEncoder,
     *,

@@ -51,7 +51,7 @@ class Searched(AttackRecord):
     distance: float
     score: float
     clean_score: float
-    unseen_tokens: float
+    unseen_tokens: float | None
 
 
 class Drawn(ImageRecord):
@@ -107,7 +107,7 @@ def test_every_unit_is_there_once(finished: Path) -> None:
     for row in attacks:
         assert row.distance <= row.k
         assert row.score >= row.clean_score - 1e-4
-        assert 0 <= row.unseen_tokens <= 1
+        assert row.unseen_tokens is not None and 0 <= row.unseen_tokens <= 1
         if row.perturbed != row.prompt and row.source != "original+speller":
             assert row.shattered
             assert all("".join(word) in row.perturbed.lower() for word in row.shattered)

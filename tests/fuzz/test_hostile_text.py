@@ -147,7 +147,7 @@ def test_records_and_file_names(run: Path) -> None:
     assert list(dict.fromkeys(read)) == [*HOSTILE, LONG]
     names = {path.relative_to(run).as_posix() for path in run.rglob("*")}
     assert all(re.fullmatch(r"[a-z0-9_./-]+", name) for name in names)
-    assert len([name for name in names if re.fullmatch(r"images/[0-9a-f]{24}\.png", name)]) == 4 * (len(HOSTILE) + 1)
+    assert len([name for name in names if re.fullmatch(r"images/[0-9a-f]{32}\.png", name)]) == 4 * (len(HOSTILE) + 1)
 
 
 def test_the_report_shows_them_as_text(run: Path) -> None:
