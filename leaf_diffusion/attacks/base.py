@@ -134,6 +134,8 @@ class Attack(ABC):
         """
         prompts = check_prompts(prompts)
         check_k(k)
+        if not prompts:
+            return []
         score = scorer.bind(prompts)
         outcomes = self.run(Problem.of(prompts, score, k, constraint=constraint, seed=seed, on_step=on_step))
         within = k * self.distance_per_edit

@@ -88,6 +88,12 @@ def found(source: str, options: Mapping[str, object]) -> Iterator[None]:
     """Whatever diffusers and the Hub say of a name that cannot be had becomes a FileNotFoundError that says what to do."""
     try:
         yield
+    except RuntimeError as error:  # as transformers says it; the tensors stand in a report that was printed
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{source}: a text encoder's tensors are of another shape than its config.json says"
+        ) from error
     except (OSError, HFValidationError) as error:
         if Path(source).is_dir():
             raise

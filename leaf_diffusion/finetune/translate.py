@@ -38,8 +38,8 @@ FILLER = 0
 class TranslatedToken:
     """What `translate_token` found."""
 
-    embedding: Float[Tensor, "*vectors width"]
-    """float32, on the CPU."""
+    embedding: Float[Tensor, "vectors width"]
+    """float32, on the CPU; of one vector, too."""
     before: float
     """Squared distance of the target's token states, with the vectors as they were given, to the source's, relative to
     these; mean over the templates."""
@@ -61,6 +61,7 @@ def translate_token(
     """Vectors that mean to `target` what `embedding` means to `source`: least squares between the token states of both (padding
     included) in prompts around the token, by Adam.
 
+    `embedding`: the vectors, or one alone [width].
     `templates`: texts with one "{}" each. `layer`: the states that the denoiser sees, as `Hidden` counts them: -1 for
     Stable Diffusion 1 and 2, -2 for SDXL's and SD3's towers. `advance` is called after each step. The vectors stay as they
     are where none better are found. Raises ValueError for vectors, encoders or templates that do not fit.

@@ -120,7 +120,7 @@ def load_world_encoder(name: str, **_: Any) -> tuple[torch.nn.Module, PreTrained
 def load_judge_module() -> open_clip.CLIP:
     """The open_clip model that judges."""
     judge = new_judge()
-    judge.load_state_dict(_float(load_weights(weights("judge-clip") / "model.safetensors")), strict=False)
+    judge.load_state_dict(_float(load_weights(weights("judge-clip") / "model.safetensors")))
     return judge.eval()
 
 

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from leaf_diffusion.attacks import Charmer, Exhaustive, LeafAttack, argbest, best_few
+from leaf_diffusion import load_text_encoder
+from leaf_diffusion.attacks import ATTACKS, Charmer, Exhaustive, LeafAttack, argbest, attack_from_name, best_few
 from leaf_diffusion.attacks.charmer import probes
+from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.text import ALPHABET, Candidates, NoNewWords, apply_edit, n_slots, neighbours
 
 
@@ -176,3 +178,9 @@ def test_case_ties_keep_the_first_candidate(fake: Any) -> None:
     assert (
         Charmer(n_positions=2)(["a cat"], scorer)[0].perturbed == Charmer(n_positions=2)(["a cat"], exact)[0].perturbed
     )
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_prompts_are_no_results(name: str) -> None:
+    encoder = load_text_encoder("world:original")
+    assert attack_from_name(name)([], Scorer(encoder)) == []

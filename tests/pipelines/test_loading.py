@@ -210,3 +210,28 @@ def test_sd3_keeps_clip_ls_pooled_state_unprojected(
     bare = load_text_encoder(new_tower(CLIPTextModel, seed=5), tokenizer=clip_tokenizer())
     swapped = kind.leaf.from_pretrained(folders(kind), text_encoder=bare, **kind.load)
     assert torch.equal(swapped.text_encoder.text_projection.weight, torch.eye(64))
+
+
+Edit = Callable[[dict[str, torch.Tensor], str], object]
+EDITS: dict[str, tuple[Edit, str]] = {
+    "missing": (lambda state, key: state.pop(key), "1 tensors of .* are missing, such as"),
+    "left over": (lambda state, key: state.update({"somewhere.weight": torch.ones(3)}), "1 tensors of .* are too many"),
+    "no number": (lambda state, key: state[key].mul_(torch.nan), "holds NaN or infinity"),
+    "another shape": (lambda state, key: state.update({key: torch.ones(3)}), "shape"),
+}
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "denoiser", "vae"])
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_part_that_is_not_whole_is_refused(
+    kind: Kind, folders: Callable[[Kind], Path], tmp_path: Path, part: str, edit: str
+) -> None:
+    part = ("transformer" if kind.name == "sd3" else "unet") if part == "denoiser" else part
+    shutil.copytree(folders(kind), tmp_path / "pipeline")
+    (file,) = (tmp_path / "pipeline" / part).glob("*.safetensors")
+    state = load_file(file)
+    change, said = EDITS[edit]
+    change(state, max(key for key in state if key.endswith("weight") and state[key].ndim > 1))
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=said):
+        kind.leaf.from_pretrained(tmp_path / "pipeline", **kind.load)

@@ -1,0 +1,62 @@
+"""Whether what diffusers loaded is what is stored: it fills in a missing tensor, and passes by those left over and NaN."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from leaf_diffusion.weights.files import check_finite, read_header
+from leaf_diffusion.weights.models import BUFFERS
+
+_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""The names of attention layers in older VAEs, which diffusers reads."""
+_SHARD = r"(?:-\d+-of-\d+)?"
+_FILE = re.compile(rf"(?:diffusion_pytorch_)?model{_SHARD}(?:\.(\w+))?{_SHARD}\.safetensors")
+
+
+def check_parts(pipeline: object, options: Mapping[str, object]) -> None:
+    """ValueError that names the part and the tensor where a network of a loaded pipeline lacks a stored tensor, leaves one
+    over, or holds NaN or infinity. options: of `from_pretrained`; components among them are the caller's own."""
+    components: dict[str, object] = getattr(pipeline, "components", {})
+    for name, part in components.items():
+        if not isinstance(part, nn.Module) or options.get(name) is not None:
+            continue
+        config = part.config
+        place = getattr(part, "name_or_path", None) or getattr(config, "_name_or_path", None) or name
+        if Path(place).name == name and Path(place).is_dir() and getattr(config, "quantization_config", None) is None:
+            _compare(part, Path(place), options.get("variant"))
+        if options.get("device_map") is None:  # else tensors may be elsewhere
+            lost = [key for key, tensor in part.state_dict().items() if tensor.device.type == "meta"]
+            _refuse(place, part, lost, "missing")
+        check_finite(place, part.state_dict().items())
+
+
+def _compare(part: nn.Module, folder: Path, variant: object) -> None:
+    """The names of a part's tensors with those that its folder holds; of several precisions with the one that was asked for."""
+    versions: dict[str | None, set[str]] = {}
+    for file in folder.glob("*.safetensors"):
+        if match := _FILE.fullmatch(file.name):
+            versions.setdefault(match[1], set()).update(read_header(file).entries)
+    keys = versions.get(variant if isinstance(variant, str) else None) or versions.get(None)
+    if keys is None:
+        return
+    unused = re.compile("|".join(getattr(part, "_keys_to_ignore_on_load_unexpected", None) or ["(?!)"]))
+    own = {_plain(key): tensor for key, tensor in part.state_dict().items() if not key.endswith(BUFFERS)}
+    stored = {_plain(key): key for key in keys if not key.endswith(BUFFERS) and not unused.search(key)}
+    tied = {own[key].data_ptr() for key in stored.keys() & own.keys()}  # one tensor of two names is stored once
+    missing = [key for key in own.keys() - stored.keys() if own[key].data_ptr() not in tied]
+    _refuse(folder, part, missing, "missing")
+    _refuse(folder, part, [stored[key] for key in stored.keys() - own.keys()], "too many")
+
+
+def _refuse(place: str | Path, part: nn.Module, keys: list[str], said: str) -> None:
+    if keys:
+        raise ValueError(f"{place}: {len(keys)} tensors of {type(part).__name__} are {said}, such as {min(keys)}")
+
+
+def _plain(key: str) -> str:
+    """A tensor's name without what versions of the libraries differ by."""
+    return ".".join(_ATTENTION.get(part, part) for part in key.removeprefix("text_model.").split("."))
