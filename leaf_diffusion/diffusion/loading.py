@@ -88,6 +88,10 @@ def found(source: str, options: Mapping[str, object]) -> Iterator[None]:
     """Whatever diffusers and the Hub say of a name that cannot be had becomes a FileNotFoundError that says what to do."""
     try:
         yield
+    except NotImplementedError as error:  # as torch says it of a tensor that nothing filled
+        if "meta tensor" not in str(error):
+            raise
+        raise ValueError(f"{source}: tensors of one of its networks are missing") from error
     except RuntimeError as error:  # as transformers says it; the tensors stand in a report that was printed
         if "ignore_mismatched_sizes" not in str(error):
             raise

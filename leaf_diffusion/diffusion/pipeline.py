@@ -18,7 +18,7 @@ from leaf_diffusion.attacks.base import Attack, AttackResult
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.diffusion.loading import checked_file, checked_folder, even_dtypes, found
-from leaf_diffusion.diffusion.whole import check_parts
+from leaf_diffusion.diffusion.whole import check_parts, check_single_file
 from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder, computes_on
 from leaf_diffusion.encoders.load import load_defence
@@ -127,6 +127,8 @@ class LeafPipeline(DiffusionPipeline):
         with found(source, kwargs):
             pipe = super().from_single_file(source, **kwargs)
         check_parts(pipe, kwargs)
+        if "://" not in source:
+            check_single_file(pipe, Path(source), kwargs)
         even_dtypes(pipe, kwargs)
         pipe._exchange(sources, (adapter, adapter_2), defence)
         return pipe

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
+from leaf_diffusion.encoders.single_file import places_in, under
 from leaf_diffusion.weights.files import check_finite, read_header
 from leaf_diffusion.weights.models import BUFFERS
 
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """The names of attention layers in older VAEs, which diffusers reads."""
+_IN_ONE_FILE = {
+    "unet": ("model.diffusion_model.", UNet2DConditionModel),
+    "vae": ("first_stage_model.", AutoencoderKL),
+}
+"""Where the networks of Stable Diffusion 1, 2 and XL lie in a single file."""
 _SHARD = r"(?:-\d+-of-\d+)?"
 _FILE = re.compile(rf"(?:diffusion_pytorch_)?model{_SHARD}(?:\.(\w+))?{_SHARD}\.safetensors")
 
@@ -50,6 +58,35 @@ def _compare(part: nn.Module, folder: Path, variant: object) -> None:
     missing = [key for key in own.keys() - stored.keys() if own[key].data_ptr() not in tied]
     _refuse(folder, part, missing, "missing")
     _refuse(folder, part, [stored[key] for key in stored.keys() - own.keys()], "too many")
+
+
+def check_single_file(pipeline: object, file: Path, options: Mapping[str, object]) -> None:
+    """ValueError that names the part where a single file holds more or fewer weights than the network that was made of it:
+    a configuration of another depth. options: of `from_single_file`; components among them are the caller's own."""
+    header = read_header(file)
+    for name, (prefix, kind) in _IN_ONE_FILE.items():
+        part = getattr(pipeline, name, None)
+        stored = [entry for key, entry in header.entries.items() if key.startswith(prefix) and ".loss." not in key]
+        if stored and isinstance(part, kind) and options.get(name) is None:
+            there, own = sum(prod(entry.shape) for entry in stored), sum(each.numel() for each in part.parameters())
+            if there != own:
+                raise ValueError(
+                    f"{file}: {there:,} weights under {prefix!r}, and the {type(part).__name__} of the configuration has "
+                    f"{own:,}: give config=FOLDER, a pipeline of its kind"
+                )
+    for place in places_in(header):
+        part = getattr(pipeline, place.part, None)
+        if isinstance(part, nn.Module) and options.get(place.part) is None:
+            there, own = _depth(under(header, place)), part.config.num_hidden_layers
+            if own not in (there, there - place.unused):
+                raise ValueError(
+                    f"{file}: the {place.what} has {there} blocks, and the {place.part} of the configuration {own}: give "
+                    "config=FOLDER, a pipeline of its kind"
+                )
+
+
+def _depth(keys: Iterable[str]) -> int:
+    return len({match[1] for key in keys if (match := re.search(r"\.(?:layers|resblocks)\.(\d+)\.", key))})
 
 
 def _refuse(place: str | Path, part: nn.Module, keys: list[str], said: str) -> None:

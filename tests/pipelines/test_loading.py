@@ -139,6 +139,32 @@ def test_single_files(
         kind.leaf.from_single_file("https://huggingface.co/some/model/blob/main/model.ckpt")
 
 
+@pytest.mark.parametrize("name", ["sd", "xl"])
+def test_single_files_of_another_depth_or_with_holes(
+    kinds: dict[str, Kind],
+    folders: Callable[[Kind], Path],
+    single_file: Callable[[Kind, Mapping[str, object]], dict[str, torch.Tensor]],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    kind, file = kinds[name], tmp_path / "model.safetensors"
+    whole = single_file(kind, kind.parts())
+    tower = next(key for key in whole if key.endswith("layers.2.mlp.fc1.bias"))
+    holes = ("model.diffusion_model.out.2.bias", "first_stage_model.decoder.conv_in.bias", tower)
+    more = {
+        "UNet2DConditionModel": "model.diffusion_model.input_blocks.9.0.in_layers.0.bias",
+        "AutoencoderKL": "first_stage_model.encoder.down.7.block.0.norm1.bias",
+        "text_encoder": tower.replace("layers.2", "layers.3"),
+    }
+    for said, tensors in [
+        *((r"missing", {key: value for key, value in whole.items() if key != hole}) for hole in holes),
+        *((rf"{part}.* of the configuration", whole | {key: torch.ones(4)}) for part, key in more.items()),
+    ]:
+        save_file(tensors, file)
+        with pytest.raises(ValueError, match=said):
+            kind.leaf.from_single_file(file, config=str(folders(kind)), local_files_only=True, **kind.load)
+
+
 def test_pickled_folders_are_refused_with_a_command_that_works(
     kinds: dict[str, Kind], folders: Callable[[Kind], Path], tmp_path: Path
 ) -> None:
