@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
 from leaf_diffusion.text import Candidates, Constraint, distance
+from leaf_diffusion.text.decoding import shows
 
 if TYPE_CHECKING:
     from leaf_diffusion.scoring.scorer import AnyScorer, BoundScore
@@ -168,8 +169,8 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise TypeError(f"prompt {i} is not a string but {type(prompt).__name__}")
-        if not prompt.strip():
-            raise ValueError(f"prompt {i} is empty: remove it, there is nothing to attack")
+        if not shows(prompt):
+            raise ValueError(f"prompt {i} is empty, or nothing of it shows: remove it, there is nothing to attack")
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise ValueError(f"prompt {i} holds half a surrogate pair, which is no text: decode the file as UTF-8")
     return prompts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import unicodedata
 import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections import Counter
@@ -19,6 +20,8 @@ LONGEST_TEXT = 1 << 20
 LINE_END = re.compile(rb"\r\n|\r|\n")
 MARKS = {BOM_UTF32_LE: "UTF-32", BOM_UTF32_BE: "UTF-32", BOM_UTF16_LE: "UTF-16", BOM_UTF16_BE: "UTF-16"}
 """Byte-order marks, the longer ones first: UTF-32's begins as UTF-16's does."""
+FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe0e\ufe0f\uffa0")
+"""Letters and marks without a shape, which Unicode does not call formats."""
 GZIP = b"\x1f\x8b"
 COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip (or Excel's)"}
 
@@ -50,6 +53,11 @@ def whole_text(text: str, where: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{where}: half a surrogate pair at character {error.start}; write it as UTF-8") from None
     return text
+
+
+def shows(text: str) -> bool:
+    """Whether any character of a text is seen: white space, controls, zero-width and filling characters are not."""
+    return any(not c.isspace() and c not in FILLERS and unicodedata.category(c) not in ("Cc", "Cf") for c in text)
 
 
 @contextmanager

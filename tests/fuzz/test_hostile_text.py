@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import Attack, Charmer, LeafAttack
-from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
+from leaf_diffusion.encoders import HFTextEncoder
 from leaf_diffusion.evaluation.attack_sets import GivenAttack, marked, read_attacks, write_attacks
 from leaf_diffusion.evaluation.terminal import print_matrix
 from leaf_diffusion.finetune.card import model_card
@@ -41,6 +39,7 @@ from leaf_diffusion.runs.records import ImageRecord, ScoreRecord
 from leaf_diffusion.scoring import Drift, Scorer
 from leaf_diffusion.text import NoNewWords
 from leaf_diffusion.text.visible import visible
+from tests import tiny
 
 HOSTILE = [
     '<b onmouseover=alert(1)>hat</b> & "cup"',
@@ -69,12 +68,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 @pytest.fixture(scope="module")
 def encoder() -> HFTextEncoder:
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, projection_dim=8,
-        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=8.0,
-    )  # fmt: skip
-    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), clip_tokenizer(), name="tiny")
+    return tiny.encoder(num_hidden_layers=1, num_attention_heads=1, initializer_factor=8.0)
 
 
 @pytest.mark.parametrize("engine", ["plain", "prefix"])
@@ -98,7 +92,8 @@ def test_a_prompt_of_ten_thousand_characters(attack: Attack, encoder: HFTextEnco
 
 
 def test_blank_prompts_are_refused(encoder: HFTextEncoder) -> None:
-    for blank in ("", " ", "\t\r\n", "\u00a0\u2003\u2028"):
+    unseen = ("\u200b", "\u200d\ufeff \u2060", "\u202e\u202c", "\u3164\u2800", "\ufe0f", "\x07")
+    for blank in ("", " ", "\t\r\n", "\u00a0\u2003\u2028", *unseen):
         with pytest.raises(ValueError, match="prompt 1 is empty"):
             Charmer()(["a cat", blank], Scorer(encoder, Drift("l2")), k=1)
 

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from leaf_diffusion.evaluation.prompts import from_file
+from leaf_diffusion.text.decoding import shows
 from leaf_diffusion.text.files import first_of_each_image, read_texts
 from leaf_diffusion.text.readers.rows import LONGEST_PROMPT
 
@@ -40,6 +42,14 @@ def rows(path: Path | str) -> Rows:
 
 FLICKR = [("Two dogs .", "1.jpg"), ('A " red " boat', "1.jpg"), ("A child", "2.jpg")]
 TWO: Rows = [("a red cat", None), ("a blue dog", None)]
+
+
+def test_a_text_of_which_nothing_shows_is_blank(tmp_path: Path) -> None:
+    lines = ["a red cat", "\u200b\u200d", "\u202e\u2060", "\u3164", "a\u200b", "👩\u200d🚀"]
+    file = put(tmp_path / "captions.txt", "\n".join(lines))
+    assert [text for text, _ in rows(file)] == ["a red cat", "", "", "", "a\u200b", "👩\u200d🚀"]
+    with pytest.raises(ValueError, match="line 2: an empty prompt; remove the line \\(3 such lines\\)"):
+        from_file(file)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +275,8 @@ def test_round_trip(tmp_path: Path, name: str, given: list[str]) -> None:
         elif kind == "karpathy":
             value = {"images": [{"filename": "1", "sentences": [{"raw": text} for text in given]}]}
         put(path, json.dumps(value))
-    wanted = [text.strip().removeprefix("\ufeff").strip() for text in given] * (1 + (name == "lists.csv"))
+    bare = [text.strip().removeprefix("\ufeff").strip() for text in given] * (1 + (name == "lists.csv"))
+    wanted = [text if shows(text) else "" for text in bare]  # nothing to see is nothing to read
     found, said = list[str](), ""
     try:
         found = [text for text, _ in rows(path)]

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from leaf_diffusion.text.decoding import parse_json, whole_text
+from leaf_diffusion.text.decoding import parse_json, shows, whole_text
 
 COLUMNS = ("prompt", "caption", "text", "raw", "sentence", "captions", "sentences", "comment")
 """Where the text stands, in this order, whatever the case of the letters, unless a column is named."""
@@ -36,10 +36,12 @@ class TextRow:
 
 
 def text_row(text: str, where: str, **known: str | None) -> TextRow:
-    """A row of a stripped text. ValueError for one that is too long for a prompt or no whole text."""
+    """A row of a stripped text, blank where nothing of it shows. ValueError for one that is too long for a prompt or no
+    whole text."""
     if len(text) > LONGEST_PROMPT:
         raise ValueError(f"{where}: {len(text):,} characters are no caption or prompt; {LONGEST_PROMPT:,} at most")
-    return TextRow(whole_text(text, where).strip().removeprefix("\ufeff").strip(), where, **known)
+    stripped = whole_text(text, where).strip().removeprefix("\ufeff").strip()
+    return TextRow(stripped if shows(stripped) else "", where, **known)
 
 
 def text_column(names: Sequence[str], column: str | None, where: str) -> str:
