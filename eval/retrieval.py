@@ -61,7 +61,7 @@ class Retrieval(Experiment[RetrievalOptions]):
             units.stage("clean", self.encoders, everything, self.rank_clean, 128),
             units.stage("attacks", self.encoders, queries, self.attack),
             units.stage("ranks", self.encoders, queries, self.rank, 32),
-            units.single("shown", shown, self.show, 64),
+            units.single("shown", shown, self.show, 64, Shown),
         ]
 
     def embed(self, store: RunStore, numbers: Sequence[int]) -> list[Embedded]:

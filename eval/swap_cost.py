@@ -63,7 +63,7 @@ class SwapCost(Experiment[SwapCostOptions]):
         return [
             units.single("trainings", self.trained, self.train, 1),
             units.single("translations", others, self.translate, 1),
-            units.grouped("images", places, self.draw, size),
+            units.grouped("images", places, self.draw, size, SwapImage),
             units.grouped("scores", places, self.score, size),
         ]
 

@@ -50,8 +50,7 @@ class TextToImage(Experiment[Options]):
             Stage("attacks", by_id(plan.attacks()), lambda _, units: attack_units(self.setup, units), PROMPTS_AT_ONCE,
                   AttackRecord, together=lambda _, unit: (unit.source, unit.prompt.id), apart=lambda _, unit: unit.source,
                   after=lambda store: save_attacks(self.setup, store)),
-            Stage("images", images, drawing, self.options.batch_size, ImageRecord, together=drawing.image,
-                  apart=drawing.weights),
+            Stage("images", images, drawing, self.options.batch_size, ImageRecord, together=drawing.image, apart=drawing.weights),
             Stage("scores", images, Scoring(self.setup, self.judges), AT_ONCE, ScoreRecord),
         ]  # fmt: skip
 

@@ -49,7 +49,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
 
     def stages(self) -> Sequence[Stage]:
         images = units.numbered(self.task.names, self.numbers)
-        return [units.single("images", images, self.measure, self.options.batch_size)]
+        return [units.single("images", images, self.measure, self.options.batch_size, ClassifiedImage)]
 
     def measure(self, store: RunStore, numbers: Sequence[int]) -> list[ClassifiedImage]:
         def show(name: str, number: int, parts: Sequence[Image]) -> list[str]:

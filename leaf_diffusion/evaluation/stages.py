@@ -18,7 +18,7 @@ class Stage(Generic[U]):
     """One kind of record: `units` by id, and what computes the records of some of them, in their order.
 
     `work` is given the store, for images and for the records of earlier stages. The frame sets their ids and writes the
-    records down; one that names an "image", or several "images", is computed again where these are missing or damaged.
+    records down; an `OfImage` or `OfImages` is computed again where its files are missing or damaged.
     record: the model of the records, checked when they are written and read.
 
     size: groups computed at a time (one with `--strict`). A group is a single unit, or all units for which `together`
@@ -38,9 +38,9 @@ class Stage(Generic[U]):
 
     def batches(self, store: RunStore, *, strict: bool = False) -> list[Batch]:
         """The work of the stage, in batches that follow from the units alone, whatever is recorded already."""
-        recorded = {record.id: _images(record) for record in store.records(self.kind, self.record)}
+        recorded = {record.id: record for record in store.records(self.kind, self.record)}
         return [
-            Batch(ids, self._work(store, ids), redo=[path for unit in ids for path in recorded.get(unit, ())])
+            Batch(ids, self._work(store, ids), [recorded[unit] for unit in ids if unit in recorded])
             for ids in self._batched(store, 1 if strict else self.size)
         ]
 
@@ -61,12 +61,6 @@ class Stage(Generic[U]):
                 store.append(self.kind, record.model_copy(update={"id": unit}))
 
         return work
-
-
-def _images(record: Record) -> list[str]:
-    """The files that belong to a record."""
-    named = [getattr(record, "image", None), *(getattr(record, "images", None) or ())]
-    return [path for path in named if isinstance(path, str)]
 
 
 def recorded(store: RunStore, stages: Sequence[Stage[Any]]) -> dict[str, list[Record]]:

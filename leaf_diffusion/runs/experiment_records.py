@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-from leaf_diffusion.runs.records import ImagePath, Record, Typed, as_model
+from leaf_diffusion.runs.records import ImagePath, OfImage, OfImages, Record, Typed, as_model
 
 
 class Measured(Record):
@@ -142,7 +142,7 @@ class AttackedImage(Typed):
     said: int
 
 
-class ClassifiedImage(Measured):
+class ClassifiedImage(Measured, OfImages):
     """zero-shot-image: the classes that the encoders `said`, clean and attacked; `images` are shown on the page."""
 
     number: int
@@ -150,7 +150,6 @@ class ClassifiedImage(Measured):
     label: int
     said: dict[str, int]
     attacked: list[AttackedImage]
-    images: list[str]
 
 
 class PairImage(Measured):
@@ -232,7 +231,7 @@ class Ranked(Measured):
     searches: list[Searched]
 
 
-class Shown(Measured):
+class Shown(Measured, OfImage):
     """retrieve: the image `found` at a `place` of a ranking, for the page; `encoder` is empty for the queries' and the
     targets' own."""
 
@@ -241,7 +240,7 @@ class Shown(Measured):
     goal: str
     place: int
     found: int = -1
-    image: str = ""
+    image: ImagePath = ""
 
 
 class TrainedFile(Measured):
@@ -252,14 +251,13 @@ class TrainedFile(Measured):
     file: str
 
 
-class SwapImage(Measured):
+class SwapImage(Measured, OfImage):
     """swap-cost: the image of the prompt `number` of a condition; protocol "floor": from another noise."""
 
     condition: str
     encoder: str
     protocol: str
     number: int
-    image: ImagePath
     truncated: bool
 
 

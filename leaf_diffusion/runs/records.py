@@ -78,6 +78,13 @@ class OfImage(Record):
     size: Count | None = None
 
 
+class OfImages(Record):
+    """A record of several image files; `sha256s` are theirs, as `sha256` is that of one."""
+
+    images: list[ImagePath]
+    sha256s: list[Digest] = Field(default_factory=list)
+
+
 class ImageRecord(OfImage):
     """An image. `prompt`: what was asked; `original`: the clean prompt; `given`: what the encoder read after its defence."""
 

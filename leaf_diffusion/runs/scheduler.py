@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from leaf_diffusion.runs import RunStore
-from leaf_diffusion.runs.images import seems_whole
+from leaf_diffusion.runs.images import damaged_images
+from leaf_diffusion.runs.records import Record
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -21,15 +22,15 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Batch:
-    """`work` computes and appends the records of `ids`; `redo`: recorded images that have to be drawn again."""
+    """`work` computes and appends the records of `ids`; `recorded`: what is there of them, whose images are looked at."""
 
     ids: Sequence[str]
     work: Callable[[], None]
-    redo: Sequence[str] = ()
+    recorded: Sequence[Record] = ()
 
     def is_open(self, store: RunStore, kind: str) -> bool:
         """Whether a record is not there, or an image missing or damaged."""
-        return not store.has(kind, self.ids) or any(not seems_whole(store.folder / path) for path in self.redo)
+        return not store.has(kind, self.ids) or any(damaged_images(store.folder, record) for record in self.recorded)
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

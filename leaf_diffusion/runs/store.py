@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 import weakref
@@ -15,7 +14,7 @@ from typing import Self, TypeVar
 
 from PIL import Image
 
-from leaf_diffusion.images import UnreadableImageError, png_ok, whole_png
+from leaf_diffusion.images import UnreadableImageError, whole_png
 from leaf_diffusion.runs.claims import Claims, Tail, record_file, record_files, take_lock, take_slot
 from leaf_diffusion.runs.files import (
     RunFolderError,
@@ -26,14 +25,14 @@ from leaf_diffusion.runs.files import (
     read_plain,
     sync_folder,
 )
-from leaf_diffusion.runs.images import checked_name, described, is_recorded, refuse_another, seems_whole
+from leaf_diffusion.runs.folder import check_owner, pretty, record_environment
+from leaf_diffusion.runs.images import checked_name, digests, refuse_another, seems_whole, with_digests
 from leaf_diffusion.runs.log import Log, cut_torn_end
 from leaf_diffusion.runs.progress import Progress, TimeLeft, begin_stage, read_progress
-from leaf_diffusion.runs.read import models_of, read_spec
-from leaf_diffusion.runs.records import IMAGE, OfImage, Record, as_model
+from leaf_diffusion.runs.read import models_of
+from leaf_diffusion.runs.records import Record, as_model
 from leaf_diffusion.runs.results import RunResults, write_results
-from leaf_diffusion.runs.spec import RunSpec, environment
-from leaf_diffusion.text.visible import visible
+from leaf_diffusion.runs.spec import RunSpec
 
 R = TypeVar("R", bound=Record)
 _KIND = re.compile(r"[a-z0-9_-]+")
@@ -93,20 +92,15 @@ class RunStore:
         with explained(folder, "creating"):
             folder.mkdir(parents=True, exist_ok=True)
         with explained(folder, "reading"):
-            _check_owner(folder, spec)
-        store = cls(
-            folder,
-            spec,
-            models_of(spec) if kinds is None else kinds,
-            take_lock(folder / ".lock", shared=shared),
-            fsync_seconds,
-        )
+            check_owner(folder, spec)
+        lock = take_lock(folder / ".lock", shared=shared)
+        store = cls(folder, spec, models_of(spec) if kinds is None else kinds, lock, fsync_seconds)
         try:
-            _check_owner(folder, spec)
+            check_owner(folder, spec)
             probe(folder)
             store.resumed = (folder / "spec.json").exists()
             if not store.resumed:
-                atomic_write(folder / "spec.json", _pretty(spec.to_dict()))
+                atomic_write(folder / "spec.json", pretty(spec.to_dict()))
             with explained(folder, "creating folders in"):
                 for name in ("records", "images"):
                     check_folder(folder / name)
@@ -131,7 +125,7 @@ class RunStore:
             store.refresh()
             if store.slot == 0:
                 done = {kind: len(store.done(kind)) for kind in sorted({*store._logs, *store._tails})}
-                _record_environment(folder / "environment.json", command, done)
+                record_environment(folder / "environment.json", command, done)
         except BaseException:
             store._release()
             raise
@@ -210,8 +204,7 @@ class RunStore:
             record = as_model(log.model, record)
         except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}") from error
-        if isinstance(record, OfImage) and record.sha256 is None:
-            record = record.model_copy(update=described(self.folder / record.image))
+        record = with_digests(self.folder, record)
         new = not any(record.id in tail.records for tail in self._others(kind)) and log.append(record)
         if new:
             self._note(record)
@@ -241,28 +234,6 @@ class RunStore:
         refuse_another(where, self._recorded(path), data, "read")
         return image
 
-    def damaged_images(self, kind: str = "images", *, decode: bool = False) -> set[str]:
-        """Paths of recorded images that are missing or truncated: draw them again and `save_image` them.
-
-        By their begin, end and recorded size; decode: by every byte, which takes an hour for 100,000 of 512 pixels.
-        """
-        damaged = set()
-        for record in self._models(kind):
-            if (path := getattr(record, "image", None)) is None:
-                continue
-            whole = IMAGE.fullmatch(str(path)) is not None and seems_whole(
-                self.folder / path, record.size if isinstance(record, OfImage) else None
-            )
-            if whole and decode:
-                whole = (
-                    is_recorded(self.folder / path, record)
-                    if isinstance(record, OfImage)
-                    else png_ok(self.folder / path)
-                )
-            if not whole:
-                damaged.add(str(path))
-        return damaged
-
     def _recorded(self, path: str) -> str | None:
         """The sha256 of an image that is recorded, by this process or another."""
         if self._digests is None:
@@ -272,9 +243,9 @@ class RunStore:
         return self._digests.get(path)
 
     def _note(self, *records: Record) -> None:
-        for record in records:
-            if self._digests is not None and isinstance(record, OfImage) and record.sha256 is not None:
-                self._digests.setdefault(record.image, record.sha256)
+        if self._digests is not None:
+            for record in records:
+                self._digests |= {path: each for path, each in digests(record).items() if path not in self._digests}
 
     def write_results(self, results: RunResults) -> None:
         """Write results.json and results.csv; see `leaf_diffusion.runs.write_results`."""
@@ -320,38 +291,9 @@ class RunStore:
         return list(self._tails.get(kind, {}).values())
 
 
-def _check_owner(folder: Path, spec: RunSpec) -> None:
-    path = folder / "spec.json"
-    if path.exists():
-        if lines := spec.differences(read_spec(path)):
-            more = f"\n  ... and {len(lines) - 12} more" if len(lines) > 12 else ""
-            detail = "\n  ".join(lines[:12]) + more
-            raise RunFolderError(f"{folder} holds another run; choose another output folder. It differs in\n  {detail}")
-        return
-    foreign = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".tmp"))
-    if foreign:
-        names = ", ".join(map(visible, foreign[:5])) + (", ..." if len(foreign) > 5 else "")
-        raise RunFolderError(f"{folder} is not empty and no run folder (it holds {names}); choose another folder")
-
-
-def _record_environment(path: Path, command: str | None, done: Mapping[str, int]) -> None:
-    now = environment(command) | {"done": dict(done)}
-    if path.exists():
-        with suppress(ValueError, RecursionError):  # beside the identity: damage here is no reason to stop
-            first = json.loads(read_plain(path))
-            json.dumps(first, ensure_ascii=False).encode()
-            if isinstance(first, dict) and isinstance(earlier := first.get("reopened", []), list):
-                now = first | {"reopened": [*earlier, now]}
-    atomic_write(path, _pretty(now))
-
-
 def _release(held: list[int], logs: dict[str, Log]) -> None:
     for log in logs.values():
         log.close()
     logs.clear()
     for fd in reversed(held):
         os.close(fd)
-
-
-def _pretty(value: object) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -1,6 +1,8 @@
 """Zero-shot image classification on an untrained world and on folders: what is recorded against what is computed by hand."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +99,25 @@ def test_a_second_call_computes_nothing_and_a_lost_image_is_drawn_again(
     page = (finished / "report.html").read_text()
     assert "apgd on original, eps 8/255" in page and "<script" not in page
     assert "report:" in capsys.readouterr().out
+
+
+def test_a_page_shows_no_image_that_was_not_recorded(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    words = [*OPTIONS, "--eps", "2", "8", "--output", str(folder)]
+    record = next(record for record in load_run(folder).records("images", ClassifiedImage) if record.images)
+    assert record.sha256s == [hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in record.images]
+    swapped, lost = folder / record.images[0], folder / record.images[1]
+    lost.unlink()
+    assert zero_shot_image.main(words) == 0  # drawn again
+    assert lost.read_bytes() == (finished / record.images[1]).read_bytes()
+    Image.new("RGB", (8, 8), "red").save(swapped)
+    capsys.readouterr()
+    assert zero_shot_image.main(words) == 1
+    said = capsys.readouterr()
+    assert "is not the image that was recorded" in " ".join((said.out + said.err).split())
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from leaf_diffusion.evaluation.attack_sets import read_attacks
 from leaf_diffusion.evaluation.prompts import from_file
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.runs import RunFolderError, RunResults, RunSpec, RunStore, image_name, load_run, png_ok
+from leaf_diffusion.runs.images import is_recorded
 from leaf_diffusion.runs.records import ImageRecord
 
 TEXTS = ["a red cat", "zwei „Katzen“, 猫", 'a "quoted" hat']
@@ -132,9 +133,11 @@ def test_run_folders_are_continued(name: str, run: Path, fuzz: Any) -> None:
 def test_images(run: Path, fuzz: Any) -> None:
     name = image_name(TEXTS[0])
     store = RunStore.open(run, SPEC)
+    first = store.records("images", ImageRecord)[0]
+    assert first.image == name
 
     def read() -> None:
-        recorded = name not in store.damaged_images(decode=True)
+        recorded = is_recorded(run / name, first)
         assert png_ok(run / name) or not recorded
         try:
             store.load_image(name)

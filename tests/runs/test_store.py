@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from leaf_diffusion.runs import RunFolderError, RunSpec, RunStore, files, image_name, load_run, log, png_ok
-from leaf_diffusion.runs.records import Record
+from leaf_diffusion.runs.images import damaged_images, with_digests
+from leaf_diffusion.runs.records import OfImage, Record
 
 SPEC = RunSpec({"attack": "charmer", "k": [1, 2], "encoders": {"original": "aa", "leaf": "bb"}})
 
@@ -22,7 +23,6 @@ class Unit(Record):
     score: float | None = None
     note: str | None = None
     text: str | None = None
-    image: str | None = None
 
 
 def record(unit: str, **values: object) -> Unit:
@@ -235,18 +235,21 @@ def test_images_are_whole_or_known_to_be_damaged(tmp_path: Path) -> None:
     with RunStore.open(tmp_path, SPEC) as store:
         image = Image.effect_noise((32, 32), 50).convert("RGB")
         paths = [store.save_image(image_name(unit), image) for unit in ("a", "../../b", "c")]
-        for path in paths:
-            store.append("drawings", record(path, image=path))
-        assert store.damaged_images("drawings") == set()
+        drawn = [with_digests(tmp_path, OfImage(id=path, image=path)) for path in paths]
+
+        def damaged() -> list[str]:
+            return [path for each in drawn for path in damaged_images(tmp_path, each)]
+
+        assert damaged() == []
         assert store.load_image(paths[1]).tobytes() == image.tobytes()
         whole = (tmp_path / paths[0]).read_bytes()
         (tmp_path / paths[0]).write_bytes(whole[:-30])
         (tmp_path / paths[2]).unlink()
-        assert store.damaged_images("drawings") == {paths[0], paths[2]}
+        assert damaged() == [paths[0], paths[2]]
         with pytest.raises(RunFolderError, match="missing or damaged"):
             store.load_image(paths[0])
         store.save_image(paths[0], image)
-        assert store.damaged_images("drawings") == {paths[2]}
+        assert damaged() == [paths[2]]
         for bad in ("../evil.png", "images/../../x.png", "/etc/passwd", "images/evil.exe"):
             with pytest.raises(ValueError, match="hexadecimal"):
                 store.save_image(bad, image)

@@ -12,6 +12,7 @@ from leaf_diffusion.evaluation.experiment import Setting, Stage
 from leaf_diffusion.evaluation.t2i.plan import content_id
 from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import AttackedText, Measured
+from leaf_diffusion.runs.records import Record
 
 U = TypeVar("U")
 K = TypeVar("K")
@@ -65,6 +66,7 @@ def grouped(
     units: Mapping[P, tuple[L, U]],
     work: Callable[[RunStore, L, list[U]], Iterable[Measured]],
     size: int = 8,
+    record: type[Record] = Record,
 ) -> Stage:
     """A stage of (group, unit) pairs; `work` is given those of one group. Ids follow from kind and key."""
     pairs = {content_id(unit=kind, key=key): pair for key, pair in units.items()}
@@ -76,15 +78,19 @@ def grouped(
             found.update(zip(mine, work(store, group, [chosen[i][1] for i in mine]), strict=True))
         return [found[i] for i in range(len(chosen))]
 
-    return Stage(kind, pairs, work_by_group, size)
+    return Stage(kind, pairs, work_by_group, size, record)
 
 
 def single(
-    kind: str, units: Mapping[K, U], work: Callable[[RunStore, Sequence[U]], Iterable[Measured]], size: int = 8
+    kind: str,
+    units: Mapping[K, U],
+    work: Callable[[RunStore, Sequence[U]], Iterable[Measured]],
+    size: int = 8,
+    record: type[Record] = Record,
 ) -> Stage:
     """A stage of units that belong to no label; ids follow from kind and key."""
     named = {content_id(unit=kind, key=key): unit for key, unit in units.items()}
-    return Stage(kind, named, work, size)
+    return Stage(kind, named, work, size, record)
 
 
 class Noted(dict[Setting, dict[str, float]]):

@@ -11,6 +11,7 @@ from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, 
 from leaf_diffusion.reports.results import Metric
 from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import Ranked, Searched, Shown
+from leaf_diffusion.runs.images import recorded_images
 from leaf_diffusion.text.visible import isolated
 
 SHOWN = 6
@@ -103,7 +104,7 @@ def _examples(
 ) -> list[Example]:
     images: dict[tuple[str, int, str], list[Path]] = {}
     for one in shown:
-        images.setdefault((one.encoder, one.query, one.goal), []).append(folder / one.image)
+        images.setdefault((one.encoder, one.query, one.goal), []).extend(recorded_images(folder, one))
     by_pair = {(record.encoder, record.number): record for record in ranked}
     examples = []
     for query in dict.fromkeys(query for label, query, _ in images if label):

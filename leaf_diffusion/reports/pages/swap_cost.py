@@ -12,6 +12,7 @@ from leaf_diffusion.reports.results import METRICS
 from leaf_diffusion.reports.sections import difference_cell
 from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import SwapImage, SwapScore
+from leaf_diffusion.runs.images import recorded_images
 from leaf_diffusion.runs.results import MeasuredCondition
 from leaf_diffusion.text.visible import isolated
 
@@ -104,6 +105,6 @@ def _example(
             verdict = {1.0: "right", 0.0: "wrong", None: ""}[scores.get("scene_accuracy")]
             note = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in scores.items())
             label = image.encoder + (", another noise" if image.protocol == "floor" else "")
-            cells.append(ExampleCell(label, images=[folder / image.image], verdict=verdict, note=note))
+            cells.append(ExampleCell(label, images=recorded_images(folder, image), verdict=verdict, note=note))
     note = "" if asked.negative is None else f"negative prompt: {asked.negative}"
     return Example(asked.given, cells, note)

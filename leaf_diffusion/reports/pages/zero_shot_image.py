@@ -17,6 +17,7 @@ from leaf_diffusion.reports.pages.experiment import (
 )
 from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import ClassifiedImage
+from leaf_diffusion.runs.images import recorded_images
 from leaf_diffusion.text.visible import isolated
 
 ABOUT = "Attacks on a tower itself, and images found on one tower shown to the other."
@@ -65,14 +66,14 @@ def zero_shot_image_page(
 def _example(
     record: ClassifiedImage, encoders: Sequence[str], classes: Sequence[str], folder: Path, attack: str, eps: float
 ) -> Example:
-    cells = []
+    cells, files = [], recorded_images(folder, record)
     for place, name in enumerate(encoders):
-        paths = record.images[3 * place : 3 * place + 3]
+        shown = files[3 * place : 3 * place + 3]
         (said,) = (each.said for each in record.attacked if each.encoder == each.source == name
                    and (each.attack, each.eps) == (attack, eps))  # fmt: skip
         note = f"clean: {isolated(classes[record.said[name]])}; attacked: {isolated(classes[said])}"
         verdict = "right" if said == record.label else "wrong"
-        cells.append(ExampleCell(name, images=[folder / path for path in paths], verdict=verdict, note=note))
+        cells.append(ExampleCell(name, images=shown, verdict=verdict, note=note))
     return Example(classes[record.label], cells)
 
 
