@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from leaf_diffusion import command_line
+from leaf_diffusion import _spelling, command_line
 from leaf_diffusion.cli import main as cli
 
 PAGE = (Path(__file__).parents[1] / "docs" / "options.md").read_text(encoding="utf-8")
@@ -28,14 +28,14 @@ def known() -> dict[str, tuple[dict[str, str], set[str]]]:
     """Command -> its old spellings that still work, with the new ones, and its options."""
     found: dict[str, tuple[dict[str, str], set[str]]] = {}
 
-    class Recorded(command_line._Speller):
-        def __init__(self, command: str, options: Mapping[str, command_line._Option], old: Mapping[str, str]) -> None:
+    class Recorded(_spelling.Speller):
+        def __init__(self, command: str, options: Mapping[str, _spelling.Option], old: Mapping[str, str]) -> None:
             working = {before: after for before, after in old.items() if before[2:] not in options}
             found[command] = working, {f"--{name}" for name in options}
             super().__init__(command, options, old)
 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()):
-        patch.setattr(command_line, "_Speller", Recorded)
+        patch.setattr(command_line, "Speller", Recorded)
         for name in [each for each in cli.COMMANDS if each != "world"] + ["world build", "world show"]:
             assert cli.main([*name.split(), "--help"]) == 0
     return found
@@ -51,4 +51,5 @@ def test_new_spellings_and_options_exist(known: dict[str, tuple[dict[str, str], 
         return option.partition(".")[0] in options
 
     for commands, *_, options in [*rows(OLD), *([commands, options] for commands, options, _ in rows(NEW))]:
+        assert commands and options
         assert all(exists(option, known[command][1]) for command in commands for option in options), (commands, options)
