@@ -14,6 +14,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 
 from leaf_diffusion.finetune.spelling import spelling_features, spelt
 from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
@@ -34,7 +35,8 @@ def _float(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_clip() -> CLIPModel:
     """The world's CLIP, the original: its text tower is the one in the pipeline's folder, stored once."""
-    clip = new_clip()
+    with no_init_weights():  # all are loaded
+        clip = new_clip()
     state = _float(load_weights(weights("clip") / "model.safetensors"))
     text = _float(load_weights(pipeline_path() / "text_encoder" / "model.safetensors"))
     state |= {f"text_model.{key.removeprefix('text_model.')}": value for key, value in text.items()}
@@ -44,7 +46,8 @@ def load_clip() -> CLIPModel:
 
 def text_tower(clip: CLIPModel) -> CLIPTextModelWithProjection:
     """The text half of a CLIP as a model of its own (a copy)."""
-    tower = CLIPTextModelWithProjection(clip.config.text_config)
+    with no_init_weights():
+        tower = CLIPTextModelWithProjection(clip.config.text_config)
     state = clip.state_dict()
     tower.load_state_dict(
         {key: value for key, value in state.items() if key.startswith(("text_model.", "text_projection."))}
@@ -100,7 +103,12 @@ def apply_overlay(original: dict[str, Tensor], parts: dict[str, Tensor]) -> dict
 
 def _spelt(spelling: Tensor) -> Tensor:
     """The part of the token table [49408, width] that the vectors make up."""
-    return spelt(torch.from_numpy(spelling_features(clip_tokenizer().get_vocab(), CLIP_VOCABULARY)), spelling)
+    return spelt(_spelling_features(), spelling)
+
+
+@cache
+def _spelling_features() -> Tensor:
+    return torch.from_numpy(spelling_features(clip_tokenizer().get_vocab(), CLIP_VOCABULARY))
 
 
 def load_world_encoder(name: str, **_: Any) -> tuple[torch.nn.Module, PreTrainedTokenizerBase | None]:
