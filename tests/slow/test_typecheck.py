@@ -12,7 +12,10 @@ from tests.typecheck import ROOT, mypy, stage
     ("folder", "wrong"),
     [
         ("eval", "from leaf_diffusion.eval.textfare import main\n\nmain(argv=1.5)\n"),
-        ("pipelines", "from leaf_diffusion.pipelines import LeafFluxPipeline\n\nLeafFluxPipeline.no_such_method()\n"),
+        (
+            "pipelines",
+            "from leaf_diffusion.pipelines import LeafFluxPipeline as Flux\n\nFlux.from_pretrained('folder', adapter=1.5)\n",
+        ),
     ],
 )
 def test_a_wrong_call_is_seen(folder: str, wrong: str, tmp_path: Path) -> None:
@@ -25,4 +28,4 @@ def test_a_wrong_call_is_seen(folder: str, wrong: str, tmp_path: Path) -> None:
     (link / "wrong.py").write_text(f'"""A call that does not fit."""\n\n{wrong}')
     found = mypy(tree, f"leaf_diffusion.{folder}")
     assert found.returncode == 1
-    assert f"{folder}/wrong.py:4: error" in found.stdout.replace("\\", "/")
+    assert f"{folder}/wrong.py:5: error" in found.stdout.replace("\\", "/")
