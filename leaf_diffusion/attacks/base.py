@@ -15,6 +15,7 @@ from rapidfuzz.distance import Levenshtein
 
 from leaf_diffusion.text import Candidates, Constraint, distance
 from leaf_diffusion.text.decoding import shows
+from leaf_diffusion.text.readers.rows import LONGEST_PROMPT
 
 if TYPE_CHECKING:
     from leaf_diffusion.scoring.scorer import AnyScorer, BoundScore
@@ -169,6 +170,8 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise TypeError(f"prompt {i} is not a string but {type(prompt).__name__}")
+        if len(prompt) > LONGEST_PROMPT:
+            raise ValueError(f"prompt {i} has {len(prompt):,} characters; {LONGEST_PROMPT:,} at most")
         if not shows(prompt):
             raise ValueError(f"prompt {i} is empty, or nothing of it shows: remove it, there is nothing to attack")
         if any("\ud800" <= character <= "\udfff" for character in prompt):

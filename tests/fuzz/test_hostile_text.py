@@ -91,6 +91,12 @@ def test_a_prompt_of_ten_thousand_characters(attack: Attack, encoder: HFTextEnco
     assert result.score > 0  # the edit stands where the encoder still reads
 
 
+def test_a_megabyte_is_refused_at_once(encoder: HFTextEncoder) -> None:
+    for attack in (Charmer(), LeafAttack()):
+        with pytest.raises(ValueError, match="prompt 0 has 1,000,000 characters; 32,768 at most"):
+            attack(["a red cat " * 100_000], Scorer(encoder, Drift("l2")), k=1)
+
+
 def test_blank_prompts_are_refused(encoder: HFTextEncoder) -> None:
     unseen = ("\u200b", "\u200d\ufeff \u2060", "\u202e\u202c", "\u3164\u2800", "\ufe0f", "\x07")
     for blank in ("", " ", "\t\r\n", "\u00a0\u2003\u2028", *unseen):

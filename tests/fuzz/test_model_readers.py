@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import JsonValue
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from leaf_diffusion.cli.convert import convert
 from leaf_diffusion.encoders import load_text_encoder
@@ -24,18 +24,17 @@ from leaf_diffusion.finetune.checkpoint import (
     write_state,
 )
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny text tower with its tokenizer."""
     folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
+    tiny.tower(
         vocab_size=600, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
         projection_dim=4, max_position_embeddings=8, bos_token_id=598, eos_token_id=599, pad_token_id=599,
-    )  # fmt: skip
-    CLIPTextModelWithProjection(config).save_pretrained(folder)
+    ).save_pretrained(folder)  # fmt: skip
     words = small_vocabulary()
     CLIPTokenizer(vocab=words, merges=[("a", "b")], model_max_length=8).save_pretrained(folder)
     return folder
