@@ -5,7 +5,7 @@ from leaf_diffusion.metrics.cmmd import cmmd
 from leaf_diffusion.metrics.distribution import Distance
 from leaf_diffusion.metrics.drift import feature_drift, pixel_rmse
 from leaf_diffusion.metrics.frechet import frechet_distance
-from leaf_diffusion.metrics.intervals import Interval, paired_bootstrap
+from leaf_diffusion.metrics.intervals import Interval, mean_interval
 from leaf_diffusion.metrics.kid import kid
 
 __all__ = [
@@ -19,6 +19,6 @@ __all__ = [
     "feature_drift",
     "frechet_distance",
     "kid",
-    "paired_bootstrap",
+    "mean_interval",
     "pixel_rmse",
 ]
