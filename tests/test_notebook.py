@@ -16,6 +16,7 @@ def outputs(notebook: nbformat.NotebookNode, kind: str) -> list[object]:
     return [out["data"][kind] for cell in cells for out in cell.outputs if kind in out.get("data", {})]
 
 
+@pytest.mark.slow
 def test_gallery_runs_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     notebook = nbformat.read(PATH, as_version=4)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import (
     ATTACKS,
@@ -22,10 +21,11 @@ from leaf_diffusion.attacks import (
 )
 from leaf_diffusion.attacks.base import Outcome, Problem
 from leaf_diffusion.attacks.noise import WORST
-from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
+from leaf_diffusion.encoders import HFTextEncoder
 from leaf_diffusion.encoders.defences import Speller
 from leaf_diffusion.scoring import Drift, Margin, MeanScorer, Scorer, Toward
 from leaf_diffusion.text import NoNewWords, neighbours
+from tests import tiny
 
 PROMPTS = ["a red umbrella", "two cats on a mat", "naïve café", 'a "quoted" 猫']
 QUICK: dict[str, dict[str, int]] = {"charmer": {"n_positions": 3}, "leaf": {"rho": 12}, "tokens": {"top_n": 16}}
@@ -35,17 +35,11 @@ Tower = Callable[..., HFTextEncoder]
 
 @pytest.fixture(scope="module")
 def tower() -> Tower:
-    tokenizer = clip_tokenizer()
-
     def make(seed: int = 0, scale: float = 1.0, defence: Any = None) -> HFTextEncoder:
-        torch.manual_seed(seed)
-        config = CLIPTextConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
-            vocab_size=49408, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=8.0,
-        )  # fmt: skip
-        module = CLIPTextModelWithProjection(config).eval().requires_grad_(False)
-        module.text_projection.weight.mul_(scale)
-        return HFTextEncoder(module, tokenizer, name=f"tiny-{seed}", defence=defence)
+        sizes = tiny.WIDER | {"initializer_factor": 8.0}
+        made = tiny.encoder(seed, name=f"tiny-{seed}", defence=defence, **sizes)
+        made.module.requires_grad_(False).text_projection.weight.mul_(scale)
+        return made
 
     return make
 
@@ -163,6 +157,7 @@ def test_a_margin_stops_once_the_label_flips(tower: Tower) -> None:
 def test_toward_a_target_gets_closer(tower: Tower) -> None:
     for attack in (Charmer(n_positions=4), LeafAttack(rho=20)):
         results = attack(PROMPTS, Scorer(tower(), Toward(["a dog in the snow"] * len(PROMPTS))), k=2)
+        assert len(results) == len(PROMPTS)
         assert all(result.score > result.clean_score for result in results)
         assert all(result.success is None for result in results)
 

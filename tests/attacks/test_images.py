@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from leaf_diffusion.attacks.images import (
     APGD,
@@ -19,6 +18,7 @@ from leaf_diffusion.attacks.images import (
     checkpoints,
     project,
 )
+from tests import tiny
 
 EPS = 8 / 255
 
@@ -26,12 +26,7 @@ EPS = 8 / 255
 @pytest.fixture(scope="module")
 def classify() -> Callable[[Tensor], Tensor]:
     """A tiny image tower in float64 and 5 class features: what a difference of rounding cannot lead astray."""
-    torch.manual_seed(1)
-    config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=4, image_size=8,
-        projection_dim=8, hidden_act="quick_gelu",
-    )  # fmt: skip
-    tower = CLIPVisionModelWithProjection(config).double().eval().requires_grad_(False)
+    tower = tiny.image_tower(1, image_size=8, patch_size=4).double().requires_grad_(False)
     classes = nn.functional.normalize(torch.randn(8, 5, dtype=torch.float64), dim=0)
 
     def logits(pixels: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ def test_probes_need_not_be_allowed_but_scored_candidates_are(fake: Any) -> None
     Charmer(n_positions=20)([prompt], scorer, constraint=rule)
     seen = scorer.bound[0].seen[0]
     assert "a rain bow umbrella" in seen[: n_slots(prompt)]
-    assert all(rule.holds(prompt, text) for text in seen[n_slots(prompt) :])
+    scored = seen[n_slots(prompt) :]
+    assert scored and all(rule.holds(prompt, text) for text in scored)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])

@@ -4,27 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks import TokenSubstitution
-from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
+from leaf_diffusion.encoders import HFTextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.scoring import Drift, Margin, MeanScorer, Scorer
 from leaf_diffusion.text import NoNewWords
+from tests import tiny
 
 PROMPTS = ["a red umbrella", "two cats on a mat", "x"]
 
 
 @pytest.fixture(scope="module")
 def encoder() -> HFTextEncoder:
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
-        vocab_size=49408, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=8.0,
-    )  # fmt: skip
-    return HFTextEncoder(
-        CLIPTextModelWithProjection(config).eval().requires_grad_(False), clip_tokenizer(), name="tiny"
-    )
+    made = tiny.encoder(**tiny.WIDER | {"initializer_factor": 8.0})
+    made.module.requires_grad_(False)
+    return made
 
 
 def score_of(encoder: HFTextEncoder, prompt: str, rows: list[list[int]]) -> torch.Tensor:

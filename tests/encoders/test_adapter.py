@@ -1,6 +1,5 @@
 """LoRA adapters: merged whole, or refused by what is wrong with them."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,28 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion import load_text_encoder
 from leaf_diffusion.encoders.adapter import WEIGHTS
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+from tests import tiny
 
 peft = pytest.importorskip("peft")
 State = dict[str, torch.Tensor]
 
 
-def base() -> CLIPTextModelWithProjection:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(**sizes, projection_dim=8, bos_token_id=49406, eos_token_id=49407)
-    ).eval()
-
-
 def adapted(folder: Path) -> torch.Tensor:
     """Write an adapter; what PEFT itself computes with it."""
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
-    model = peft.get_peft_model(copy.deepcopy(base()), config).eval()
+    model = peft.get_peft_model(tiny.tower(), config).eval()
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = 0.3 * torch.randn_like(parameter)
@@ -40,7 +31,7 @@ def adapted(folder: Path) -> torch.Tensor:
 
 def test_a_whole_one_is_what_peft_computes(tmp_path: Path) -> None:
     wanted = adapted(tmp_path)
-    encoder = load_text_encoder(base(), tokenizer=clip_tokenizer(), adapter=tmp_path)
+    encoder = load_text_encoder(tiny.tower(), tokenizer=clip_tokenizer(), adapter=tmp_path)
     torch.testing.assert_close(encoder.features(encoder.tokenize(["a cat"])).detach(), wanted, atol=1e-6, rtol=1e-5)
 
 
@@ -62,7 +53,7 @@ def test_half_of_one_is_refused(tmp_path: Path, edit: Callable[[State], State], 
     adapted(tmp_path)
     save_file(edit(load_file(tmp_path / WEIGHTS)), tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=said):
-        load_text_encoder(base(), tokenizer=clip_tokenizer(), adapter=tmp_path)
+        load_text_encoder(tiny.tower(), tokenizer=clip_tokenizer(), adapter=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +68,7 @@ def test_those_of_other_programs_are_named(tmp_path: Path, key: str, whose: str)
     save_file({key: torch.ones(2, 16)}, file)
     for adapter in (tmp_path, file):
         with pytest.raises(ValueError, match=f"is a LoRA in {whose} format"):
-            load_text_encoder(base(), tokenizer=clip_tokenizer(), adapter=adapter)
+            load_text_encoder(tiny.tower(), tokenizer=clip_tokenizer(), adapter=adapter)
 
 
 def test_a_megatron_configuration_is_no_code(tmp_path: Path) -> None:
@@ -85,4 +76,4 @@ def test_a_megatron_configuration_is_no_code(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "adapter_config.json").read_text()) | {"megatron_config": {"a": 1}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="megatron_config names code"):
-        load_text_encoder(base(), tokenizer=clip_tokenizer(), adapter=tmp_path)
+        load_text_encoder(tiny.tower(), tokenizer=clip_tokenizer(), adapter=tmp_path)

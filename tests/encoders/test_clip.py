@@ -1,32 +1,20 @@
 """The towers of transformers, against transformers' own padded forward pass."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    PreTrainedModel,
-)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.tokens.tokenizer import RowTokenizer, clip_tokenizer
+from tests import tiny
+from tests.tiny import TOKENIZER
 
-TOKENIZER = clip_tokenizer()
-SIZES = {
-    "hidden_size": 24,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "projection_dim": 16,
-}
 SENTENCES = [
     "a red umbrella on a beach",
     "",
@@ -37,13 +25,8 @@ SENTENCES = [
 ]
 
 
-def text_config(**changes: object) -> CLIPTextConfig:
-    return CLIPTextConfig(**SIZES, bos_token_id=49406, **{"eos_token_id": 49407, **changes})
-
-
-def tower(cls: type = CLIPTextModelWithProjection, seed: int = 0, **changes: object) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    model = cls(text_config(**changes)).eval()
+def tower(cls: type = CLIPTextModelWithProjection, seed: int = 0, **changes: Unpack[tiny.Changes]) -> PreTrainedModel:
+    model = tiny.tower(cls, seed, **changes)
     for parameter in model.parameters():  # the small init of CLIP would hide a wrong position or a missing bias
         parameter.data.normal_(std=0.3)
     return model
@@ -123,15 +106,7 @@ def test_legacy_end_of_text(cls: type[PreTrainedModel]) -> None:
 
 
 def test_text_half_of_a_clip_model() -> None:
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 8,
-        "patch_size": 4,
-    }
-    clip = CLIPModel(CLIPConfig(text_config=text_config().to_dict(), vision_config=vision, projection_dim=16)).eval()
+    clip = tiny.clip()
     encoder = HFTextEncoder(clip, TOKENIZER)
     ids = padded(SENTENCES)
     expected = clip.text_projection(clip.text_model(ids).pooler_output)
@@ -154,7 +129,7 @@ def test_projection_given_from_outside() -> None:
 @pytest.mark.parametrize("what", ["projected", "pooled", Hidden(), Hidden(-2, "all")])
 def test_features_from_embeddings(what: Feature) -> None:
     rows = ENCODER.tokenize(SENTENCES[:3])
-    embeds = torch.zeros(3, max(map(len, rows)), 24)
+    embeds = torch.zeros(3, max(map(len, rows)), 16)
     for i, row in enumerate(rows):
         embeds[i, : len(row)] = ENCODER.token_embedding()[row]
     embeds.requires_grad_()
@@ -165,7 +140,7 @@ def test_features_from_embeddings(what: Feature) -> None:
 
 
 def test_no_rows_no_features() -> None:
-    assert ENCODER.features([]).shape == (0, 16)
+    assert ENCODER.features([]).shape == (0, 8)
 
 
 def test_rows_without_an_end_are_refused() -> None:

@@ -7,33 +7,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
+from transformers import CLIPModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.cli.convert import CONFIG, WEIGHTS, convert, read_differently
 from leaf_diffusion.encoders.convert import to_open_clip, to_transformers
 from leaf_diffusion.encoders.convert_config import open_clip_config, transformers_config
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+from tests import tiny
 
 TEXTS = ["a red umbrella", "zwei Katzen, 猫"]
 
 
 def model(act: str = "quick_gelu") -> CLIPModel:
-    torch.manual_seed(0)
-    text: dict[str, object] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-    }
-    text |= {"bos_token_id": 49406, "eos_token_id": 49407, "hidden_act": act, "projection_dim": 24}
-    vision: dict[str, object] = {
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-    }
-    vision |= {"image_size": 16, "patch_size": 8, "hidden_act": act, "projection_dim": 24}
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
+    vision: tiny.Changes = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3, "hidden_act": act}
+    clip = tiny.clip(text={"num_hidden_layers": 3, "hidden_act": act}, vision=vision)
     with torch.no_grad():  # biases and gains that are not their neutral selves
         for parameter in clip.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

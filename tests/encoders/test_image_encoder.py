@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPImageProcessor, CLIPModel
 
 from leaf_diffusion.encoders.convert_config import CLIP_MEAN
 from leaf_diffusion.encoders.image_encoder import ImageEncoder, load_image_encoder, wrap_image_encoder
@@ -16,15 +16,8 @@ from leaf_diffusion.world.clip import clip_features
 from leaf_diffusion.world.figures import real_images
 from leaf_diffusion.world.scenes import pixels
 from leaf_diffusion.world.sources import load_clip
+from tests import tiny
 
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "patch_size": 8,
-    "image_size": 16,
-}
 IMAGES = [
     Image.fromarray(np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8))
     for i, shape in enumerate([(30, 20, 3), (16, 16, 3), (50, 17)])
@@ -33,9 +26,7 @@ IMAGES = [
 
 @pytest.fixture(scope="module")
 def clip() -> CLIPModel:
-    torch.manual_seed(0)
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).eval()
+    return tiny.clip()
 
 
 @pytest.fixture
@@ -130,8 +121,7 @@ def test_what_cannot_serve_is_refused(folder: Path, tmp_path: Path) -> None:
     assert encoder.prepare([]).shape == (0, 3, 16, 16)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_image_encoder(tmp_path / "nowhere")
-    config = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    text = CLIPTextModelWithProjection(config)
+    text = tiny.tower()
     text.save_pretrained(tmp_path / "text")
     with pytest.raises(ValueError, match="clip_text_model"):
         load_image_encoder(tmp_path / "text")

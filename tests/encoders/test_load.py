@@ -1,6 +1,5 @@
 """load_text_encoder: every kind of source, and every way in which one can be wrong."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,30 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    PreTrainedModel,
-)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
 from leaf_diffusion.encoders import load_text_encoder, sources
 from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+from tests import tiny
+from tests.tiny import tower
 
-SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-CONFIG = CLIPTextConfig(**SIZES, projection_dim=8, eos_token_id=49407, bos_token_id=49406)
 TEXTS = ["a red umbrella", "an other one"]
-
-
-def tower(cls: type[PreTrainedModel] = CLIPTextModelWithProjection, **changes: object) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return cls(
-        CLIPTextConfig(**(copy.deepcopy(CONFIG).to_dict() | changes))
-    ).eval()  # saving in half precision would write into a shared config
 
 
 def features(encoder: TextEncoder, what: Feature = "projected") -> torch.Tensor:
@@ -60,8 +44,7 @@ def test_folder_without_tokenizer_has_clips(tmp_path: Path) -> None:
 
 
 def test_whole_clip_folder_with_stale_projection_width(tmp_path: Path) -> None:
-    vision = {**SIZES, "image_size": 8, "patch_size": 4}
-    clip = CLIPModel(CLIPConfig(text_config=CONFIG.to_dict(), vision_config=vision, projection_dim=12)).eval()
+    clip = tiny.clip()
     clip.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["text_config"]["projection_dim"] = 512  # as in the published ViT-H
@@ -129,7 +112,7 @@ def test_missing_models(source: str) -> None:
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
-    CONFIG.save_pretrained(tmp_path)
+    tiny.text_config().save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no \*.safetensors"):
         load_text_encoder(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")

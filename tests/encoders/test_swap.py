@@ -2,27 +2,12 @@
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.swap import check_swap, exchanged, text_model_for_pipeline
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
-
-TOKENIZER = clip_tokenizer()
-
-
-def tower(
-    cls: type[PreTrainedModel] = CLIPTextModelWithProjection, seed: int = 0, **changes: object
-) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "projection_dim": 8,
-    }
-    return cls(CLIPTextConfig(**{**sizes, "eos_token_id": 49407, "bos_token_id": 49406, **changes})).eval()
+from tests.tiny import TOKENIZER, Changes, tower
 
 
 @pytest.mark.parametrize(
@@ -40,7 +25,7 @@ def tower(
         ({"eos_token_id": 7}, r"pooling \(eos_token_id\).*49407, the new encoder pools at 7"),
     ],
 )
-def test_misfits_are_named(changes: dict[str, object], named: str) -> None:
+def test_misfits_are_named(changes: Changes, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         check_swap(tower(CLIPTextModel), tower(CLIPTextModelWithProjection, 0, **changes), TOKENIZER)
 

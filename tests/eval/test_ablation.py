@@ -35,7 +35,9 @@ Refused = Callable[..., str]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ablation") / "run"
-    assert ablation.main([*WORDS, "--output", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leaf_diffusion.finetune.textfare.HELD_OUT", 4)
+        assert ablation.main([*WORDS, "--output", str(folder)]) == 0
     return folder
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
@@ -19,6 +18,7 @@ from leaf_diffusion.runs.experiment_records import PairImage, PairText
 from leaf_diffusion.text import NoNewWords, distance
 from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.figures import zero_shot_anchors
+from tests import tiny
 
 OPTIONS = ["--limit", "3", "--text-limit", "3", "--attack-steps", "2", "--n-positions", "2", "--per-class", "1"]
 ROWS = ["original + original", "fare + original", "original + leaf", "fare + leaf"]
@@ -108,6 +108,7 @@ def test_images_texts_and_anchors_of_ones_own(tmp_path: Path, towers: Towers) ->
     assert both_domains.main([*own, "--anchors", str(tmp_path / "images"), "--output", str(folder)]) == 0
     records = load_run(folder).records("texts", PairText)
     encoder = towers[1]["original"]
+    assert len(records) == 4
     for record in records:
         tower = towers[0][record.row.split(" + ")[0]]
         shown = [Image.open(tmp_path / "images" / name / "0.png") for name in ("cat", "dog")]
@@ -119,6 +120,7 @@ def test_images_texts_and_anchors_of_ones_own(tmp_path: Path, towers: Towers) ->
     by_row = dict[int, list[tuple[bool, str]]]()
     for record in load_run(tmp_path / "templates").records("texts", PairText):  # no image decides here
         by_row.setdefault(record.number, []).append((record.right, record.perturbed))
+    assert [len(found) for found in by_row.values()] == [2, 2]
     assert all(len(set(found)) == 1 for found in by_row.values())
 
 
@@ -138,14 +140,7 @@ def test_bad_input_is_refused_before_anything_is_made(words: list[str], said: st
 
 
 def test_towers_of_different_clips_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=16,
-        projection_dim=24,
-    )  # fmt: skip
-    CLIPVisionModelWithProjection(config).save_pretrained(tmp_path / "other")
+    tiny.image_tower(projection_dim=24).save_pretrained(tmp_path / "other")
     words = ["--image-encoders", str(tmp_path / "other"), "--output", str(tmp_path / "run")]
     assert both_domains.main(words) == 2
     assert "features of 24" in capsys.readouterr().err.replace("\n", " ")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -13,12 +14,21 @@ from PIL import Image
 
 from leaf_diffusion.eval.swap_cost import main as swap_cost
 from leaf_diffusion.eval.t2i_robustness import main
+from leaf_diffusion.evaluation.swap_cost import files
 from leaf_diffusion.runs import ResultRow, RunSpec
 from leaf_diffusion.runs.records import parse
 
 SMALL = ["--limit", "2", "--steps", "2"]
 EVALUATE = [*SMALL, "--k", "1", "--seeds", "2", "--attack", "random-typos", "--protocols", "adaptive"]
 EVALUATE += ["--neutral-source", "none", "--encoders", "original", "leaf", "typo-augmented"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_translation() -> Iterator[None]:
+    """Two steps in the place of two hundred."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "translate_file", partial(files.translate_file, steps=2))
+        yield
 
 
 @pytest.fixture(scope="module")

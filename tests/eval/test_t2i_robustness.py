@@ -104,6 +104,7 @@ def test_every_unit_is_there_once(finished: Path) -> None:
     assert len(images) == len({row.id for row in images}) == 2 * (4 * (1 + 2 + 3 * 2) + 1)
     assert {row.id for row in scores} == {row.id for row in images}
     assert (finished / "report.html").stat().st_size > 1000
+    assert any(row.shattered for row in attacks)
     for row in attacks:
         assert row.distance <= row.k
         assert row.score >= row.clean_score - 1e-4
@@ -212,32 +213,42 @@ def test_an_attack_on_what_the_denoiser_sees(finished: Path, tmp_path: Path) -> 
     )
 
 
+FEW = ["--encoders", "original", "leaf", "--k", "1", "--neutral-source", "none", "--batch-size", "2"]
+
+
+@pytest.fixture(scope="module")
+def finished_few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "few"
+    assert run(output, *FEW) == 0
+    return output
+
+
 @pytest.mark.parametrize("stage", ["attack", "image"])
 def test_a_killed_run_continues_to_the_same_results(
-    finished: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+    finished_few: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, name = (Charmer, "path") if stage == "attack" else (generate, "draw")
     work, calls = getattr(module, name), []
 
     def killed(*args: Any, **options: Any) -> Any:
         calls.append(args)
-        if len(calls) == 3:
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return work(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, name, killed)
-        assert run(tmp_path / "run") == 130
-    done = len(attack_lines(tmp_path / "run"))
-    assert 0 < done <= 20
-    assert run(tmp_path / "run") == 0
-    for found, expected in zip(rows(tmp_path / "run"), rows(finished), strict=True):
+        assert run(tmp_path / "run", *FEW) == 130
+    done, planned = (len(attack_lines(folder)) for folder in (tmp_path / "run", finished_few))
+    assert 0 < done < planned if stage == "attack" else done == planned
+    assert run(tmp_path / "run", *FEW) == 0
+    for found, expected in zip(rows(tmp_path / "run"), rows(finished_few), strict=True):
         assert found == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize("kind", ["attacks.jsonl", "images/", "images.jsonl", "scores.jsonl", "results.", "report."])
 def test_a_full_disk_stops_any_write_clearly_and_the_run_goes_on(
-    finished: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished_few: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write, room = files.write_all, 3
 
@@ -253,10 +264,10 @@ def test_a_full_disk_stops_any_write_clearly_and_the_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_all", full)
         patch.setattr(log, "write_all", full)
-        assert run(tmp_path / "run") == 1
+        assert run(tmp_path / "run", *FEW) == 1
     assert "the disk is full; free some space" in capsys.readouterr().out.replace("\n", " ")
-    assert run(tmp_path / "run") == 0
-    assert rows(tmp_path / "run") == rows(finished)
+    assert run(tmp_path / "run", *FEW) == 0
+    assert rows(tmp_path / "run") == rows(finished_few)
     assert sorted((tmp_path / "run").rglob("*.tmp")) == []
 
 

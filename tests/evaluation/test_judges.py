@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextModelWithProjection
+from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextModelWithProjection
 
 from leaf_diffusion.evaluation.t2i.judges import OpenCLIPJudge
-from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+from tests import tiny
 
 TEXTS = ["a red cat", "cat " * 90, "a dog"]
 IMAGES = [Image.new("RGB", (40, 44), (40 * i, 10, 200 - 40 * i)) for i in range(3)]
@@ -18,25 +18,14 @@ IMAGES = [Image.new("RGB", (40, 44), (40 * i, 10, 200 - 40 * i)) for i in range(
 
 @pytest.fixture
 def clip() -> CLIPModel:
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "projection_dim": 8,
-    }
-    text = sizes | {"bos_token_id": 49406, "eos_token_id": 49407}
-    return CLIPModel(
-        CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 32, "patch_size": 16}, projection_dim=8)
-    )
+    return tiny.clip()
 
 
 @pytest.fixture
 def folder(clip: CLIPModel, tmp_path: Path) -> Path:
-    clip.eval().save_pretrained(tmp_path)
-    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(image_processor=processor, tokenizer=clip_tokenizer()).save_pretrained(tmp_path)
+    clip.save_pretrained(tmp_path)
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    CLIPProcessor(image_processor=processor, tokenizer=tiny.TOKENIZER).save_pretrained(tmp_path)
     return tmp_path
 
 

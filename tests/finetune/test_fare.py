@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from leaf_diffusion.attacks.images import APGD, FeatureDrift
 from leaf_diffusion.cli import finetune_image
@@ -23,6 +23,7 @@ from leaf_diffusion.encoders.image_encoder import (
 from leaf_diffusion.finetune.fare import FAREConfig, finetune_image_encoder, image_figures
 from leaf_diffusion.finetune.images import read_images, split_images
 from leaf_diffusion.images import ImageFolder
+from tests import tiny
 
 CONFIG = FAREConfig(
     eps=8, attack_steps=3, batch_size=8, max_steps=40, lr=3e-3, warmup_steps=4, checkpoint_every=5, eval_every=40
@@ -43,12 +44,8 @@ class Drawn:
 
 @pytest.fixture(scope="module")
 def encoder() -> ImageEncoder:
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, patch_size=4, image_size=16,
-        projection_dim=16, initializer_range=0.1,
-    )  # fmt: skip
-    tower = CLIPVisionModelWithProjection(config).eval().requires_grad_(False)
+    sizes = tiny.WIDER | {"patch_size": 4, "initializer_range": 0.1}
+    tower = tiny.image_tower(**sizes).requires_grad_(False)
     with torch.no_grad():  # a tower that single pixels move: as fresh it would be smooth
         tower.vision_model.embeddings.patch_embedding.weight.mul_(8)
     return wrap_image_encoder(tower, image_processor(16), name="tiny")
@@ -210,6 +207,7 @@ def test_a_tower_of_open_clip_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_end_where_one_does(encoder: ImageEncoder, tmp_path: Path) -> None:
     encoder.module.save_pretrained(tmp_path / "tiny")
     assert encoder.processor is not None

@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
 from leaf_diffusion.attacks import LeafAttack
 from leaf_diffusion.encoders import load_text_encoder
@@ -18,6 +17,7 @@ from leaf_diffusion.finetune.config import FAREConfig, JointConfig
 from leaf_diffusion.runs import RunFolderError
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 from leaf_diffusion.world.paths import pipeline_path
+from tests import tiny
 
 CAPTIONS = [f"a {c} {n} on a table" for c in ("red", "blue", "white") for n in ("cup", "dish", "key", "bell", "hat")]
 QUICK = TextFAREConfig(attack="random-typos", batch_size=4, max_steps=12, lr=1e-3)
@@ -26,12 +26,7 @@ QUICK = TextFAREConfig(attack="random-typos", batch_size=4, max_steps=12, lr=1e-
 @pytest.fixture(scope="module")
 def bare() -> HFTextEncoder:
     """A text encoder as a Stable Diffusion holds it, without a projection."""
-    torch.manual_seed(2)
-    config = CLIPTextConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_factor=3.0,
-        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-    )  # fmt: skip
-    return HFTextEncoder(CLIPTextModel(config).eval(), clip_tokenizer(), name="bare")
+    return tiny.encoder(2, kind=CLIPTextModel, name="bare", **tiny.WIDER | {"initializer_factor": 3.0})
 
 
 @pytest.mark.parametrize(
@@ -73,9 +68,8 @@ def test_an_encoder_without_a_projection_learns_its_pooled_states(
         assert isinstance(robust.module, CLIPTextModel)
     else:
         robust = load_text_encoder(bare.module, tokenizer=clip_tokenizer(), adapter=folder)
-        assert all(
-            key.startswith("base_model.model.text_model.") for key in load_file(folder / "adapter_model.safetensors")
-        )
+        keys = list(load_file(folder / "adapter_model.safetensors"))
+        assert keys and all(key.startswith("base_model.model.text_model.") for key in keys)
     targets, drifts = embed(bare, CAPTIONS), []
     for one in (bare, robust):
         found = attack_captions(LeafAttack(rho=20), one, CAPTIONS, targets, k=1, constraint=None, seed=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.defences import Speller
@@ -19,20 +19,18 @@ from leaf_diffusion.finetune.tower import trainable_copy
 from leaf_diffusion.scoring import Drift, Scorer
 from leaf_diffusion.text import Candidates
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
+from tests import tiny
 from tests.shapes import unchecked
 
 CAPTIONS = [
     f"a {c} {n} on a table" for c in ("red", "blue", "white") for n in ("cup", "dish", "key", "bell", "hat", "fish")
 ]
-TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEXT |= {"projection_dim": 16, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
 CONFIG = TextFAREConfig(attack="random-typos", batch_size=4, max_steps=2, warmup_steps=1, lr=1e-3)
 
 
 @pytest.fixture(scope="module")
 def tower() -> CLIPTextModelWithProjection:
-    torch.manual_seed(1)
-    return CLIPTextModelWithProjection(CLIPTextConfig(**TEXT)).eval()
+    return tiny.tower(seed=1, **tiny.WIDER)
 
 
 @pytest.fixture
@@ -111,19 +109,10 @@ def test_trainings_of_several_precisions_in_one_process_and_without_the_callers_
 @pytest.mark.parametrize("kind", ["CLIPModel", "CLIPTextModel and a projection"])
 def test_the_trained_copy_is_the_text_half_of_any_clip(kind: str, tower: CLIPTextModelWithProjection) -> None:
     if kind == "CLIPModel":
-        vision = {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "patch_size": 16,
-            "image_size": 32,
-        }
-        config = CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=16)
-        source = HFTextEncoder(CLIPModel(config).eval(), clip_tokenizer())
+        source = HFTextEncoder(tiny.clip(), clip_tokenizer())
     else:
-        text = CLIPTextModel(CLIPTextConfig(**TEXT)).eval()
-        source = HFTextEncoder(text, clip_tokenizer(), projection=torch.nn.Linear(32, 24, bias=False))
+        projection = torch.nn.Linear(16, 24, bias=False)
+        source = HFTextEncoder(tiny.tower(CLIPTextModel), clip_tokenizer(), projection=projection)
     copied = HFTextEncoder(trainable_copy(source).eval(), clip_tokenizer())
     torch.testing.assert_close(embed(copied, CAPTIONS), embed(source, CAPTIONS))
     assert not {p.data_ptr() for p in copied.module.parameters()} & {p.data_ptr() for p in source.module.parameters()}
@@ -139,7 +128,7 @@ def test_nothing_but_matrices_decays(tower: CLIPTextModelWithProjection) -> None
 
 
 def test_the_attack_maximises_the_loss(encoder: HFTextEncoder) -> None:
-    other = HFTextEncoder(CLIPTextModelWithProjection(CLIPTextConfig(**TEXT)).eval(), clip_tokenizer(), name="anchor")
+    other = tiny.encoder(name="anchor", **tiny.WIDER)
     targets = embed(other, CAPTIONS)
     found = [caption.replace("a", "q", 1) for caption in CAPTIONS]
     known = Scorer(encoder, AnchorDrift(targets)).bind(CAPTIONS)([Candidates.from_texts([t]) for t in found])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel
 
 from leaf_diffusion.encoders import load_text_encoder
 from leaf_diffusion.encoders.causal import UnsupportedTowerError
@@ -21,21 +21,16 @@ from leaf_diffusion.finetune.tower import trainable_copy
 from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import neighbours
-from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 from leaf_diffusion.world.paths import pipeline_path
+from tests import tiny
+from tests.tiny import TOKENIZER
 
 CAPTIONS = [f"a photo of a {c} {n}" for c in ("red", "blue", "green") for n in ("cat", "house", "boat", "umbrella")]
-TOKENIZER = clip_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def encoder() -> HFTextEncoder:
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
-        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=3.0,
-    )  # fmt: skip
-    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), TOKENIZER, name="tiny")
+    return tiny.encoder(**tiny.WIDER | {"initializer_factor": 3.0})
 
 
 @pytest.fixture(scope="module")

@@ -163,6 +163,7 @@ def test_a_floor_and_replay_share_a_checkpoint(
     assert equal(whole, run(encoder, tmp_path / "cut", **settings))
 
 
+@pytest.mark.slow
 def test_several_processes_go_on_where_they_were_broken_off(encoder: HFTextEncoder, tmp_path: Path) -> None:
     encoder.module.save_pretrained(tmp_path / "tiny")
     (tmp_path / "tiny" / "captions.txt").write_text("\n".join(CAPTIONS))

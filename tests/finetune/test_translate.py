@@ -12,28 +12,23 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion import load_text_encoder
 from leaf_diffusion.cli.main import main
-from leaf_diffusion.encoders import HFTextEncoder, Hidden, TextEncoder, clip_tokenizer
+from leaf_diffusion.encoders import HFTextEncoder, Hidden, TextEncoder
 from leaf_diffusion.finetune.translate import TEMPLATES, read_tensors, translate_file, translate_token
 from leaf_diffusion.world import pipeline_path
+from tests import tiny
 
 FEW = ("a photo of a {}", "{}", "a {} on a table")
 
 
 def tower(seed: int = 0, width: int = 16, context: int = 24) -> HFTextEncoder:
-    torch.manual_seed(seed)
-    config = CLIPTextConfig(
-        hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=8,
-        max_position_embeddings=context, eos_token_id=49407, bos_token_id=49406,
-    )  # fmt: skip
-    module = CLIPTextModelWithProjection(config).eval()
+    made = tiny.encoder(seed, name=f"tower {seed}", hidden_size=width, max_position_embeddings=context)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in made.module.parameters():
             parameter.mul_(3)  # far enough from linear
-    return HFTextEncoder(module, clip_tokenizer(), name=f"tower {seed}")
+    return made
 
 
 def drawn(*shape: int) -> torch.Tensor:

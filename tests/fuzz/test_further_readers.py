@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
 from leaf_diffusion.encoders.single_file import load_single_file
 from leaf_diffusion.evaluation.tasks.images import folder_images
@@ -20,15 +20,14 @@ from leaf_diffusion.images import read_image
 from leaf_diffusion.reports.costs import read_swap_cost
 from leaf_diffusion.runs import RunSpec
 from leaf_diffusion.runs.progress import read_progress
+from tests import tiny
 
 
 def test_single_files(tmp_path: Path, fuzz: Any) -> None:
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=40, hidden_size=64, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+    tower = tiny.tower(
+        CLIPTextModel, vocab_size=40, hidden_size=64, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
         max_position_embeddings=8, bos_token_id=38, eos_token_id=39, pad_token_id=39,
     )  # fmt: skip
-    tower = CLIPTextModel(config)
     file = tmp_path / "clip_l.safetensors"
     save_file(tower.state_dict(), file)
     right = tower.state_dict()

@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -20,70 +20,51 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
-from leaf_diffusion.encoders import clip_tokenizer
 from leaf_diffusion.encoders.convert import to_open_clip
 from leaf_diffusion.pipelines import (
     LeafStableDiffusion3Pipeline,
     LeafStableDiffusionPipeline,
     LeafStableDiffusionXLPipeline,
 )
+from tests import tiny
+from tests.tiny import TOKENIZER, Changes
 
 PROMPT = "a red umbrella"
-TOKENIZER = clip_tokenizer()
+SIZES: Changes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "projection_dim": 64}
+SIZES |= {"initializer_factor": 3.0}
+"""One head: a single file says shapes alone, and CLIP's heads are 64 wide."""
 
 
 def tower(
-    kind: type[PreTrainedModel] = CLIPTextModelWithProjection, seed: int = 0, **changes: object
+    kind: type[PreTrainedModel] = CLIPTextModelWithProjection, seed: int = 0, **changes: Unpack[Changes]
 ) -> PreTrainedModel:
-    """A text tower of 64, one head: a single file says shapes alone, and CLIP's heads are 64 wide."""
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 1}
-    ids = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
-    config = CLIPTextConfig(**sizes | ids | {"projection_dim": 64, "initializer_factor": 3.0} | changes)
-    made = kind(config).eval().requires_grad_(False)
+    """A text tower of SIZES."""
+    made = tiny.tower(kind, seed, **SIZES | changes).requires_grad_(False)
     for parameter in made.parameters():  # gains and biases that are not neutral
         parameter.add_(0.1 * torch.randn_like(parameter) if parameter.ndim == 1 else 0)
     return made
 
 
-def _unet(**changes: object) -> UNet2DConditionModel:
-    torch.manual_seed(1)
-    sizes = {"sample_size": 4, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
-    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
-    blocks |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
-    return UNet2DConditionModel(
-        **sizes | blocks | {"cross_attention_dim": 64, "attention_head_dim": 4} | changes
-    ).eval()
-
-
-def _vae(**changes: object) -> AutoencoderKL:
-    torch.manual_seed(2)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return AutoencoderKL(
-        **{"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4} | blocks | changes
-    )
-
-
 def _sd() -> dict[str, object]:
     return {
-        "unet": _unet(), "vae": _vae().eval(), "text_encoder": tower(CLIPTextModel), "tokenizer": TOKENIZER,
+        "unet": tiny.unet(cross_attention_dim=64), "vae": tiny.vae(),
+        "text_encoder": tower(CLIPTextModel), "tokenizer": TOKENIZER,
         "scheduler": DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
         "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False,
     }  # fmt: skip
 
 
 def _xl() -> dict[str, object]:
-    unet = _unet(
+    unet = tiny.unet(
         cross_attention_dim=128 + 64, attention_head_dim=(2, 4), use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32,
     )  # fmt: skip
     second = tower(seed=1, hidden_size=128, num_attention_heads=2, projection_dim=32, hidden_act="gelu")
     return {
-        "unet": unet, "vae": _vae().eval(), "scheduler": EulerDiscreteScheduler(),
+        "unet": unet, "vae": tiny.vae(), "scheduler": EulerDiscreteScheduler(),
         "text_encoder": tower(CLIPTextModel), "tokenizer": TOKENIZER,
         "text_encoder_2": second, "tokenizer_2": TOKENIZER, "add_watermarker": False,
     }  # fmt: skip
@@ -95,14 +76,12 @@ def _sd3() -> dict[str, object]:
         sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
         caption_projection_dim=32, joint_attention_dim=128 + 64, pooled_projection_dim=128 + 64, out_channels=4,
     )  # fmt: skip
-    vae = _vae(
-        sample_size=8, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5
-    )  # fmt: skip
     first = tower()
     first.text_projection.weight.copy_(torch.eye(64))  # as in SD3, which takes CLIP-L's pooled state unprojected
     second = tower(seed=1, hidden_size=128, num_attention_heads=2, projection_dim=128, hidden_act="gelu")
     return {
-        "transformer": transformer.eval(), "vae": vae.eval(), "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "transformer": transformer.eval(), "vae": tiny.vae(**tiny.NEWER_VAE),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
         "text_encoder": first, "tokenizer": TOKENIZER, "text_encoder_2": second, "tokenizer_2": TOKENIZER,
         "text_encoder_3": None, "tokenizer_3": None,
     }  # fmt: skip
@@ -136,11 +115,12 @@ class Kind:
         """One of new parts that is a network."""
         return module(self.make(), name)
 
-    def new_tower(self, part: str, seed: int = 7, **changes: object) -> PreTrainedModel:
+    def new_tower(self, part: str, seed: int = 7, **changes: Unpack[Changes]) -> PreTrainedModel:
         """Another text encoder of the shape that `part` has, with a projection."""
         old = self.module(part).config
-        names = ("hidden_size", "num_attention_heads", "hidden_act", "projection_dim")
-        return tower(seed=seed, **{name: getattr(old, name) for name in names} | changes)
+        sizes: Changes = {"hidden_size": old.hidden_size, "num_attention_heads": old.num_attention_heads}
+        sizes |= {"hidden_act": old.hidden_act, "projection_dim": old.projection_dim}
+        return tower(seed=seed, **sizes | changes)
 
     def image(
         self, pipe: DiffusionPipeline, prompt: str | list[str] | None = PROMPT, /, **options: object

@@ -1,16 +1,23 @@
 """The text-to-image evaluation over every kind of pipeline: towers by name, attacked together, images of their own."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval.t2i_robustness import main
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.runs.records import AttackRecord, ImageRecord
+from tests.tiny import TOKENIZER
+
+if TYPE_CHECKING:
+    from tests.pipelines.conftest import Kind
 
 SIZES = {"sd": "8", "xl": "8", "sd3": "16"}
 
@@ -23,18 +30,18 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def other(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def other(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Another encoder for each place, saved as transformers does."""
     found = {}
     for part in kind.towers:
         found[part] = tmp_path_factory.mktemp(f"{kind.name}-{part}") / "encoder"
         kind.new_tower(part).save_pretrained(found[part])
-        load_text_encoder(kind.new_tower(part), tokenizer=kind.parts()["tokenizer"])  # it is a tower
-        kind.parts()["tokenizer"].save_pretrained(found[part])
+        load_text_encoder(kind.new_tower(part), tokenizer=TOKENIZER)  # it is a tower
+        TOKENIZER.save_pretrained(found[part])
     return found
 
 
-def run(kind: Any, folder: Path, prompts: Path, encoders: list[str], output: Path, *more: str) -> int:
+def run(kind: Kind, folder: Path, prompts: Path, encoders: list[str], output: Path, *more: str) -> int:
     size = SIZES[kind.name]
     words = ["--pipeline", str(folder), "--prompts", str(prompts), "--encoders", *encoders, "--output", str(output)]
     words += ["--steps", "2", "--attack", "leaf", "--k", "1", "--height", size, "--width", size]
@@ -42,7 +49,7 @@ def run(kind: Any, folder: Path, prompts: Path, encoders: list[str], output: Pat
 
 
 def test_every_kind_runs_and_each_label_draws_its_own(
-    kind: Any, folders: Callable[[Any], Path], prompts: Path, other: dict[str, Path], tmp_path: Path
+    kind: Kind, folders: Callable[[Kind], Path], prompts: Path, other: dict[str, Path], tmp_path: Path
 ) -> None:
     whole = "all=" + ",".join(str(path) for path in other.values())
     encoders = ["original", whole]
@@ -63,14 +70,14 @@ def test_every_kind_runs_and_each_label_draws_its_own(
 
 
 def test_the_attack_is_on_the_mean_of_the_towers(
-    kind: Any, folders: Callable[[Any], Path], prompts: Path, tmp_path: Path
+    kind: Kind, folders: Callable[[Kind], Path], prompts: Path, tmp_path: Path
 ) -> None:
     assert run(kind, folders(kind), prompts, ["original"], tmp_path / "run", "--protocols", "adaptive") == 0
     parts, record = kind.parts(), load_run(tmp_path / "run").records("attacks", AttackRecord)[0]
     drifts = []
     for part in kind.towers:
         encoder = load_text_encoder(parts[part], tokenizer=parts["tokenizer"])
-        feature: Any = "projected" if kind.name == "sd3" else "pooled"
+        feature: Feature = "projected" if kind.name == "sd3" else "pooled"
         clean, moved = (
             encoder.features(encoder.tokenize([text]), feature) for text in (record.prompt, record.perturbed)
         )
@@ -81,7 +88,7 @@ def test_the_attack_is_on_the_mean_of_the_towers(
 
 
 def test_states_are_those_that_the_denoiser_sees(
-    kind: Any, folders: Callable[[Any], Path], prompts: Path, tmp_path: Path
+    kind: Kind, folders: Callable[[Kind], Path], prompts: Path, tmp_path: Path
 ) -> None:
     words = ("--protocols", "adaptive", "--feature", "states", "--limit", "1")
     assert run(kind, folders(kind), prompts, ["original"], tmp_path / "run", *words) == 0
@@ -98,7 +105,7 @@ def test_states_are_those_that_the_denoiser_sees(
     ],
 )
 def test_misfits_are_told_before_any_work(
-    kinds: dict[str, Any], folders: Callable[[Any], Path], prompts: Path, tmp_path: Path, encoders: list[str],
+    kinds: dict[str, Kind], folders: Callable[[Kind], Path], prompts: Path, tmp_path: Path, encoders: list[str],
     more: list[str], said: str, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     kind = kinds["xl"]

@@ -7,13 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-)
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextModel, PreTrainedModel, T5Config, T5EncoderModel, T5TokenizerFast
 
 from leaf_diffusion.attacks import Charmer
@@ -21,6 +15,7 @@ from leaf_diffusion.encoders import Hidden, clip_tokenizer, load_text_encoder
 from leaf_diffusion.encoders.defences import Speller
 from leaf_diffusion.pipelines import LeafFluxPipeline, LeafStableDiffusionPipeline
 from leaf_diffusion.scoring.objectives import Drift
+from tests import tiny
 
 PROMPT = "a red umbrella"
 
@@ -47,12 +42,9 @@ def flux_parts(new_tower: Callable[..., PreTrainedModel]) -> dict[str, object]:
         patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, pooled_projection_dim=64, axes_dims_rope=[4, 4, 8],
     )  # fmt: skip
-    vae = AutoencoderKL(
-        sample_size=32, in_channels=3, out_channels=3, block_out_channels=(4,), layers_per_block=1, latent_channels=1,
-        norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5,
-    )  # fmt: skip
+    vae = tiny.vae(latent_channels=1, **tiny.NEWER_VAE)
     return {
-        "transformer": transformer.eval(), "vae": vae.eval(), "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "transformer": transformer.eval(), "vae": vae, "scheduler": FlowMatchEulerDiscreteScheduler(),
         "text_encoder": new_tower(CLIPTextModel), "tokenizer": clip_tokenizer(),
         "text_encoder_2": t5(), "tokenizer_2": t5_tokenizer(), "image_encoder": None, "feature_extractor": None,
     }  # fmt: skip

@@ -6,61 +6,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from transformers import CLIPTextModel
 
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders import Hidden, clip_tokenizer, load_text_encoder
 from leaf_diffusion.pipelines import LeafStableDiffusionPipeline
 from leaf_diffusion.scoring import Drift
+from tests import tiny
 
 PROMPT = "a red umbrella"
 
 
-def text_model(cls: type[PreTrainedModel] = CLIPTextModel, seed: int = 0, **changes: object) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "projection_dim": 8,
-    }
-    model = cls(CLIPTextConfig(**{**sizes, "eos_token_id": 49407, "bos_token_id": 49406, **changes}))
-    return model.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def parts() -> dict[str, object]:
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
     return {
-        "unet": unet.eval(),
-        "vae": vae.eval(),
+        "unet": tiny.unet(),
+        "vae": tiny.vae(),
         "scheduler": DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-        "text_encoder": text_model(),
+        "text_encoder": tiny.tower(CLIPTextModel),
         "tokenizer": clip_tokenizer(),
         "safety_checker": None,
         "feature_extractor": None,
@@ -83,7 +47,7 @@ def image(pipe: DiffusionPipeline, prompt: str | None = PROMPT, **options: objec
 
 @pytest.mark.parametrize("given", ["folder", "module", "encoder"])
 def test_swapping_a_text_encoder(stock_folder: Path, parts: dict[str, object], tmp_path: Path, given: str) -> None:
-    new = text_model(CLIPTextModelWithProjection, seed=1)
+    new = tiny.tower(seed=1)
     new.save_pretrained(tmp_path / "robust")
     source = {
         "folder": str(tmp_path / "robust"),
@@ -104,7 +68,7 @@ def test_swapping_a_text_encoder(stock_folder: Path, parts: dict[str, object], t
 
 def test_misfits_are_found_on_loading(stock_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"does not fit the pipeline: width"):
-        LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=text_model(hidden_size=24))
+        LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=tiny.tower(hidden_size=24))
 
 
 def test_pickles_are_never_opened(stock_folder: Path) -> None:
@@ -115,7 +79,8 @@ def test_pickles_are_never_opened(stock_folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
 def test_adapter_on_the_pipelines_own_encoder(stock_folder: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    lora = peft.get_peft_model(text_model(), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    lora = peft.get_peft_model(tiny.tower(CLIPTextModel), settings)
     lora.save_pretrained(tmp_path)
     leaf = LeafStableDiffusionPipeline.from_pretrained(stock_folder, adapter=tmp_path)
     rows = torch.tensor(leaf.encoder.tokenize([PROMPT]))
@@ -139,7 +104,7 @@ def test_the_defence_reads_prompts_only(stock_folder: Path) -> None:
 
 
 def test_from_pipe_shares_components(stock_folder: Path) -> None:
-    new = text_model(CLIPTextModelWithProjection, seed=1)
+    new = tiny.tower(seed=1)
     stock = StableDiffusionPipeline.from_pretrained(stock_folder)
     leaf = LeafStableDiffusionPipeline.from_pipe(stock)
     assert leaf.unet is stock.unet
@@ -165,7 +130,7 @@ def test_attack_on_the_pipelines_own_encoder(stock_folder: Path) -> None:
     rows = leaf.encoder.tokenize([PROMPT, result.perturbed])
     clean, attacked = leaf.encoder.features(rows, "pooled").detach()
     assert result.score == pytest.approx(float((clean - attacked).square().sum()), rel=1e-4)
-    projected = text_model(CLIPTextModelWithProjection, seed=1)
+    projected = tiny.tower(seed=1)
     robust = LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=projected)
     bare = LeafStableDiffusionPipeline.from_pretrained(stock_folder, text_encoder=projected.text_model)
     found, same = (pipe.attack([PROMPT], attack=attack, constraint=None)[0] for pipe in (robust, bare))

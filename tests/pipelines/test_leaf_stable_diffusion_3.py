@@ -7,30 +7,25 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import PreTrainedModel
 
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders import TextEncoder, clip_tokenizer, load_text_encoder
 from leaf_diffusion.encoders.defences import Speller
 from leaf_diffusion.pipelines import LeafStableDiffusion3Pipeline
+from tests import tiny
 
 PROMPT = "a red umbrella"
 WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
 
 
-def tower(seed: int = 0, width: int = 16) -> CLIPTextModelWithProjection:
-    torch.manual_seed(seed)
-    config = CLIPTextConfig(
-        hidden_size=width, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, projection_dim=width,
-        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=5.0,
-    )  # fmt: skip
-    return CLIPTextModelWithProjection(config).eval()
+def tower(seed: int = 0, width: int = 16) -> PreTrainedModel:
+    return tiny.tower(seed=seed, hidden_size=width, projection_dim=width, initializer_factor=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +35,9 @@ def parts() -> dict[str, object]:
         sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
         caption_projection_dim=32, joint_attention_dim=32, pooled_projection_dim=32, out_channels=4,
     )  # fmt: skip
-    vae = AutoencoderKL(
-        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(4,), layers_per_block=1, latent_channels=4,
-        norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5,
-    )  # fmt: skip
     return {
-        "transformer": transformer.eval(), "vae": vae.eval(), "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "transformer": transformer.eval(), "vae": tiny.vae(**tiny.NEWER_VAE),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
         "text_encoder": tower(), "tokenizer": clip_tokenizer(), "text_encoder_2": tower(1), "tokenizer_2": clip_tokenizer(),
         **WITHOUT_T5,
     }  # fmt: skip

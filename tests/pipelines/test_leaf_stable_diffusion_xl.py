@@ -1,51 +1,38 @@
 """What is XL's own, with tiny seeded components: each tower swapped alone, attacks on both together."""
 
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    EulerDiscreteScheduler,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders import clip_tokenizer, load_text_encoder
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.encoders.defences import Speller
 from leaf_diffusion.pipelines import LeafStableDiffusionXLPipeline
+from tests import tiny
 
 PROMPT = "a red umbrella"
 
 
-def tower(cls: type[PreTrainedModel] = CLIPTextModel, seed: int = 0, **changes: object) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
-    ids = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
-    return cls(CLIPTextConfig(**sizes | ids | {"projection_dim": 8, "initializer_factor": 5.0} | changes)).eval()
+def tower(
+    cls: type[PreTrainedModel] = CLIPTextModel, seed: int = 0, **changes: Unpack[tiny.Changes]
+) -> PreTrainedModel:
+    return tiny.tower(cls, seed, **tiny.Changes(initializer_factor=5.0) | changes)
 
 
 @pytest.fixture(scope="module")
 def parts() -> dict[str, object]:
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=32,
-        attention_head_dim=(2, 4), use_linear_projection=True, transformer_layers_per_block=(1, 1),
+    unet = tiny.unet(
+        cross_attention_dim=32, attention_head_dim=(2, 4), use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
     )  # fmt: skip
     return {
-        "unet": unet.eval(), "vae": vae.eval(), "scheduler": EulerDiscreteScheduler(),
+        "unet": unet, "vae": tiny.vae(), "scheduler": EulerDiscreteScheduler(),
         "text_encoder": tower(), "tokenizer": clip_tokenizer(),
         "text_encoder_2": tower(CLIPTextModelWithProjection, seed=1), "tokenizer_2": clip_tokenizer(),
     }  # fmt: skip

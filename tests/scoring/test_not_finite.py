@@ -4,24 +4,20 @@ from typing import Literal
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion import Drift, Scorer
-from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
+from leaf_diffusion.encoders import HFTextEncoder
 from leaf_diffusion.scoring import Precision
 from leaf_diffusion.text import Candidates
+from tests import tiny
 
 
 def spoilt(word: str) -> HFTextEncoder:
     """A tower that is NaN where it reads the word."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    module = CLIPTextModelWithProjection(
-        CLIPTextConfig(**sizes, projection_dim=8, bos_token_id=49406, eos_token_id=49407)
-    )
+    made = tiny.encoder(name="spoilt")
     with torch.no_grad():
-        module.text_model.embeddings.token_embedding.weight[clip_tokenizer()(word).input_ids[1]] = torch.nan
-    return HFTextEncoder(module.eval().requires_grad_(False), clip_tokenizer(), name="spoilt")
+        made.token_embedding()[made.tokenize([word])[0][1]] = torch.nan
+    return made
 
 
 @pytest.mark.parametrize(
@@ -31,7 +27,7 @@ def test_it_names_the_candidate(engine: Literal["plain", "prefix"], precision: P
     prompts = ["a cat", "a red boat"]
     score = Scorer(spoilt("umbrella"), Drift("l2"), engine=engine, precision=precision).bind(prompts)
     fine = score([Candidates.from_texts(["a cta", "a bat"]), Candidates.from_texts(["a rde boat"])])
-    assert all(torch.isfinite(each).all() for each in fine)
+    assert [torch.isfinite(each).tolist() for each in fine] == [[True, True], [True]]
     with pytest.raises(ValueError, match="spoilt: the features of 'an umbrella' hold NaN"):
         score([Candidates.from_texts(["a cta", "a bat"]), Candidates.from_texts(["a red boat", "an umbrella"])])
 

@@ -4,24 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders import HFTextEncoder, Hidden, clip_tokenizer
+from leaf_diffusion.encoders import Hidden
 from leaf_diffusion.scoring import Drift, Margin, Objective, Toward
+from tests import tiny
 from tests.shapes import unchecked
 
-TOKENIZER = clip_tokenizer()
 PROMPTS = ["a red umbrella", "two cats"]
 
 
-def encoder(seed: int = 0, projection_dim: int = 8) -> HFTextEncoder:
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPTextConfig(**sizes, projection_dim=projection_dim, eos_token_id=49407, bos_token_id=49406)
-    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), TOKENIZER, name=f"tower-{seed}")
-
-
-ENCODER = encoder()
+ENCODER = tiny.encoder(name="tower-0")
 FEATURES = ENCODER.features(ENCODER.tokenize(["a rd umbrella", "tow cats", "dogs"])).detach()
 CLEAN = ENCODER.features(ENCODER.tokenize(PROMPTS)).detach()
 
@@ -45,12 +37,12 @@ def test_cosine_drift_at_every_batch_size(n: int) -> None:
 
 
 def test_anchored_drift() -> None:
-    anchor = encoder(seed=1)
+    anchor = tiny.encoder(1)
     wanted = anchor.features(anchor.tokenize(PROMPTS))
     goals = Drift("l2", anchor=anchor).goals(ENCODER, PROMPTS)
     torch.testing.assert_close(goals[1](FEATURES), ((FEATURES - wanted[1]) ** 2).sum(1), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="the anchor tower-2 gives 12 features a prompt, tower-0 gives 8"):
-        Drift("l2", anchor=encoder(2, projection_dim=12)).goals(ENCODER, PROMPTS)
+        Drift("l2", anchor=tiny.encoder(2, name="tower-2", projection_dim=12)).goals(ENCODER, PROMPTS)
 
 
 def test_toward_grows_as_the_target_nears() -> None:

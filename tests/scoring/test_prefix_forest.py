@@ -2,22 +2,15 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    PreTrainedModel,
-)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from leaf_diffusion.attacks import Charmer, Exhaustive, LeafAttack
-from leaf_diffusion.encoders import HFTextEncoder, Hidden, clip_tokenizer
+from leaf_diffusion.encoders import HFTextEncoder, Hidden
 from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.encoders.causal import Block, UnsupportedTowerError
 from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder
@@ -26,33 +19,26 @@ from leaf_diffusion.scoring.forest import Forest, SortedRows, distinct
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, random_edits
 from leaf_diffusion.tokens.token_rows import Rows
+from tests import tiny
+from tests.tiny import TOKENIZER
 
-TOKENIZER = clip_tokenizer()
 ODD = ["", "a cat", 'the "so-called" cat &amp; dog', "a  double\tspace", "café naïve Ærø", "😀🎉 party", "猫と犬",
        "x" * 300, "word " * 90, "it's <b>bold</b> &lt;3", "a cat <|endoftext|> behind the end",
        "a cat <|endoftext|>", "a cat <|endoftext|><|endoftext|>"]  # fmt: skip
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-IDS = {"bos_token_id": 49406, "pad_token_id": 49407}
+DEEPER: tiny.Changes = tiny.WIDER | {"num_hidden_layers": 3, "num_attention_heads": 4, "initializer_factor": 4.0}
 FEATURES: list[Feature] = ["pooled", "projected", Hidden(), Hidden(-2), Hidden(0), Hidden(2, "all"), Hidden(-1, "all")]
 
 
-def text_config(**changes: object) -> CLIPTextConfig:
-    given = SIZES | IDS | {"eos_token_id": 49407, "projection_dim": 16, "initializer_factor": 4.0} | changes
-    return CLIPTextConfig(**given)
-
-
 def hf(
-    cls: type[PreTrainedModel] = CLIPTextModelWithProjection, dtype: torch.dtype = torch.float32, **changes: object
+    cls: type[PreTrainedModel] = CLIPTextModelWithProjection,
+    dtype: torch.dtype = torch.float32,
+    **changes: Unpack[tiny.Changes],
 ) -> HFTextEncoder:
-    torch.manual_seed(0)
-    return HFTextEncoder(cls(text_config(**changes)).eval().to(dtype), TOKENIZER, name="tower")
+    return HFTextEncoder(tiny.tower(cls, **DEEPER | changes).to(dtype), TOKENIZER, name="tower")
 
 
 def clip_model() -> HFTextEncoder:
-    torch.manual_seed(0)
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = CLIPConfig(text_config=text_config().to_dict(), vision_config=vision | {"image_size": 8, "patch_size": 8})
-    return HFTextEncoder(CLIPModel(config).eval(), TOKENIZER)
+    return HFTextEncoder(tiny.clip(text=DEEPER, projection_dim=16), TOKENIZER)
 
 
 def openclip(quick: bool = False, **changes: object) -> OpenCLIPTextEncoder:
@@ -166,7 +152,7 @@ class Doubled(torch.nn.Linear):
 
 
 def doubled_layer(encoder: HFTextEncoder) -> None:
-    encoder.text_model.encoder.layers[0].mlp.fc1 = Doubled(32, 48)
+    encoder.text_model.encoder.layers[0].mlp.fc1 = Doubled(32, 64)
 
 
 def hook(encoder: HFTextEncoder) -> None:

@@ -1,41 +1,32 @@
 """The plain scorer and the mean over towers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from leaf_diffusion.attacks.charmer import Charmer
-from leaf_diffusion.encoders import HFTextEncoder, Hidden, clip_tokenizer
+from leaf_diffusion.encoders import HFTextEncoder, Hidden
 from leaf_diffusion.encoders.base import Defence, Feature
 from leaf_diffusion.encoders.defences import Speller
 from leaf_diffusion.scoring import Drift, Margin, MeanScorer, Scorer, Toward
 from leaf_diffusion.scoring.objectives import Goal
 from leaf_diffusion.text.edits import Candidates, neighbours, random_edits
 from leaf_diffusion.tokens.token_rows import TokenRows
+from tests import tiny
 
-TOKENIZER = clip_tokenizer()
 PROMPTS = ["a red umbrella on a beach", "two cats, sleeping", "café 😀"]
 
 
-def encoder(seed: int = 0, defence: Defence | None = None, gain: float = 1.0, **changes: object) -> HFTextEncoder:
-    torch.manual_seed(seed)
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "projection_dim": 8,
-    }
-    model = CLIPTextModelWithProjection(
-        CLIPTextConfig(**{**sizes, "eos_token_id": 49407, "bos_token_id": 49406, **changes})
-    )
+def encoder(
+    seed: int = 0, defence: Defence | None = None, gain: float = 1.0, **changes: Unpack[tiny.Changes]
+) -> HFTextEncoder:
+    made = tiny.encoder(seed, name=f"tower-{seed}", defence=defence, **changes)
     with torch.no_grad():
-        model.text_projection.weight *= gain
-    return HFTextEncoder(model.eval(), TOKENIZER, name=f"tower-{seed}", defence=defence)
+        made.module.text_projection.weight *= gain
+    return made
 
 
 ENCODER = encoder()
@@ -110,7 +101,7 @@ def test_finished_prompts_and_token_rows() -> None:
     assert bound.queries == [0, 2, 1]
     texts = bound([Candidates.none(), Candidates.from_texts(["a cat", "a dog"]), Candidates.none()])[1]
     torch.testing.assert_close(scores[1], texts)
-    assert all(len(each) == 0 for each in bound([Candidates.none()] * 3))
+    assert [len(each) for each in bound([Candidates.none()] * 3)] == [0, 0, 0]
 
 
 def test_clean_scores() -> None:

@@ -5,20 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders import HFTextEncoder, clip_tokenizer
+from leaf_diffusion.encoders import HFTextEncoder
 from leaf_diffusion.scoring import Scorer, prefix
 from leaf_diffusion.text import random_edits
+from tests import tiny
 
 
 def hf() -> HFTextEncoder:
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, projection_dim=16,
-        bos_token_id=49406, pad_token_id=49407, eos_token_id=49407, initializer_factor=4.0,
-    )  # fmt: skip
-    return HFTextEncoder(CLIPTextModelWithProjection(config).eval(), clip_tokenizer(), name="tower")
+    deeper: tiny.Changes = {"num_hidden_layers": 3, "num_attention_heads": 4, "initializer_factor": 4.0}
+    return tiny.encoder(**tiny.WIDER | deeper)
 
 
 def test_screening_returns_exact_best_scores() -> None:

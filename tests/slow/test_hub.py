@@ -18,11 +18,12 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, PreTrainedModel
+from transformers import CLIPTextModel, PreTrainedModel
 
 from leaf_diffusion.encoders import clip_tokenizer
+from tests import tiny
 from tests.hub import Hub
-from tests.pipelines.conftest import Kind
+from tests.pipelines.conftest import SIZES, Kind
 from tests.pipelines.test_leaf_flux import flux_parts
 
 pytestmark = pytest.mark.slow
@@ -45,15 +46,6 @@ def decoys(folder: Path) -> None:
     (folder / "tf_model.h5").write_bytes(b"tensorflow")
 
 
-def whole_clip() -> CLIPModel:
-    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 1}
-    ids = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
-    torch.manual_seed(0)
-    images = {**sizes, "image_size": 32, "patch_size": 16}
-    config = CLIPConfig(text_config={**sizes, **ids}, vision_config=images, projection_dim=16)
-    return CLIPModel(config).eval()
-
-
 @pytest.fixture(scope="module")
 def hub(
     tmp_path_factory: pytest.TempPathFactory,
@@ -65,7 +57,7 @@ def hub(
     for kind, name in NAMES.items():
         shutil.copytree(folders(kinds[kind]), hub.folder(name), dirs_exist_ok=True)
     FluxPipeline(**flux_parts(new_tower)).save_pretrained(hub.folder(FLUX))
-    model, tokenizer = whole_clip(), clip_tokenizer()
+    model, tokenizer = tiny.clip(text=SIZES, projection_dim=64), clip_tokenizer()
     model.save_pretrained(hub.folder(CLIP))
     model.save_pretrained(hub.folder(LAION), max_shard_size="1MB")
     model.text_model.final_layer_norm.bias.data += 1

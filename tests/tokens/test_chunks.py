@@ -75,10 +75,13 @@ def test_only_clips_own_splitting_is_split_by_pieces() -> None:
     assert RowTokenizer(tokenizer).pieces is None
 
 
+ROWS = RowTokenizer(clip_tokenizer())
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.sampled_from(ALPHABET + "éß\t\n猫İ"), max_size=20), st.data())
 def test_any_text(text: str, data: st.DataObject) -> None:
-    rows = RowTokenizer(clip_tokenizer())
+    rows = ROWS
     slots = data.draw(st.lists(st.integers(0, n_slots(text) - 1), min_size=1, max_size=20))
     letters = data.draw(
         st.lists(st.sampled_from([*ALPHABET, "", "é", "\n", "猫"]), min_size=len(slots), max_size=len(slots))

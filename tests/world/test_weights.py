@@ -87,6 +87,7 @@ def test_stock_diffusers_draws_what_is_asked_for() -> None:
     assert np.mean(SceneJudge.load().correct(images, [p.scene for p in prompts])) >= 0.6
 
 
+@pytest.mark.slow
 def test_the_scene_judge_agrees_with_a_person() -> None:
     """100 images of clean, misspelt and attacked prompts, each labelled by eye: is the thing there, in its colour?"""
     labels = json.loads((Path(__file__).parent / "judged_by_eye.json").read_text())
@@ -98,6 +99,7 @@ def test_the_scene_judge_agrees_with_a_person() -> None:
 
 def test_real_images_and_seen_tokens() -> None:
     first, second = real_images(3, seed=1), real_images(3, seed=1)
+    assert len(first) == 3
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(first, second, strict=True))
     tokens = load_text_encoder("world:original").tokenize(["a red cat"])[0]
     assert set(tokens) <= seen_tokens()
@@ -110,6 +112,7 @@ def test_a_missing_world_says_how_to_make_it(monkeypatch: pytest.MonkeyPatch, tm
         weights("clip")
 
 
+@pytest.mark.slow
 def test_fare_is_what_its_card_says_where_the_original_breaks() -> None:
     recorded, fare, original = (
         card("fare"),
