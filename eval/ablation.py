@@ -7,7 +7,7 @@ Runs as `leaf-diffusion ablate` and as `python eval/ablation.py`; trained encode
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -82,6 +82,9 @@ class Ablation(Experiment[AblationOptions]):
             probe(encoder, label, self.base, self.task, number, attack=attack, ks=options.k,
                   constraint=options.constraint, seed=options.seed) for number in numbers
         ]  # fmt: skip
+
+    def clusters(self) -> Mapping[str, str]:
+        return units.numbered_clusters(self.task.clusters)
 
     def values(self, records: Records) -> units.Noted:
         return probe_values(typed(AttackedUnderRecipe, records["texts"]), self.options.constraint)

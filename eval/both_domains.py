@@ -8,7 +8,7 @@ Every row sees the same images, random starts and texts. Runs as `leaf-diffusion
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
@@ -61,6 +61,9 @@ class BothDomains(Experiment[BothDomainsOptions]):
         )  # fmt: skip
         return [images, texts]
 
+    def clusters(self) -> Mapping[str, str]:
+        return units.numbered_clusters(self.images.clusters) | units.numbered_clusters(self.texts.clusters, "text ")
+
     def values(self, records: Records) -> units.Noted:
         found, k, rule = units.Noted(), self.options.k, self.options.constraint
         for row in self.tower_pairs:
@@ -72,8 +75,8 @@ class BothDomains(Experiment[BothDomainsOptions]):
                 found.note(image, each.number, each.right[row])
                 found.note(apgd, each.number, each.held[row])
             for one in (one for one in typed(PairText, records["texts"]) if one.row == row):
-                found.note(text, one.number, one.right)
-                found.note(charmer, one.number, one.held)
+                found.note(text, units.unit_name(one.number, "text "), one.right)
+                found.note(charmer, units.unit_name(one.number, "text "), one.held)
         return found
 
     def extra(self, records: Records) -> dict[str, int]:

@@ -76,6 +76,9 @@ class InversionExperiment(Experiment[InversionOptions]):
                          weight_decay=options.weight_decay, vocabulary=vocabulary, feature=self.feature,
                          seed=options.seed)  # fmt: skip
 
+    def clusters(self) -> Mapping[str, str]:
+        return {prompt.text: prompt.cluster for prompt in self.prompts if prompt.cluster is not None}
+
     def values(self, records: Records) -> units.Noted:
         found = units.Noted()
         for record in typed(Inverted, records["inversions"]):

@@ -19,6 +19,7 @@ from leaf_diffusion.evaluation.swap_cost.measure import (
     draw_series,
     score_series,
     series_units,
+    swap_clusters,
     swap_values,
 )
 from leaf_diffusion.evaluation.swap_cost.setup import SwapCostOptions, load
@@ -39,11 +40,7 @@ class SwapCost(Experiment[SwapCostOptions]):
         super().__init__(options)
         self.setup = load(options)
         self.judges = load_judges(self.setup.options)
-        self.loaded = self.setup.encoders
-        self.encoders = {label: one.base for label, one in self.loaded.items()}
-
-    def labels(self) -> Sequence[str]:
-        return list(self.loaded)
+        self.encoders = {label: one.base for label, one in self.setup.encoders.items()}
 
     def pairs(self) -> Sequence[tuple[str, str]]:
         return [(label, self.labels()[0]) for label in self.labels()[1:]]
@@ -58,13 +55,12 @@ class SwapCost(Experiment[SwapCostOptions]):
         own = {"token": self.options.textual_inversion is None, "lora": self.options.lora is None}
         self.trained = {key: key for key in own if own[key] and key in keys}
         others = {label: label for label in self.labels()[1:]} if "translated" in keys else {}
-        size = self.setup.options.batch_size
         places = series_units(self.conditions, self.labels())
         return [
             units.single("trainings", self.trained, self.train, 1),
             units.single("translations", others, self.translate, 1),
-            units.grouped("images", places, self.draw, size, SwapImage),
-            units.grouped("scores", places, self.score, size),
+            units.grouped("images", places, self.draw, self.setup.options.batch_size, SwapImage),
+            units.grouped("scores", places, self.score, self.setup.options.batch_size),
         ]
 
     def train(self, store: RunStore, keys: Sequence[str]) -> list[TrainedFile]:
@@ -85,13 +81,15 @@ class SwapCost(Experiment[SwapCostOptions]):
         style = series.condition.key in ("plain", "lora") and "lora" in self.trained
         return score_series(store, series, numbers, self.labels()[0], self.judges, style=style)
 
+    def clusters(self) -> dict[str, str]:
+        return swap_clusters(self.conditions)
+
     def values(self, records: Records) -> units.Noted:
         return swap_values(typed(SwapScore, records["scores"]))
 
     def extra(self, records: Records) -> dict[str, object]:
-        conditions = described(self.conditions, typed(SwapImage, records["images"]))
-        return {"feature_space": self.judges.space, "conditions": [each.model_dump() for each in conditions],
-                "left_out": self.left_out}  # fmt: skip
+        found = [each.model_dump() for each in described(self.conditions, typed(SwapImage, records["images"]))]
+        return {"feature_space": self.judges.space, "conditions": found, "left_out": self.left_out}
 
     def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         images, scores = typed(SwapImage, records["images"]), typed(SwapScore, records["scores"])

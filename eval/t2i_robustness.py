@@ -15,6 +15,7 @@ from typing import Any, Self
 from torch import nn
 
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Report, Setting, Stage, Values, run
+from leaf_diffusion.evaluation.prompts import clusters_of
 from leaf_diffusion.evaluation.t2i import setup, specification, summarise
 from leaf_diffusion.evaluation.t2i.attack import PROMPTS_AT_ONCE, attack_units, save_attacks
 from leaf_diffusion.evaluation.t2i.distribution import distribution_rows, sensitivity_rows
@@ -58,11 +59,10 @@ class TextToImage(Experiment[Options]):
         return summarise.pairs_of(self.labels())
 
     def searched(self, records: Records) -> tuple[str, str]:
-        """Attack and constraint of the rows."""
-        attacks, options = typed(AttackRecord, records["attacks"]), self.options
-        return summarise.named_attack(
-            attacks, options.attack.label, options.constraint, given=bool(self.setup.given_attacks)
-        )
+        return summarise.named_attack(typed(AttackRecord, records["attacks"]), self.setup)
+
+    def clusters(self) -> Mapping[str, str]:
+        return clusters_of(self.setup.prompts)
 
     def values(self, records: Records) -> Mapping[Setting, Values]:
         images, scores = typed(ImageRecord, records["images"]), typed(ScoreRecord, records["scores"])

@@ -7,10 +7,10 @@ attack maximises that very loss, on each encoder. Runs as `leaf-diffusion textfa
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, load_encoders, run
-from leaf_diffusion.evaluation.prompts import Prompt
+from leaf_diffusion.evaluation.prompts import Prompt, clusters_of
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.textfare import TextFareOptions, loss_values, measure_losses
 from leaf_diffusion.reports.pages.experiment import Page
@@ -48,6 +48,9 @@ class TextFare(Experiment[TextFareOptions]):
         options = self.options
         return measure_losses(self.encoders[label], label, self.objective, self.attacks, prompts, ks=options.k,
                               constraint=options.constraint, seed=options.seed)  # fmt: skip
+
+    def clusters(self) -> Mapping[str, str]:
+        return clusters_of(self.prompts)
 
     def values(self, records: Records) -> units.Noted:
         return loss_values(typed(Losses, records["losses"]))

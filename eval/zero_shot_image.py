@@ -8,7 +8,7 @@ feature is nearest (cosine). Every tower sees the same images, and random starts
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL.Image import Image
 
@@ -59,6 +59,9 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         steps, seed, transfer = self.options.attack_steps, self.options.seed, self.options.transfer
         return classify_attacked(self.classify, self.task, numbers, self.options.attacks, self.radii, show,
                                  steps=steps, seed=seed, transfer=transfer)  # fmt: skip
+
+    def clusters(self) -> Mapping[str, str]:
+        return units.numbered_clusters(self.task.clusters)
 
     def values(self, records: Records) -> units.Noted:
         found = units.Noted()

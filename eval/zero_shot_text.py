@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, load_encoders, run
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.images import seen_by_tower
-from leaf_diffusion.evaluation.tasks.query_curve import accuracies, mean_queries, sensitivities
-from leaf_diffusion.evaluation.tasks.text import sensitivity
+from leaf_diffusion.evaluation.tasks.query_curve import PAIR, accuracies, mean_queries, sensitivities
+from leaf_diffusion.evaluation.tasks.text import pair_clusters, sensitivity
 from leaf_diffusion.evaluation.tasks.text_attacks import ZeroShotTextOptions, attack_text
 from leaf_diffusion.reports.pages.experiment import Page
 from leaf_diffusion.reports.pages.zero_shot import zero_shot_page
@@ -64,6 +64,10 @@ class ZeroShotText(Experiment[ZeroShotTextOptions]):
 
     def pairs_told(self, store: RunStore, labels: Sequence[str]) -> list[MinimalPairs]:
         return [MinimalPairs(encoder=x, told=sensitivity(self.encoders[x], self.anchors[x])) for x in labels]
+
+    def clusters(self) -> Mapping[str, str]:
+        pairs = units.numbered_clusters(pair_clusters() if self.task.pairs else [], PAIR)
+        return units.numbered_clusters(self.task.clusters) | pairs
 
     def values(self, records: Records) -> units.Noted:
         found = accuracies(typed(ClassifiedText, records["texts"]))

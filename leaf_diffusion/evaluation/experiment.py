@@ -26,7 +26,7 @@ from leaf_diffusion.evaluation.dry_run import dry_run
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.evaluation.folders import check_space, check_writable
 from leaf_diffusion.evaluation.options import RunOptions, identity
-from leaf_diffusion.evaluation.results import Setting, Values, all_pairs, result_rows
+from leaf_diffusion.evaluation.results import Clusters, Setting, Values, all_pairs, result_rows
 from leaf_diffusion.evaluation.stages import Stage, recorded
 from leaf_diffusion.evaluation.strict import strict
 from leaf_diffusion.evaluation.terminal import Bars, print_found, print_matrix, quiet
@@ -37,7 +37,7 @@ from leaf_diffusion.runs import ResultRow, RunResults, RunSpec, RunStore, load_r
 from leaf_diffusion.runs.records import Record
 from leaf_diffusion.runs.scheduler import POLL_SECONDS, run_batches
 
-NOT_IDENTITY = ("encoders", "output", "device", "share", "strict", "dry_run", "config")
+NOT_IDENTITY = ("clusters", "encoders", "output", "device", "share", "strict", "dry_run", "config")
 """Options that change no result, or that the identity holds in another form (fingerprints)."""
 
 Records = Mapping[str, Sequence[Record]]
@@ -90,6 +90,10 @@ class Experiment(ABC, Generic[O]):
     @abstractmethod
     def values(self, records: Records) -> Mapping[Setting, Values]:
         """A number a unit (prompt, image) for each setting, from the records by kind."""
+
+    def clusters(self) -> Clusters:
+        """Which units fall together, as prompts of one noun do: they are one in the intervals. Default: none."""
+        return {}
 
     def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         """The report; images of the run are looked up with `self.folder`."""
@@ -228,11 +232,13 @@ def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Repor
         return None
     with console.status("results"):
         records = recorded(store, stages)
+        clusters = experiment.clusters()
         rows = [
-            *result_rows(experiment.values(records), experiment.pairs()),
+            *result_rows(experiment.values(records), experiment.pairs(), clusters),
             *experiment.further_rows(store, records),
         ]
-        store.write_results(RunResults.model_validate({"rows": rows, **experiment.extra(records)}))
+        found = {"rows": rows, "clusters": dict(clusters), **experiment.extra(records)}
+        store.write_results(RunResults.model_validate(found))
         return experiment.report(store, load_run(store.folder).results.rows, records)
 
 

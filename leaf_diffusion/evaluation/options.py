@@ -13,7 +13,7 @@ import torch
 
 from leaf_diffusion.attacks import Attack, Charmer, attack_from_text
 from leaf_diffusion.command_line import ByName
-from leaf_diffusion.evaluation.prompts import Prompt, from_file
+from leaf_diffusion.evaluation.prompts import ClusterName, Prompt, from_file
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
 
 ConstraintName = Literal["no-new-words", "published", "none"]
@@ -77,12 +77,15 @@ class PromptOptions:
     """Only prompts of this split, where the file tells one ("test" of a Karpathy split)."""
     every_caption: bool = False
     """Whether every caption of an image is a prompt; otherwise its first."""
+    clusters: ClusterName = "image"
+    """Which prompts of a file count together in the intervals: those of one image, or of one label (the columns label_text,
+    label, class, category). The world's are those of one noun."""
     limit: int | None = None
     """Number of prompts. Default: all."""
 
     def read(self, path: Path) -> list[Prompt]:
         """The prompts of a file, as the options choose them."""
-        return from_file(path, self.column, self.split, every=self.every_caption)[: self.limit]
+        return from_file(path, self.column, self.split, every=self.every_caption, cluster=self.clusters)[: self.limit]
 
 
 @dataclass(frozen=True, kw_only=True)

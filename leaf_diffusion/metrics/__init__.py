@@ -5,10 +5,11 @@ from leaf_diffusion.metrics.cmmd import cmmd
 from leaf_diffusion.metrics.distribution import Distance
 from leaf_diffusion.metrics.drift import feature_drift, pixel_rmse
 from leaf_diffusion.metrics.frechet import frechet_distance
-from leaf_diffusion.metrics.intervals import Interval, mean_interval
+from leaf_diffusion.metrics.intervals import FEWEST, Interval, mean_interval
 from leaf_diffusion.metrics.kid import kid
 
 __all__ = [
+    "FEWEST",
     "ClipModel",
     "Distance",
     "Interval",

@@ -23,7 +23,7 @@ class ClipModel(Protocol):
 def clip_score_from_features(image: Tensor, text: Tensor) -> float:
     """100 * cosine of one image's and one caption's features [d].
 
-    Not clamped at 0: torchmetrics clamps the mean only, and a bootstrap over prompts needs the values themselves.
+    Not clamped at 0: torchmetrics clamps the mean only, and an interval over prompts needs the values themselves.
     ValueError for NaN and infinity.
     """
     return 100 * cosine(image, text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from leaf_diffusion import __version__
-from leaf_diffusion.reports.results import METRICS, SETS, Results, setting_of
+from leaf_diffusion.reports.results import METRICS, SETS, Results, sample_said, setting_of
 from leaf_diffusion.runs import ResultRow, atomic_write, load_run
 
 _TEMPLATE = """---
@@ -124,7 +124,7 @@ def _result(row: ResultRow, title: str, dataset: tuple[str, str]) -> EvalResult:
 def _line(row: ResultRow, title: str) -> str:
     metric = METRICS[row.metric]
     label = setting_of(row.protocol, row.source, row.k).label.replace("|", r"\|").replace("<", "&lt;")
-    return f"| {title} | {label} | {metric.show(row.mean)} | {metric.show_interval(row)} | {row.n} |"
+    return f"| {title} | {label} | {metric.show(row.mean)} | {metric.show_interval(row)} | {sample_said([row])} |"
 
 
 def _plain(name: str) -> str:

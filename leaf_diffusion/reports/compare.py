@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leaf_diffusion.metrics import paired_bootstrap
+from leaf_diffusion.metrics import mean_interval
 from leaf_diffusion.reports import sections
 from leaf_diffusion.reports.gallery import GalleryRow, gallery_rows
 from leaf_diffusion.reports.html import templates
-from leaf_diffusion.reports.results import METRICS, PAIRED, SCORE_FIELDS, Metric, Results, Setting, setting_of
+from leaf_diffusion.reports.metrics import is_share
+from leaf_diffusion.reports.results import (
+    METRICS,
+    PAIRED,
+    SCORE_FIELDS,
+    Metric,
+    Results,
+    Setting,
+    sample_said,
+    setting_of,
+)
 from leaf_diffusion.runs import Run, Values, atomic_write, load_run, prompt_values
 from leaf_diffusion.runs.records import ImageRecord, ScoreRecord
 
@@ -28,6 +38,7 @@ class Mean:
     ci_low: float | None
     ci_high: float | None
     n: int
+    clusters: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, object]:
         raise ValueError(
             f"{runs[0].folder} and {runs[1].folder} share no encoder, setting and prompt: nothing to compare"
         )
+    clusters = runs[0].results.clusters | runs[1].results.clusters
     keys = [key for key in PAIRED if any(place[2] == key for place in shared)]
     prompts = set.union(*(found[0][place].keys() & found[1][place].keys() for place in shared))
     order = [(label, setting) for label in results[0].encoders for setting in results[0].settings]
@@ -73,9 +85,9 @@ def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, object]:
     return {
         "names": names,
         "runs": [(name, run.spec.identity) for name, run in zip(names, runs, strict=True)],
-        "headline": _headline(METRICS[keys[0]], names, found, shared, order),
+        "headline": _headline(METRICS[keys[0]], names, found, clusters, shared, order),
         "shared": len(prompts),
-        "tables": [_table(METRICS[key], names, found, shared, order) for key in keys],
+        "tables": [_table(METRICS[key], names, found, clusters, shared, order) for key in keys],
         "changed": changed[:SHOWN],
         "more": max(0, len(changed) - SHOWN),
         "differs": runs[1].spec.differences(runs[0].spec),
@@ -95,6 +107,7 @@ def _table(
     metric: Metric,
     names: Sequence[str],
     found: Sequence[dict[Place, Values]],
+    clusters: Mapping[str, str],
     shared: set[Place],
     order: Sequence[tuple[str, Setting]],
 ) -> sections.Matrix:
@@ -102,27 +115,31 @@ def _table(
     for label, setting in order:
         place = (label, setting, metric.key)
         if place in shared:
-            means = [sections.mean_cell(_mean(each[place]), metric) for each in found]
-            row = _mean(*(each[place] for each in reversed(found)))
-            lines.append((f"{label}, {setting.label}", [*means, sections.difference_cell(row, metric)], str(row.n)))
+            means = [sections.mean_cell(_mean(metric, clusters, each[place]), metric) for each in found]
+            row = _mean(metric, clusters, *(each[place] for each in reversed(found)))
+            lines.append(
+                (f"{label}, {setting.label}", [*means, sections.difference_cell(row, metric)], sample_said([row]))
+            )
     unit = ", in points" if metric.unit == "%" else ""
     return sections.Matrix(metric.title, metric.meaning, [*names, f"difference{unit}"], lines)
 
 
-def _mean(values: Values, against: Values | None = None) -> Mean:
+def _mean(metric: Metric, clusters: Mapping[str, str], values: Values, against: Values | None = None) -> Mean:
     """The mean, or the mean difference over the prompts of both."""
-    prompts = sorted(values if against is None else values.keys() & against.keys())
-    interval = paired_bootstrap(
-        [values[p] for p in prompts], None if against is None else [against[p] for p in prompts]
-    )
-    known = interval.n > 1
-    return Mean(interval.mean, interval.ci_low if known else None, interval.ci_high if known else None, interval.n)
+    shared = values.keys() if against is None else values.keys() & against.keys()
+    mine = {prompt: values[prompt] for prompt in shared}
+    theirs = None if against is None else {prompt: against[prompt] for prompt in shared}
+    of = {prompt: clusters.get(prompt, prompt) for prompt in shared}
+    found = mean_interval(mine, theirs, clusters=of, share=is_share(metric.key))
+    known = found.ci_low == found.ci_low  # not of one cluster
+    return Mean(found.mean, found.ci_low if known else None, found.ci_high if known else None, found.n, found.clusters)
 
 
 def _headline(
     metric: Metric,
     names: Sequence[str],
     found: Sequence[dict[Place, Values]],
+    clusters: Mapping[str, str],
     shared: set[Place],
     order: Sequence[tuple[str, Setting]],
 ) -> str:
@@ -130,7 +147,9 @@ def _headline(
     better, worse = list[str](), list[str]()
     places = [(label, s, metric.key) for label, s in order if (label, s, metric.key) in shared]
     for place in places:
-        tone = sections.difference_cell(_mean(*(each[place] for each in reversed(found))), metric).tone
+        tone = sections.difference_cell(
+            _mean(metric, clusters, *(each[place] for each in reversed(found))), metric
+        ).tone
         if tone:
             (better if tone == "good" else worse).append(f"{place[0]}, {place[1].label}")
     if not better and not worse:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from leaf_diffusion.reports.results import METRICS, Estimate, Metric, Results, Setting
+from leaf_diffusion.reports.results import METRICS, Estimate, Metric, Results, Setting, sample_said
 from leaf_diffusion.reports.sections import Cell, Matrix, difference_cell, mean_cell
 from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.read import read_spec
@@ -41,7 +41,7 @@ def own_costs(results: Results) -> list[Matrix]:
         for label, row in zip(others, rows, strict=True):
             difference = None if drift else results.get(label, clean, metric.key, results.baseline)
             cells.append(_cell(row, difference, metric))
-        lines.append((TITLES.get(metric.key, metric.title), cells, _span([first, *rows])))
+        lines.append((TITLES.get(metric.key, metric.title), cells, sample_said([first, *rows])))
     return [Matrix("On clean prompts", "", [results.baseline, *others], lines)] if lines else []
 
 
@@ -105,7 +105,7 @@ def condition_costs(found: SwapCosts, results: Results) -> list[Matrix]:
                 apart = [rows.get((key, label, "clean", metric.key, results.baseline)) for label in others]
                 cells = [_cell(row, difference, metric) for row, difference in zip(mine, apart, strict=True)]
                 at_first = _floor_cell(first, metric) if drift else _cell(first, None, metric)
-                lines.append((title, [at_first, *cells], _span([first, *mine])))
+                lines.append((title, [at_first, *cells], sample_said([first, *mine])))
         if lines:
             title = f"{TITLES.get(metric.key, metric.title)}, by what else a pipeline is given"
             made.append(Matrix(title, "", [results.baseline, *others], lines))
@@ -129,11 +129,6 @@ def _cell(row: Estimate | None, difference: Estimate | None, metric: Metric) -> 
     apart = difference_cell(difference, metric)
     interval = f" ({apart.sub})" if apart.sub else ""
     return Cell(mean.text, f"{apart.text}{interval}", apart.tone)
-
-
-def _span(rows: Sequence[Estimate | None]) -> str:
-    sizes = sorted({row.n for row in rows if row is not None})
-    return "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
 
 
 def told(found: SwapCosts | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leaf_diffusion.reports.results import Metric, Results, Setting
+from leaf_diffusion.reports.results import Metric, Results, Setting, sample_said, verdict
 from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.text.visible import isolated
 
@@ -15,7 +15,7 @@ _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 class Headline:
     """claim and evidence: the sentence; clean: what the encoder costs without an attack; others: the other encoders.
 
-    verdict: "better", "worse", "open" (the interval includes 0), "unknown" (no interval) or "none" (nothing to compare).
+    verdict: what `results.verdict` says, or "none" (nothing to compare).
     """
 
     claim: str
@@ -37,7 +37,9 @@ def headline(results: Results) -> Headline:
         return Headline("This run holds no attacked images, so it says nothing about robustness.")
     theirs = results.get(results.baseline, focus, metric.key)
     if robust is None or theirs is None:
-        value = "" if theirs is None else f": {metric.title.lower()} {metric.show(theirs.mean)} (n={theirs.n})"
+        value = (
+            "" if theirs is None else f": {metric.title.lower()} {metric.show(theirs.mean)} (n={sample_said([theirs])})"
+        )
         return Headline(f"{_where(focus)} the encoder “{isolated(results.baseline)}” stands alone{value}.")
     mine, difference = (results.get(robust, focus, metric.key, baseline) for baseline in (None, results.baseline))
     if mine is None or difference is None:
@@ -46,7 +48,7 @@ def headline(results: Results) -> Headline:
         )
     claim, evidence = _sentence(results, metric, focus, robust, mine, theirs, difference)
     clean, others = _clean(results, metric), _others(results, metric, focus)
-    return Headline(claim, evidence, clean, others, _verdict(difference, metric))
+    return Headline(claim, evidence, clean, others, verdict(difference, metric))
 
 
 def _sentence(
@@ -65,15 +67,16 @@ def _sentence(
         body = f"the images of “{isolated(robust)}” reach a {metric.title} of {a}, those of “{isolated(results.baseline)}” {b}"
     else:
         body = f"the images of “{isolated(robust)}” move by {a}, those of “{isolated(results.baseline)}” by {b}"
-    n = f"n={difference.n} prompt" + ("s" if difference.n != 1 else "")
+    n = f"n={sample_said([difference])} prompt" + ("s" if difference.n != 1 else "")
     size = metric.show_difference(difference.mean) + (" points" if metric.unit == "%" else "")
     interval = metric.show_interval(difference)
     lead, remark = {
         "better": ("", ""),
         "worse": (f"“{isolated(robust)}” does worse: ", ""),
         "open": ("this run shows no clear difference: ", ", which includes 0"),
+        "few": ("this run is too small to tell: ", ", of fewer than ten independent prompts"),
         "unknown": ("this run is too small to tell: ", ""),
-    }[_verdict(difference, metric)]
+    }[verdict(difference, metric)]
     spread = f"95% interval {interval}{remark}" if interval else "no interval from one prompt"
     return f"{_where(focus)} {lead}{body}", f"({n}, difference {size}, {spread})."
 
@@ -83,15 +86,6 @@ def _where(setting: Setting) -> str:
     if setting.protocol == "adaptive":
         return f"Under {count} adaptive attacks (k={setting.k})"
     return f"Under {count} attacks found on “{isolated(setting.source)}” (k={setting.k})"
-
-
-def _verdict(difference: ResultRow, metric: Metric) -> str:
-    low, high = difference.ci_low, difference.ci_high
-    if low is None or high is None:
-        return "unknown"
-    if low <= 0 <= high:
-        return "open"
-    return "better" if (low > 0) == metric.higher_is_better else "worse"
 
 
 def _clean(results: Results, metric: Metric) -> str:

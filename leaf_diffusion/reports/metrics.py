@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from leaf_diffusion.reports.results import METRICS, Metric
 
+_shares = set[str]()
+
+
+def is_share(key: str) -> bool:
+    """Whether a metric counts: its mean over units is a share, and has a share's interval."""
+    return key in _shares or (key in METRICS and METRICS[key].unit == "%")
+
 
 def _share(key: str, title: str, meaning: str, *, digits: int = 1, higher_is_better: bool = True) -> Metric:
+    _shares.add(key)
     return Metric(key, title, meaning, higher_is_better=higher_is_better, scale=100, digits=digits, unit="%")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
-from leaf_diffusion.metrics import Distance, cmmd, frechet_distance, kid, pixel_rmse
+from leaf_diffusion.metrics import FEWEST, Distance, cmmd, frechet_distance, kid, pixel_rmse
 from leaf_diffusion.runs import FIELDS, ResultRow, Run
 from leaf_diffusion.runs.read import damaged_results
 from leaf_diffusion.runs.results import EvaluationResults
@@ -30,6 +30,9 @@ class Estimate(Protocol):
     def ci_high(self) -> float | None: ...
     @property
     def n(self) -> int: ...
+    @property
+    def clusters(self) -> int | None:
+        """Independent units among the n; None where it was not counted."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,33 @@ class Metric:
             return ""
         low, high = (f"{self._round(end):.{self.digits}f}" for end in (row.ci_low, row.ci_high))
         return f"{low} to {high}".replace("-", "−")
+
+
+Verdict = Literal["better", "worse", "open", "few", "unknown"]
+
+
+def verdict(difference: Estimate, metric: Metric) -> Verdict:
+    """What the interval of a difference allows to say. "open": it includes 0; "few": of fewer independent units than tell
+    their own spread; "unknown": there is none."""
+    low, high = difference.ci_low, difference.ci_high
+    if low is None or high is None:
+        return "unknown"
+    if (difference.n if difference.clusters is None else difference.clusters) < FEWEST:
+        return "few"
+    if low <= 0 <= high:
+        return "open"
+    return "better" if (low > 0) == metric.higher_is_better else "worse"
+
+
+def sample_said(rows: Iterable[Estimate | None]) -> str:
+    """ "60", "352 (44 independent)" where prompts fall together; a span where they differ."""
+    known = [row for row in rows if row is not None]
+    clusters = [row.clusters for row in known if row.clusters is not None and row.clusters < row.n]
+    return _span([row.n for row in known]) + (f" ({_span(clusters)} independent)" if clusters else "")
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return "–".join(map(str, dict.fromkeys((min(numbers), max(numbers)))))
 
 
 METRICS = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from leaf_diffusion.reports.gallery import GalleryCell, GalleryRow, marks, most_telling
 from leaf_diffusion.reports.images import data_uri
-from leaf_diffusion.reports.results import METRICS, Estimate, Metric, Results, Setting
+from leaf_diffusion.reports.results import METRICS, Estimate, Metric, Results, Setting, sample_said, verdict
 from leaf_diffusion.text.visible import isolated
 
 _MARKUP = 900  # bytes of HTML around an image
@@ -42,9 +42,11 @@ def means(results: Results, key: str) -> Matrix:
     for setting in results.settings_of(key):
         rows = [results.get(label, setting, key) for label in results.encoders]
         if any(rows):
-            lines.append((setting.label, [mean_cell(row, metric) for row in rows], _n(rows)))
+            lines.append((setting.label, [mean_cell(row, metric) for row in rows], sample_said(rows)))
     floor = results.floor if key == "drift" else None
-    notes = [f"Another noise and no attack at all: {metric.show(floor.mean)} ({_n([floor])})."] if floor else []
+    notes = (
+        [f"Another noise and no attack at all: {metric.show(floor.mean)} ({sample_said([floor])})."] if floor else []
+    )
     return Matrix(metric.title, metric.meaning, results.encoders, lines, notes)
 
 
@@ -58,7 +60,7 @@ def differences(results: Results, key: str) -> Matrix:
     for setting in results.settings_of(key):
         rows = [results.get(encoder, setting, key, baseline) for encoder, baseline in pairs]
         if any(rows):
-            lines.append((setting.label, [difference_cell(row, metric) for row in rows], _n(rows)))
+            lines.append((setting.label, [difference_cell(row, metric) for row in rows], sample_said(rows)))
     unit = ", in points" if metric.unit == "%" else ""
     return Matrix(metric.title + unit, metric.meaning, [f"{isolated(a)} − {isolated(b)}" for a, b in pairs], lines)
 
@@ -74,19 +76,11 @@ def mean_cell(row: Estimate | None, metric: Metric) -> Cell:
 
 
 def difference_cell(row: Estimate | None, metric: Metric) -> Cell:
-    """A difference with its interval, toned where that excludes 0."""
+    """A difference with its interval, toned where that decides."""
     if row is None:
         return Cell()
-    low, high, tone = row.ci_low, row.ci_high, ""
-    if low is not None and high is not None and (low > 0 or high < 0):
-        tone = "good" if (low > 0) == metric.higher_is_better else "bad"
+    tone = {"better": "good", "worse": "bad"}.get(verdict(row, metric), "")
     return Cell(metric.show_difference(row.mean), metric.show_interval(row), tone)
-
-
-def _n(rows: Iterable[Estimate | None]) -> str:
-    """ "60"; a span where the encoders' n differ."""
-    sizes = sorted({row.n for row in rows if row is not None})
-    return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from leaf_diffusion.reports.results import Results, Setting
+from leaf_diffusion.reports.results import Results, Setting, sample_said
 from leaf_diffusion.text.visible import isolated
 
 
@@ -32,7 +32,7 @@ def results_table(results: Results) -> Table:
             interval = "" if row is None else metric.show_interval(row)
             value = "" if row is None else f"[bold]{metric.show(row.mean)}[/]"
             cells.append(f"{value} [dim]{interval}[/]" if interval else value)
-        table.add_row(escape(_short(setting)), *cells, str(max(row.n for row in rows if row is not None)))
+        table.add_row(escape(_short(setting)), *cells, sample_said(rows))
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from leaf_diffusion.reports.results import METRICS, PAIRED, SETS, Results
+from leaf_diffusion.reports.results import METRICS, PAIRED, SETS, Results, sample_said
 from leaf_diffusion.text.visible import isolated
 
 Line = tuple[str, Sequence[str]]
@@ -38,8 +38,7 @@ def _each(
                 "–" if row is None else f"{metric.show(row.mean)} {_bracketed(metric.show_interval(row))}".strip()
                 for row in rows
             ]
-            sizes = sorted({row.n for row in rows if row is not None})
-            lines.append((setting.label, [*cells, "–".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))]))
+            lines.append((setting.label, [*cells, sample_said(rows)]))
         title = metric.title + ("" if metric.higher_is_better else ", lower is better")
         if key in SETS:
             title += f", features: {isolated(results.space(key))}"

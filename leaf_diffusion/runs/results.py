@@ -19,8 +19,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  #
 
 
 class ResultRow(Typed):
-    """One metric of one encoder, or its paired difference to `baseline`. The fields with a default are columns of single
-    experiments: `eps`, of 255; the `condition` of a swap; which `captions`; `queries` of a random search."""
+    """One metric of one encoder, or its paired difference to `baseline`, over `n` units of so many independent `clusters`. The
+    other fields with a default are columns of single experiments: `eps`, of 255; the `condition` of a swap; which
+    `captions`; `queries` of a random search."""
 
     encoder: str
     baseline: str | None
@@ -35,6 +36,7 @@ class ResultRow(Typed):
     ci_high: Number | None
     n: Count
     seeds: Count
+    clusters: Count | None = None
     eps: Number | None = None
     condition: str | None = None
     captions: str | None = None
@@ -61,6 +63,7 @@ class CostRow(Typed):
     ci_low: Number | None
     ci_high: Number | None
     n: Count
+    clusters: Count | None = None
 
 
 class Condition(Typed):
@@ -117,9 +120,10 @@ class Counts(Typed):
 
 
 class RunResults(Typed):
-    """results.json. What else an experiment counted is kept beside the rows."""
+    """results.json. `clusters`: which units fall together, by unit. What else an experiment counted is kept beside the rows."""
 
     rows: list[ResultRow]
+    clusters: dict[str, str] = Field(default_factory=dict)
 
 
 class EvaluationResults(RunResults):

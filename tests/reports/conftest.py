@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from leaf_diffusion.metrics import paired_bootstrap
+from leaf_diffusion.metrics import mean_interval
+from leaf_diffusion.reports.metrics import is_share
 from leaf_diffusion.runs import RunResults, RunSpec, RunStore, image_name
 from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
 
@@ -153,11 +154,11 @@ def results(values: dict[Any, dict[str, float]], labels: list[str], store: RunSt
         encoder, protocol, source, k, metric = key
         if protocol == "floor" and metric != "drift":
             continue
-        add(key, None, paired_bootstrap(found))
+        add(key, None, mean_interval(found, share=is_share(metric)))
         for baseline in labels:
             if protocol != "floor" and labels.index(encoder) > labels.index(baseline) in (0, 2):
                 other = (baseline, protocol, baseline if protocol == "adaptive" else source, k, metric)
-                add(key, baseline, paired_bootstrap(found, values[other]))
+                add(key, baseline, mean_interval(found, values[other], share=is_share(metric)))
     for number, label in enumerate(labels[1:], 1):
         moved = {"mean": 0.01 * number, "ci_low": 0.005 * number, "ci_high": 0.02 * number, "n": 12, "seeds": 1}
         row = dict.fromkeys(("baseline", "source", "attack", "constraint"))

@@ -225,6 +225,6 @@ def test_the_overview_shows_baseline_and_robust_encoder(make_run: Make, tmp_path
 
 
 def test_a_bar_covers_its_interval() -> None:
-    row = Mean(0.5, 0.25, 0.75, 9)
+    row = Mean(0.5, 0.25, 0.75, 9, 9)
     cell = sections.mean_cell(row, METRICS["scene_accuracy"])
     assert (cell.text, cell.sub, cell.bar) == ("50%", "25 to 75", (25, 50, 75))

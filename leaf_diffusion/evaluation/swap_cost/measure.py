@@ -15,7 +15,7 @@ from leaf_diffusion.evaluation.swap_cost.training import has_style
 from leaf_diffusion.evaluation.t2i.generate import draw
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
-from leaf_diffusion.evaluation.tasks.units import Noted
+from leaf_diffusion.evaluation.tasks.units import Noted, unit_name
 from leaf_diffusion.metrics import clip_score_from_features, feature_drift, pixel_rmse
 from leaf_diffusion.runs import RunStore, image_name
 from leaf_diffusion.runs.experiment_records import SwapImage, SwapScore
@@ -119,13 +119,23 @@ def _scores(
     return [{name: float(values[i]) for name, values in columns.items()} for i in range(len(asked))]
 
 
+def swap_clusters(conditions: Sequence[Condition]) -> dict[str, str]:
+    """The first noun of each prompt of a condition that has a scene."""
+    return {
+        unit_name(number, f"{condition.key} "): asked.scene.things[0].noun
+        for condition in conditions
+        for number, asked in enumerate(condition.prompts)
+        if asked.scene is not None
+    }
+
+
 def swap_values(scores: Sequence[SwapScore]) -> Noted:
     """Each metric of each prompt of a condition with an encoder."""
     found = Noted()
     for score in scores:
         for metric, value in score.scores.items():
             place = Setting(score.encoder, metric, score.protocol, more=(("condition", score.condition),))
-            found.note(place, score.number, value)
+            found.note(place, unit_name(score.number, f"{score.condition} "), value)
     return found
 
 

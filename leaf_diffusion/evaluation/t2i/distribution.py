@@ -13,7 +13,7 @@ from leaf_diffusion.evaluation.t2i.judges import ImageModel, Judges
 from leaf_diffusion.evaluation.t2i.plan import Cell, Plan
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.evaluation.t2i.summarise import pairs_of, setting
-from leaf_diffusion.evaluation.tasks.text import sensitivity
+from leaf_diffusion.evaluation.tasks.text import pair_clusters, sensitivity
 from leaf_diffusion.metrics.distribution import least_images
 from leaf_diffusion.reports.results import OF_SETS
 from leaf_diffusion.runs import ResultRow, RunStore
@@ -67,4 +67,5 @@ def sensitivity_rows(setup: Setup) -> list[ResultRow]:
     for label, one in setup.encoders.items():
         told = sensitivity(one.encoder, anchors)
         values[Setting(label, "sensitivity")] = {f"{i:06d}": each for i, each in enumerate(told)}
-    return result_rows(values, pairs_of(list(setup.encoders)))
+    of_pair = {f"{i:06d}": pair for i, pair in enumerate(pair_clusters())}
+    return result_rows(values, pairs_of(list(setup.encoders)), of_pair)

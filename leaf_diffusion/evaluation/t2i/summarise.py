@@ -10,6 +10,7 @@ import numpy as np
 
 from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.t2i.plan import Cell, Plan
+from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.reports.results import SCORE_FIELDS
 from leaf_diffusion.reports.sections import Cell as Shown
 from leaf_diffusion.reports.sections import Matrix
@@ -59,10 +60,10 @@ def pairs_of(labels: Sequence[str]) -> list[tuple[str, str]]:
     return [(b, a) if a == labels[0] else (a, b) for a, b in combinations(labels, 2)]
 
 
-def named_attack(attacks: Sequence[AttackRecord], attack: str, constraint: str, *, given: bool) -> tuple[str, str]:
+def named_attack(attacks: Sequence[AttackRecord], setup: Setup) -> tuple[str, str]:
     """Attack and constraint of the result rows: what was searched with, or what a file says of its sets."""
-    if not given:
-        return attack, constraint
+    if not setup.given_attacks:
+        return setup.options.attack.label, setup.options.constraint
     attack = "+".join(sorted({each.attack or "given" for each in attacks}))
     return attack, "+".join(sorted({each.constraint or "unknown" for each in attacks}))
 

@@ -36,6 +36,8 @@ class ImageTask:
     load: Callable[[int], Image.Image]
     digest: str
     """Of images, labels and texts, for the identity of a run."""
+    clusters: Sequence[str] = ()
+    """Images of one name fall together."""
 
     def spread(self, limit: int | None) -> list[int]:
         """Numbers of `limit` images, spread over all of them, and so over the classes."""
@@ -62,7 +64,8 @@ def world_images() -> ImageTask:
     names = [f"{colour} {noun}" for _, noun, colour in prompts]
     texts = [[text] for text, _, _ in prompts]
     digest = hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest()
-    return ImageTask([names[i] for i in labels], labels, names, texts, images.__getitem__, digest)
+    nouns = [prompts[i][1] for i in labels]
+    return ImageTask([names[i] for i in labels], labels, names, texts, images.__getitem__, digest, nouns)
 
 
 def folder_images(folder: Path, class_names: Path | None, templates: Sequence[str]) -> ImageTask:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 from leaf_diffusion.evaluation.experiment import Setting
-from leaf_diffusion.evaluation.tasks.units import Noted
+from leaf_diffusion.evaluation.tasks.units import Noted, unit_name
 from leaf_diffusion.reports.metrics import OVER_QUERIES, SENSITIVITY, TEXT_ACCURACY
 from leaf_diffusion.runs.experiment_records import ClassifiedText, MinimalPairs
 
+PAIR = "pair "
+"""What the numbers of minimal pairs are noted with: those of texts have nothing before them."""
 QUERIES = (1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
@@ -57,7 +59,7 @@ def sensitivities(records: Iterable[MinimalPairs]) -> Noted:
     found = Noted()
     for record in records:
         for i, told in enumerate(record.told):
-            found.note(Setting(record.encoder, SENSITIVITY.key), i, told)
+            found.note(Setting(record.encoder, SENSITIVITY.key), unit_name(i, PAIR), told)
     return found
 
 

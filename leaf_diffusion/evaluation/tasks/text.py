@@ -20,13 +20,15 @@ TEMPLATES = ("a text about {}", "an article about {}", "this is about {}")
 
 @dataclass(frozen=True)
 class Task:
-    """`anchors(encoder)` are the class features [classes, d], normalised; `pairs` says that minimal pairs can be tried."""
+    """`anchors(encoder)` are the class features [classes, d], normalised; `pairs` says that minimal pairs can be tried; texts
+    of one name in `clusters` fall together."""
 
     texts: Sequence[str]
     labels: Sequence[int]
     classes: Sequence[str]
     anchors: Callable[[TextEncoder], Tensor]
     pairs: bool = False
+    clusters: Sequence[str] = ()
 
     def spread(self, limit: int | None) -> list[int]:
         """Numbers of `limit` texts, spread over all of them, and so over the classes where these are in order."""
@@ -44,7 +46,8 @@ def world_task(images: int) -> Task:
     prompts = zero_shot_prompts()
     anchors = zero_shot_anchors(per_class=images)
     names = [f"{colour} {noun}" for _, noun, colour in prompts]
-    return Task([text for text, _, _ in prompts], range(len(prompts)), names, lambda _: anchors, pairs=True)
+    return Task([text for text, _, _ in prompts], range(len(prompts)), names, lambda _: anchors, pairs=True,
+                clusters=[noun for _, noun, _ in prompts])  # fmt: skip
 
 
 def file_task(
@@ -102,6 +105,12 @@ def load_task(
         return file_task(name, column=column, split=split, classes=classes, templates=templates)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{error}; expected "world", a file of labelled texts, or dataset:NAME') from error
+
+
+def pair_clusters() -> list[str]:
+    """Which minimal pair each figure of `sensitivity` is of."""
+    colours = {colour for _, _, colour in zero_shot_prompts()}
+    return [f"{one}/{other}" for one, other in MINIMAL_PAIRS for _ in range(2 * len(colours))]
 
 
 def sensitivity(encoder: TextEncoder, anchors: Tensor) -> list[float]:

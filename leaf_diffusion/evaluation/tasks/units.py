@@ -49,6 +49,16 @@ def numbered(names: Sequence[str], numbers: Iterable[int]) -> dict[str, int]:
     return {f"{number} {names[number]}": number for number in numbers}
 
 
+def numbered_clusters(names: Sequence[str], kind: str = "") -> dict[str, str]:
+    """Of units that are noted by their number."""
+    return {unit_name(number, kind): name for number, name in enumerate(names)}
+
+
+def unit_name(unit: str | int, kind: str = "") -> str:
+    """A text as it is, a number with zeros before it."""
+    return kind + (unit if isinstance(unit, str) else f"{unit:07d}")
+
+
 def stage(
     kind: str,
     labels: Iterable[str],
@@ -98,8 +108,7 @@ class Noted(dict[Setting, dict[str, float]]):
 
     def note(self, setting: Setting, unit: str | int, value: float) -> None:
         """Add the value of a unit, which is named by a text or a number."""
-        name = unit if isinstance(unit, str) else f"{unit:07d}"
-        self.setdefault(setting, {})[name] = float(value)
+        self.setdefault(setting, {})[unit_name(unit)] = float(value)
 
 
 def attacked(result: AttackResult, source: str, k: int, attack: str, constraint: str) -> AttackedText:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY, IMAGE_ACCURACY
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, line_label, matrices
-from leaf_diffusion.reports.results import Metric
+from leaf_diffusion.reports.results import Metric, sample_said
 from leaf_diffusion.reports.sections import Matrix, mean_cell
 from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.experiment_records import PairText
@@ -47,9 +47,8 @@ def the_table(rows: Sequence[ResultRow], labels: Sequence[str]) -> Matrix:
     lines = []
     for label in labels:
         cells = [_mean(rows, label, metric, protocol) for _, metric, protocol in columns]
-        sizes = [row.n for row in cells if row is not None]
         shown = [mean_cell(row, metric) for row, (_, metric, _) in zip(cells, columns, strict=True)]
-        lines.append((isolated(label), shown, ", ".join(str(n) for n in dict.fromkeys(sizes))))
+        lines.append((isolated(label), shown, ", ".join(dict.fromkeys(sample_said([row]) for row in cells if row))))
     meaning = "Zero-shot accuracy, with 95% intervals; n: images, texts"
     return Matrix("Image tower + text tower", meaning, [title for title, _, _ in columns], lines)
 

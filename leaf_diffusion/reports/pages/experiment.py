@@ -13,7 +13,7 @@ from leaf_diffusion.reports.gallery import marks
 from leaf_diffusion.reports.html import templates
 from leaf_diffusion.reports.images import data_uri
 from leaf_diffusion.reports.plots import Point, panel, point
-from leaf_diffusion.reports.results import REPORT, Metric
+from leaf_diffusion.reports.results import REPORT, Metric, sample_said
 from leaf_diffusion.reports.sections import Matrix, ShownImage, difference_cell, mean_cell
 from leaf_diffusion.runs import ResultRow, RunSpec, atomic_write
 from leaf_diffusion.text.visible import isolated
@@ -112,9 +112,8 @@ def matrices(
             cell = difference_cell if paired else mean_cell
             made = []
             for line in lines.values():
-                sizes = sorted({row.n for row in line.values()})
-                n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
-                made.append((label(next(iter(line.values()))), [cell(line.get(c), metric) for c in columns], n))
+                cells = [cell(line.get(c), metric) for c in columns]
+                made.append((label(next(iter(line.values()))), cells, sample_said(line.values())))
             names = [" − ".join(isolated(name) for name in pair if name) for pair in columns]
             points = ", in points" if metric.unit == "%" else ""
             title = f"{metric.title}, differences{points}" if paired else metric.title
