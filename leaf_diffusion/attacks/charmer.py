@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from leaf_diffusion.attacks.base import (
     Allowed,
@@ -39,24 +41,27 @@ class Charmer(Attack):
     Stage 1 probes all 2|S|+1 slots of the current sentence with a test character and keeps the ``n_positions`` best.
     Probes only rank positions and are never returned, so the constraint does not apply to them. Stage 2 scores the
     allowed ones of all characters of ``alphabet``, and deletion, in those slots; the best replaces the current
-    sentence if it scores higher. A prompt whose objective is reached is asked no further. At most 2|S|+1 +
-    n_positions * (|alphabet|+1) queries a round.
+    sentence if it scores higher. A prompt whose objective is reached is asked no further: the first part of its candidates
+    that reaches it, or an allowed probe, ends its search. At most 2|S|+1 + n_positions * (|alphabet|+1) queries a round.
+
+    With a ``beam`` the best so many sentences are gone on with, each probed and edited, all in one batch; the queries of
+    every round but the first are as many times more. At k=1 nothing changes, at k=2 the result is never worse.
     """
 
     name: ClassVar[str] = "charmer"
     no_result: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
     n_positions: int = 20
     """Positions that stage 1 keeps a round."""
+    beam: int = 1
+    """Sentences that a round goes on with."""
     alphabet: str = ALPHABET
     """The characters that stage 2 tries."""
     batch_prompts: int = 16
     """Sentences attacked side by side (speed and memory only)."""
 
     def __post_init__(self) -> None:
-        if self.n_positions < 1 or self.batch_prompts < 1:
-            raise ValueError(
-                f"n_positions and batch_prompts must be at least 1, got {self.n_positions} and {self.batch_prompts}"
-            )
+        if wrong := [name for name in ("n_positions", "beam", "batch_prompts") if getattr(self, name) < 1]:
+            raise ValueError(f"{wrong[0]} must be at least 1, got {getattr(self, wrong[0])}")
 
     def run(self, problem: Problem) -> list[Outcome]:
         return list(self._rounds(problem)[problem.k][0])
@@ -83,7 +88,7 @@ class Charmer(Attack):
     def _rounds(self, problem: Problem) -> list[tuple[list[str], list[int]]]:
         """Texts and queries of all prompts after 0, 1, ... k rounds."""
         prompts, score, k = problem.prompts, problem.score, problem.k
-        state = Iterates(prompts, score)
+        state = Iterates(prompts, score, self.beam)
         after = [(list(prompts), [0] * len(prompts)) for _ in range(k + 1)]
         for first in range(0, len(prompts), self.batch_prompts):
             batch = range(first, min(first + self.batch_prompts, len(prompts)))
@@ -96,9 +101,38 @@ class Charmer(Attack):
         return after
 
     def _round(self, active: list[int], state: Iterates, allowed: Allowed) -> None:
-        ranking = state.measure({i: probes(state.texts[i]) for i in active}, best=self.n_positions)
+        members = {i: [member.text for member in state.members[i]] for i in active}
+        probed = {i: Candidates.joined([probes(text) for text in texts]) for i, texts in members.items()}
+        ranking = state.measure(probed, best=self.n_positions * self.beam)
         candidates = {}
         for i, scores in ranking.items():
-            everything = slot_edits(state.texts[i], sorted(best_few(scores, self.n_positions)), self.alphabet)
-            candidates[i] = everything[allowed(i, state.texts[i], everything)]
+            if self._flipped(i, probed[i], scores, state, allowed):
+                continue
+            lists, seen = list[Candidates](), set(members[i])
+            of_member = scores.split([len(part) for part in probed[i].parts])
+            for text, own in zip(members[i], of_member, strict=True):
+                everything = slot_edits(text, sorted(best_few(own, self.n_positions)), self.alphabet)
+                lists.append(_new(everything[allowed(i, text, everything)], seen if len(members[i]) > 1 else None))
+            candidates[i] = Candidates.joined(lists)
         state.advance(candidates)
+
+    @staticmethod
+    def _flipped(i: int, probed: Candidates, scores: Tensor, state: Iterates, allowed: Allowed) -> bool:
+        """Whether an allowed probe reaches the prompt's objective; then it is the result."""
+        if not state.reached(i, scores).any():
+            return False
+        mine = np.concatenate([allowed(i, part.base or "", part) for part in probed.parts])
+        fits = mine & state.reached(i, scores)
+        if fits.any():
+            state.keep(i, probed[fits], scores[torch.from_numpy(fits)])
+        return bool(fits.any())
+
+
+def _new(candidates: Candidates, seen: set[str] | None) -> Candidates:
+    """Those whose text was not seen, which they are then."""
+    if seen is None:
+        return candidates
+    texts = candidates.texts()
+    fresh = np.array([text not in seen for text in texts], dtype=bool)
+    seen.update(texts)
+    return candidates[fresh]

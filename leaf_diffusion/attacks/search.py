@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 TIE = 1e-6
 """Scores this close (relative) are equal: batching alone moves fp32 scores by about as much."""
+
+PART = 128
+"""Candidates of a prompt that are scored first where one that reaches the goal ends the search."""
 
 FLOOR = 1e-6
 """Scores this close (absolute) are equal where positions are ranked or a text has to beat the current one: candidates
@@ -57,29 +61,71 @@ def best_few(scores: Tensor, n: int) -> list[int]:
     return list(islice(best_first(scores), n))
 
 
+@dataclass(frozen=True)
+class Member:
+    """A text that the search goes on from, and its score."""
+
+    text: str
+    score: float
+
+
 class Iterates:
-    """Where each prompt stands during an optimising attack: its best text so far, its score, if it is finished."""
+    """Where each prompt stands during an optimising attack: its best text so far, its ``width`` best ones (``members``, best first), and
+    if it is finished."""
 
-    def __init__(self, prompts: Sequence[str], score: BoundScore) -> None:
+    def __init__(self, prompts: Sequence[str], score: BoundScore, width: int = 1) -> None:
+        scores = score.clean() if prompts else []
         self.texts = list(prompts)
-        self.scores = score.clean() if prompts else []
-        self._score = score
-        self.finished = [score.solved(i, value) for i, value in enumerate(self.scores)]
+        self.members = [[Member(text, value)] for text, value in zip(prompts, scores, strict=True)]
+        self._score, self._width = score, width
+        self._ends = [score.solved(i, math.inf) for i in range(len(prompts))]
+        self.finished = [score.solved(i, value) for i, value in enumerate(scores)]
 
-    def measure(self, candidates: dict[int, Candidates], best: int = 1) -> dict[int, Tensor]:
+    def measure(self, candidates: Mapping[int, Candidates], best: int = 1) -> dict[int, Tensor]:
         """Score some prompts' candidates, of whose best so many are gone on with; the others have none."""
         if not any(len(c) for c in candidates.values()):
             return {i: torch.empty(0) for i in candidates}
-        scores = self._score([candidates.get(i, Candidates.none()) for i in range(len(self.texts))], best=best)
+        scores = self._score([candidates.get(i, Candidates.none()) for i in range(len(self.members))], best=best)
         return {i: scores[i].detach().float().cpu() for i in candidates}
 
-    def advance(self, candidates: dict[int, Candidates]) -> None:
-        """Score ``candidates`` and move each prompt to its best one, if that beats where it stands (a tie stays)."""
-        for i, scores in self.measure(candidates).items():
-            if not len(scores):
-                continue
-            best = argbest(scores)
-            value, current = float(scores[best]), self.scores[i]
-            if value > current + max(TIE * abs(current), FLOOR):
-                self.texts[i], self.scores[i] = candidates[i].text(best), value
-                self.finished[i] = self._score.solved(i, value)
+    def advance(self, candidates: Mapping[int, Candidates]) -> None:
+        """Score ``candidates`` and keep the best of them and of the texts at hand (a tie stays).
+
+        Where a goal can be reached they are scored in parts of growing size, and the first part that reaches it is the
+        last: whether one does is what counts, and most of an unprotected encoder's flips are found at once.
+        """
+        scores = {i: torch.empty(0) for i in candidates}
+        left, size = list(candidates), PART
+        while left:
+            ends = {i: len(scores[i]) + size if self._ends[i] else len(candidates[i]) for i in left}
+            parts = {i: candidates[i][len(scores[i]) : ends[i]] for i in left}
+            for i, new in self.measure(parts, best=self._width).items():
+                scores[i] = torch.cat([scores[i], new])
+                self.finished[i] = bool(self.reached(i, new).any())
+            left = [i for i in left if len(scores[i]) < len(candidates[i]) and not self.finished[i]]
+            size *= 2
+        for i, mine in scores.items():
+            if len(mine):
+                self.keep(i, candidates[i], mine)
+
+    def reached(self, i: int, scores: Tensor) -> NDArray[np.bool_]:
+        """bool [n]: which scores reach the objective of prompt ``i``."""
+        if not self._ends[i]:
+            return np.zeros(len(scores), dtype=bool)
+        return np.array([self._score.solved(i, value) for value in scores.tolist()], dtype=bool)
+
+    def keep(self, i: int, candidates: Candidates, scores: Tensor) -> None:
+        """Keep the best of scored candidates of a prompt and of the texts at hand."""
+        order = [argbest(scores)]
+        if self._width > 1:
+            order += [j for j in best_few(scores, self._width) if j != order[0]][: self._width - 1]
+        old, new = self.members[i], [Member(candidates.text(j), float(scores[j])) for j in order]
+        kept = list[Member]()
+        while len(kept) < self._width and (old or new):
+            later = bool(new) and (not old or new[0].score > old[0].score + max(TIE * abs(old[0].score), FLOOR))
+            one, *rest = new if later else old
+            old, new = (old, rest) if later else (rest, new)
+            if one.text not in (member.text for member in kept):
+                kept.append(one)
+        self.members[i], self.texts[i] = kept, kept[0].text
+        self.finished[i] = self._score.solved(i, kept[0].score)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -97,6 +98,10 @@ class TextEncoder(ABC):
 
     def read_candidates(self, many: Sequence[Candidates]) -> TokenRows:
         """The same for the candidates of several prompts, as arrays."""
+        parts = [part for each in many for part in each.parts]
+        if len(parts) > len(many):
+            read = self.read_candidates(parts)
+            return TokenRows(read.rows, read.which, np.array([len(each) for each in many], dtype=np.int64))
         if self.defence is None and all(each.base is not None or not len(each) for each in many):
             return self._chunks.read(many)
         return TokenRows.joined([self._read(each) for each in many])

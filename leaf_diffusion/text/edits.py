@@ -50,14 +50,14 @@ def distance(a: str, b: str) -> int:
 
 
 class Candidates:
-    """An immutable list of candidate inputs for one prompt, in one of three forms: edits of a base text, texts, token
-    rows.
+    """An immutable list of candidate inputs for one prompt, in one of four forms: edits of a base text, texts, token
+    rows, or several such lists behind each other (`parts`).
 
     The edit form is what attacks use: it tells a scorer and a constraint *where* the candidates differ. An empty list
     means "this prompt is finished".
     """
 
-    __slots__ = ("_base", "_codes", "_rows", "_slots", "_texts")
+    __slots__ = ("_base", "_codes", "_parts", "_rows", "_slots", "_texts")
 
     def __init__(
         self,
@@ -67,9 +67,11 @@ class Candidates:
         codes: NDArray[np.int64] | None = None,
         texts: NDArray[np.object_] | None = None,
         rows: NDArray[np.object_] | None = None,
+        parts: tuple[Candidates, ...] = (),
     ) -> None:
-        """Internal; use ``edits``, ``from_texts``, ``from_tokens`` or ``none``."""
+        """Internal; use ``edits``, ``from_texts``, ``from_tokens``, ``joined`` or ``none``."""
         self._base, self._slots, self._codes, self._texts, self._rows = base, slots, codes, texts, rows
+        self._parts = parts
         for array in (slots, codes, texts, rows):
             if array is not None:
                 array.setflags(write=False)
@@ -109,6 +111,16 @@ class Candidates:
         return cls(rows=_objects([tuple(int(token) for token in row) for row in rows]))
 
     @classmethod
+    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
+        """The candidates of all lists, one list behind the other: edits of several texts, say."""
+        return parts[0] if len(parts) == 1 else cls(parts=tuple(part for each in parts for part in each.parts))
+
+    @property
+    def parts(self) -> tuple[Candidates, ...]:
+        """The lists that were joined; of a list of one form itself alone."""
+        return self._parts or (self,)
+
+    @classmethod
     def none(cls) -> Candidates:
         """No candidates: this prompt is finished."""
         return cls.from_texts([])
@@ -144,6 +156,12 @@ class Candidates:
 
     def text(self, i: int) -> str:
         """Text of candidate ``i``; ValueError for token rows."""
+        if self._parts:
+            for part in self._parts:
+                if i < len(part):
+                    return part.text(i)
+                i -= len(part)
+            raise IndexError("there is no such candidate")
         if self._texts is not None:
             return str(self._texts[i])
         if self._base is None or self._slots is None or self._codes is None:
@@ -152,6 +170,8 @@ class Candidates:
 
     def texts(self) -> list[str]:
         """All texts; ValueError for token rows."""
+        if self._parts:
+            return [text for part in self._parts for text in part.texts()]
         if self._texts is not None:
             return list(self._texts)
         base, characters = self._base, self.characters
@@ -161,6 +181,8 @@ class Candidates:
         return [base[:s] + c + base[e:] for s, e, c in zip(starts.tolist(), ends.tolist(), characters, strict=True)]
 
     def __len__(self) -> int:
+        if self._parts:
+            return sum(map(len, self._parts))
         for array in (self._slots, self._texts, self._rows):
             if array is not None:
                 return len(array)
@@ -174,6 +196,8 @@ class Candidates:
             index = np.asarray(index)
             if index.size == 0 and index.dtype != np.bool_:
                 index = index.astype(np.int64)
+        if self._parts:
+            return self._chosen(np.arange(len(self))[index])
 
         def pick(array: NDArray[Any] | None) -> NDArray[Any] | None:
             return None if array is None else array[index]
@@ -186,7 +210,18 @@ class Candidates:
             rows=pick(self._rows),
         )
 
+    def _chosen(self, numbers: NDArray[np.int64]) -> Candidates:
+        """Some of joined lists, in the order of their numbers, which has to be that of the lists."""
+        ends = np.cumsum([len(part) for part in self._parts])
+        of = np.searchsorted(ends, numbers, side="right")
+        if (np.diff(of) < 0).any():
+            raise ValueError("joined candidates are chosen in the order in which they stand")
+        starts = ends - [len(part) for part in self._parts]
+        return Candidates.joined([part[numbers[of == i] - starts[i]] for i, part in enumerate(self._parts)])
+
     def __repr__(self) -> str:
+        if self._parts:
+            return f"Candidates.joined({list(self._parts)})"
         form = "token rows" if self._rows is not None else "texts" if self._base is None else f"edits of {self._base!r}"
         return f"Candidates({len(self)} {form})"
 

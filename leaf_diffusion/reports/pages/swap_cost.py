@@ -28,8 +28,8 @@ SHOWN_METRICS = (
 )
 ABOUT = (
     "No prompt is attacked here. Every encoder gets the same prompts, noise and files; differences are paired by prompt, with "
-    "95% intervals, coloured where the interval excludes 0 and there are ten independent prompts at least. “Another noise” is {first} alone, the same prompt drawn from a "
-    "second noise: how far images lie apart when nothing was swapped."
+    "95% intervals, coloured where the interval excludes 0 and there are ten independent prompts at least. “Another noise” is "
+    "{first} alone, the same prompt drawn from a second noise: how far images lie apart when nothing was swapped."
 )
 
 
