@@ -54,6 +54,9 @@ class Charmer(Attack):
     """Positions that stage 1 keeps a round."""
     beam: int = 1
     """Sentences that a round goes on with."""
+    probe: str = " "
+    """The test characters. A space alone is the paper's: what may not be a result ranks positions, too. Of several, with
+    deletion, a position is worth its best allowed one, and those are results as well; fewer positions are needed then."""
     alphabet: str = ALPHABET
     """The characters that stage 2 tries."""
     batch_prompts: int = 16
@@ -62,6 +65,8 @@ class Charmer(Attack):
     def __post_init__(self) -> None:
         if wrong := [name for name in ("n_positions", "beam", "batch_prompts") if getattr(self, name) < 1]:
             raise ValueError(f"{wrong[0]} must be at least 1, got {getattr(self, wrong[0])}")
+        if not self.probe:
+            raise ValueError("probe needs one character at least, to rank positions by")
 
     def run(self, problem: Problem) -> list[Outcome]:
         return list(self._rounds(problem)[problem.k][0])
@@ -102,19 +107,39 @@ class Charmer(Attack):
 
     def _round(self, active: list[int], state: Iterates, allowed: Allowed) -> None:
         members = {i: [member.text for member in state.members[i]] for i in active}
-        probed = {i: Candidates.joined([probes(text) for text in texts]) for i, texts in members.items()}
+        probed = {
+            i: Candidates.joined([self._probes(i, text, allowed) for text in texts]) for i, texts in members.items()
+        }
         ranking = state.measure(probed, best=self.n_positions * self.beam)
         candidates = {}
         for i, scores in ranking.items():
             if self._flipped(i, probed[i], scores, state, allowed):
                 continue
             lists, seen = list[Candidates](), set(members[i])
-            of_member = scores.split([len(part) for part in probed[i].parts])
-            for text, own in zip(members[i], of_member, strict=True):
-                everything = slot_edits(text, sorted(best_few(own, self.n_positions)), self.alphabet)
+            parts = probed[i].parts
+            for text, part, own in zip(members[i], parts, scores.split([len(part) for part in parts]), strict=True):
+                everything = slot_edits(text, self._positions(part, own), self.alphabet)
                 lists.append(_new(everything[allowed(i, text, everything)], seen if len(members[i]) > 1 else None))
             candidates[i] = Candidates.joined(lists)
         state.advance(candidates)
+        if self.probe != " ":
+            for i in candidates:
+                state.keep(i, probed[i], ranking[i])
+
+    def _probes(self, i: int, text: str, allowed: Allowed) -> Candidates:
+        if self.probe == " ":
+            return probes(text)
+        everything = slot_edits(text, range(n_slots(text)), self.probe)
+        return everything[allowed(i, text, everything)]
+
+    def _positions(self, probed: Candidates, scores: Tensor) -> list[int]:
+        """The slots of stage 2, in order."""
+        if self.probe == " ":
+            return sorted(best_few(scores, self.n_positions))
+        slots, which = np.unique(probed.slots if probed.slots is not None else [], return_inverse=True)
+        best = np.full(len(slots), -np.inf, dtype=np.float32)
+        np.maximum.at(best, which, scores.numpy())
+        return sorted(int(slots[j]) for j in best_few(torch.from_numpy(best), self.n_positions))
 
     @staticmethod
     def _flipped(i: int, probed: Candidates, scores: Tensor, state: Iterates, allowed: Allowed) -> bool:

@@ -105,8 +105,7 @@ class Iterates:
             left = [i for i in left if len(scores[i]) < len(candidates[i]) and not self.finished[i]]
             size *= 2
         for i, mine in scores.items():
-            if len(mine):
-                self.keep(i, candidates[i], mine)
+            self.keep(i, candidates[i], mine)
 
     def reached(self, i: int, scores: Tensor) -> NDArray[np.bool_]:
         """bool [n]: which scores reach the objective of prompt ``i``."""
@@ -116,6 +115,8 @@ class Iterates:
 
     def keep(self, i: int, candidates: Candidates, scores: Tensor) -> None:
         """Keep the best of scored candidates of a prompt and of the texts at hand."""
+        if not len(scores):
+            return
         order = [argbest(scores)]
         if self._width > 1:
             order += [j for j in best_few(scores, self._width) if j != order[0]][: self._width - 1]

@@ -129,3 +129,28 @@ def test_margins_are_decided_alike_with_and_without_an_early_end(robust: bool) -
             assert (each.queries, each.score) == (len(allowed), pytest.approx(float(scores.max()), abs=1e-5))
         else:
             assert each.queries < len(allowed)
+
+
+def test_several_probes_are_allowed_and_results_as_well(fake: Any) -> None:
+    prompts, rule = ["a red cat", "two hats on a mat"], NoNewWords()
+    scorer = fake(rugged)
+    found = Charmer(n_positions=2, probe=" xe1-")(prompts, scorer, constraint=rule)
+    for prompt, result, seen in zip(prompts, found, scorer.bound[0].seen, strict=True):
+        assert all(rule.holds(prompt, text) for text in seen)
+        assert result.queries == len(seen)
+        assert result.score == pytest.approx(max(rugged(prompt, text) for text in seen))
+        probed = {text for text in neighbours(prompt, " xe1-").texts() if rule.holds(prompt, text)}
+        assert probed <= set(seen)
+        # stage 2 tries the alphabet where the best probes are
+        best = max(probed, key=lambda text: rugged(prompt, text))
+        place = next(i for i, (a, b) in enumerate(zip(prompt, best, strict=False)) if a != b)
+        assert sum(text.startswith(prompt[:place]) for text in set(seen) - probed) > 60
+    with pytest.raises(ValueError, match="probe needs one character"):
+        Charmer(probe="")
+
+
+def test_a_probe_alone_can_be_the_result(fake: Any) -> None:
+    found = Charmer(n_positions=1, probe="x")(
+        ["a cat"], fake(lambda _, text: float(text == "ax cat") + 0.1 * ("cxt" in text))
+    )
+    assert found[0].perturbed == "ax cat"
