@@ -70,8 +70,8 @@ class Member:
 
 
 class Iterates:
-    """Where each prompt stands during an optimising attack: its best text so far, its ``width`` best ones (``members``, best first), and
-    if it is finished."""
+    """Where each prompt stands during an optimising attack: its best text so far, its ``width`` best ones (``members``, best
+    first), and if it is finished."""
 
     def __init__(self, prompts: Sequence[str], score: BoundScore, width: int = 1) -> None:
         scores = score.clean() if prompts else []
@@ -91,19 +91,23 @@ class Iterates:
     def advance(self, candidates: Mapping[int, Candidates]) -> None:
         """Score ``candidates`` and keep the best of them and of the texts at hand (a tie stays).
 
-        Where a goal can be reached they are scored in parts of growing size, and the first part that reaches it is the
-        last: whether one does is what counts, and most of an unprotected encoder's flips are found at once.
+        Where a goal can be reached they are scored in parts of growing size, all slots in each, and the first part that
+        reaches it is the last: whether one does is what counts, and an unprotected encoder flips at once.
         """
-        scores = {i: torch.empty(0) for i in candidates}
-        left, size = list(candidates), PART
+        if not any(self._ends[i] for i in candidates):
+            for i, mine in self.measure(candidates, best=self._width).items():
+                self.keep(i, candidates[i], mine)
+            return
+        scores = {i: torch.full((len(each),), -math.inf) for i, each in candidates.items()}
+        order = {i: _spread(each) for i, each in candidates.items()}
+        left, start, size = list(candidates), 0, PART
         while left:
-            ends = {i: len(scores[i]) + size if self._ends[i] else len(candidates[i]) for i in left}
-            parts = {i: candidates[i][len(scores[i]) : ends[i]] for i in left}
-            for i, new in self.measure(parts, best=self._width).items():
-                scores[i] = torch.cat([scores[i], new])
+            chosen = {i: order[i][start : start + size] for i in left}
+            for i, new in self.measure({i: candidates[i][chosen[i]] for i in left}, best=self._width).items():
+                scores[i][torch.from_numpy(chosen[i])] = new
                 self.finished[i] = bool(self.reached(i, new).any())
-            left = [i for i in left if len(scores[i]) < len(candidates[i]) and not self.finished[i]]
-            size *= 2
+            start, size = start + size, 2 * size
+            left = [i for i in left if start < len(candidates[i]) and not self.finished[i]]
         for i, mine in scores.items():
             self.keep(i, candidates[i], mine)
 
@@ -120,7 +124,10 @@ class Iterates:
         order = [argbest(scores)]
         if self._width > 1:
             order += [j for j in best_few(scores, self._width) if j != order[0]][: self._width - 1]
-        old, new = self.members[i], [Member(candidates.text(j), float(scores[j])) for j in order]
+        old, new = (
+            self.members[i],
+            [Member(candidates.text(j), float(scores[j])) for j in order if scores[j] > -math.inf],
+        )
         kept = list[Member]()
         while len(kept) < self._width and (old or new):
             later = bool(new) and (not old or new[0].score > old[0].score + max(TIE * abs(old[0].score), FLOOR))
@@ -130,3 +137,15 @@ class Iterates:
                 kept.append(one)
         self.members[i], self.texts[i] = kept, kept[0].text
         self.finished[i] = self._score.solved(i, kept[0].score)
+
+
+def _spread(candidates: Candidates) -> NDArray[np.int64]:
+    """An order of edits in which each slot's first stand before any slot's second; of other lists their own."""
+    slots = candidates.slots
+    if slots is None:
+        return np.arange(len(candidates))
+    by_slot = np.argsort(slots, kind="stable")
+    _, firsts, counts = np.unique(slots[by_slot], return_index=True, return_counts=True)
+    within = np.empty(len(slots), dtype=np.int64)
+    within[by_slot] = np.arange(len(slots)) - np.repeat(firsts, counts)
+    return np.argsort(within, kind="stable")

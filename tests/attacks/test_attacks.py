@@ -162,7 +162,9 @@ def test_attacks_by_name() -> None:
     assert [type(attack_from_name(name)) for name in ATTACKS][:4] == [Charmer, LeafAttack, Exhaustive, RandomTypos]
     with pytest.raises(ValueError, match="charmer, leaf, exhaustive, random-typos"):
         attack_from_name("charmr")
-    with pytest.raises(ValueError, match="no parameter rho: it takes n_positions, beam, probe, alphabet, batch_prompts"):
+    with pytest.raises(
+        ValueError, match="no parameter rho: it takes n_positions, beam, probe, alphabet, batch_prompts"
+    ):
         attack_from_name("charmer", rho=3)
     with pytest.raises(ValueError, match="at least 1"):
         attack_from_name("leaf", rho=0)

@@ -93,8 +93,9 @@ def test_the_first_flip_ends_a_search(fake: Any) -> None:
         scorer = fake(rugged, threshold)
         found = Exhaustive()([prompt], scorer, constraint=rule)[0]
         assert found.success and scores[found.perturbed] > threshold
-        order = [scores[text] > threshold for text in scorer.bound[0].seen[0]]
-        first = order.index(True)
+        seen = scorer.bound[0].seen[0]
+        first = [scores[text] > threshold for text in seen].index(True)
+        assert len({text[: len(prompt) // 2] for text in seen[:40]}) > 5  # all over the text from the first on
         # parts of 128, 256, 512, ...: at most three times as many as were needed
         assert first < found.queries <= max(PART, 3 * first + PART)
     flat = Exhaustive()([prompt], fake(rugged, 2.0), constraint=rule)[0]
