@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from leaf_diffusion.attacks import ATTACKS, Attack, Charmer, Exhaustive, LeafAttack, RandomTypos, attack_from_name
 from leaf_diffusion.attacks.base import Problem
 from leaf_diffusion.text import NoNewWords, PublishedNoNewWords, distance
+from leaf_diffusion.text.decoding import shows
 
 FAST: list[Attack] = [Charmer(n_positions=3), LeafAttack(rho=10), Exhaustive(), RandomTypos()]
 OPTIMISING = FAST[:3]
@@ -26,7 +27,7 @@ PROMPTS = [
 ]
 PROMPT = st.one_of(
     st.sampled_from(PROMPTS[:7]), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
-).filter(lambda text: text.strip())
+).filter(shows)
 
 
 def ids(attack: Any) -> str:
