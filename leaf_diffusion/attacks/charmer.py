@@ -39,10 +39,12 @@ class Charmer(Attack):
     """Greedy rounds of one edit each, ``k`` in all; a round has two stages.
 
     Stage 1 probes all 2|S|+1 slots of the current sentence with a test character and keeps the ``n_positions`` best.
-    Probes only rank positions and are never returned, so the constraint does not apply to them. Stage 2 scores the
-    allowed ones of all characters of ``alphabet``, and deletion, in those slots; the best replaces the current
-    sentence if it scores higher. A prompt whose objective is reached is asked no further: the first part of its candidates
-    that reaches it, or an allowed probe, ends its search. At most 2|S|+1 + n_positions * (|alphabet|+1) queries a round.
+    Probes only rank positions, so the constraint does not apply to them. Stage 2 scores the allowed ones of all characters
+    of ``alphabet``, and deletion, in those slots; the best replaces the current sentence if it scores higher. At most
+    2|S|+1 + n_positions * (|alphabet|+1) queries a round.
+
+    A prompt whose objective is reached is asked no further: the first part of its candidates that reaches it, or a probe
+    that is allowed, ends its search and is the result.
 
     With a ``beam`` the best so many sentences are gone on with, each probed and edited, all in one batch; the queries of
     every round but the first are as many times more. At k=1 nothing changes, at k=2 the result is never worse.
