@@ -17,7 +17,8 @@ _TEMPLATE = """---
 # {name}
 
 {what}, measured with leaf_diffusion {version} (`leaf-diffusion evaluate`): {prompts} prompts, {seeds} image(s) each, attack
-{attack}, constraint {constraint}. Intervals are of 95%, over prompts.
+{attack}, constraint {constraint}. A search finds less than the worst edit, so figures under attack are upper bounds on robustness.
+Intervals are of 95%, over prompts.
 
 | measure | prompts | mean | 95% interval | n |
 |---|---|---|---|---|
