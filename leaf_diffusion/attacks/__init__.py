@@ -14,10 +14,12 @@ from leaf_diffusion.attacks.leaf import LeafAttack
 from leaf_diffusion.attacks.noise import (
     WORST,
     Homoglyphs,
+    Invisible,
     Keyboard,
     MissingSpaces,
     Noise,
     Punctuation,
+    Reordered,
     Scanner,
     SwappedLetters,
 )
@@ -35,12 +37,14 @@ __all__ = [
     "Charmer",
     "Exhaustive",
     "Homoglyphs",
+    "Invisible",
     "Keyboard",
     "LeafAttack",
     "MissingSpaces",
     "Noise",
     "Punctuation",
     "RandomTypos",
+    "Reordered",
     "Scanner",
     "SwappedLetters",
     "TokenSubstitution",
@@ -50,9 +54,10 @@ __all__ = [
     "best_few",
 ]
 
-_KINDS: tuple[type[Noise], ...] = (Keyboard, Scanner, SwappedLetters, MissingSpaces, Homoglyphs, Punctuation)
+_EVERYDAY: tuple[type[Noise], ...] = (Keyboard, Scanner, SwappedLetters, MissingSpaces, Punctuation)
+_KINDS: tuple[type[Noise], ...] = (*_EVERYDAY, Homoglyphs, Invisible, Reordered)
 NOISE: dict[str, type[Noise]] = {noise.name: noise for noise in _KINDS}
-"""The kinds of everyday noise by name."""
+"""The kinds of noise by name."""
 _SEARCHES: tuple[type[Attack], ...] = (Charmer, LeafAttack, Exhaustive, RandomTypos, TokenSubstitution)
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*_SEARCHES, *_KINDS)}
 """Every attack by the name that configurations use; "worst-" before a kind of noise searches for its worst slips."""

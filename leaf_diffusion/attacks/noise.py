@@ -1,4 +1,4 @@
-"""Everyday and malicious noise: the slips of fingers, scanners and look-alike letters, k of them.
+"""Everyday and malicious noise: the slips of fingers and scanners, look-alike letters and what is not seen, k of them.
 
 Drawn at random it is what happens by itself; with ``worst`` each slip is the most harmful one, which is what somebody does
 who hides an attack among slips.
@@ -36,6 +36,10 @@ LOOKALIKES = dict(
     )
 )
 """Latin letters and characters of Cyrillic, Greek, Armenian and phonetic script that look the same (Unicode UTS #39)."""
+UNSEEN = "\u00ad\u034f\u180e\u200b\u200c\u200d\u2060\u2062\ufe0f\ufeff"
+"""Characters without a shape: soft hyphen, joiners, zero-width spaces, a variation selector, a byte-order mark."""
+FROM_RIGHT, AS_BEFORE = "\u202e", "\u202c"
+"""What stands between these two is shown from right to left, whatever its letters."""
 WORST = "worst-"
 """Before the name of a kind of noise: searched for its worst slips."""
 MARKS = "!\"'(),-.:;?`~"
@@ -175,3 +179,28 @@ class Punctuation(Noise):
             if letter in MARKS:
                 edits += [(2 * i + 1, mark) for mark in (*MARKS, DELETE) if mark != letter]
         return Candidates.edits(text, [slot for slot, _ in edits], [mark for _, mark in edits])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invisible(Noise):
+    """A character that is not seen, anywhere (Boucher et al., "Bad Characters", 2022)."""
+
+    name: ClassVar[str] = "invisible"
+
+    def slips(self, text: str) -> Candidates:
+        slots = [2 * i for i in range(len(text) + 1) for _ in UNSEEN]
+        return Candidates.edits(text, slots, list(UNSEEN) * (len(text) + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reordered(Noise):
+    """Two neighbouring letters of a word in the wrong order, between marks that show them in the right one (Boucher et al.,
+    "Bad Characters", 2022): four of Levenshtein."""
+
+    name: ClassVar[str] = "reordered"
+    distance_per_edit: ClassVar[int] = 4
+
+    def slips(self, text: str) -> Candidates:
+        pairs = [i for i in range(len(text) - 1) if text[i] != text[i + 1] and text[i : i + 2].isalnum()]
+        swapped = [(i, f"{FROM_RIGHT}{text[i + 1]}{text[i]}{AS_BEFORE}") for i in pairs]
+        return Candidates.from_texts([text[:i] + pair + text[i + 2 :] for i, pair in swapped])

@@ -47,7 +47,7 @@ def load_text_encoder(
     encoder as in ComfyUI, or a checkpoint, where `subfolder="text_encoder_2"` is its second tower), "prefix:name" of a
     registered source ("world:leaf", "openclip:ViT-L-14-quickgelu/openai"), or a module together with `tokenizer`.
     `tokenizer`: an object, a folder or a Hub id; else the source's own, else CLIP's where the vocabulary is CLIP's.
-    `adapter`: a PEFT LoRA folder or Hub id, merged into a copy of the weights. `defence`: "speller" or a callable
+    `adapter`: a PEFT LoRA folder or Hub id, merged into a copy of the weights. `defence`: "speller", "visible" or a callable
     with `name` and `fingerprint`. `dtype`: float32 unless given (a module keeps its own). Loads safetensors only.
 
     Raises FileNotFoundError where nothing is found, ValueError for pickles, damaged files, misfitting tokenizers or

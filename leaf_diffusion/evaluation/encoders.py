@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from leaf_diffusion.diffusion.families import FAMILIES, Family, TextEncoderPart, family_of, named_pipeline
 from leaf_diffusion.diffusion.speed import set_attention, set_layout
 from leaf_diffusion.encoders.base import Feature, TextEncoder
+from leaf_diffusion.encoders.defences import DEFENCES
 from leaf_diffusion.encoders.load import load_text_encoder, wrap
 from leaf_diffusion.encoders.swap import fitting, text_model_for_pipeline, unprojected
 from leaf_diffusion.evaluation.t2i.options import Options
@@ -35,11 +36,11 @@ class EncoderName:
 
     @classmethod
     def parse(cls, text: str, *, world: bool) -> EncoderName:
-        """ "leaf", "world:leaf", "folder", "LABEL=SOURCE", each with "+speller" at the end or not."""
+        """ "leaf", "world:leaf", "folder", "LABEL=SOURCE", each with the name of a defence at the end ("+speller") or not."""
         label, equals, source = text.rpartition("=")
         body, plus, defence = source.rpartition("+")
-        if plus and defence == "speller":
-            source, suffix = body, "+speller"
+        if plus and defence in DEFENCES:
+            source, suffix = body, f"+{defence}"
         else:
             defence, suffix = "", ""
         if not source or (equals and not label):

@@ -101,7 +101,8 @@ class AttackOptions:
 
     attack: AnyAttack = CHARMER
     """charmer, leaf, exhaustive (k=1 only), random-typos, tokens (whole tokens substituted); or everyday noise: keyboard,
-    ocr, swapped-letters, missing-spaces, homoglyphs, punctuation, at random or, with worst- before the name, searched.
+    ocr, swapped-letters, missing-spaces, punctuation, homoglyphs, invisible, reordered, at random or, with worst- before
+    the name, searched.
     Its parameters: --attack.n-positions 5, or --attack charmer:n_positions=5."""
     k: tuple[int, ...] = (1, 2)
     """Numbers of character edits."""

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leaf_diffusion.attacks import Invisible, Noise, Reordered
 from leaf_diffusion.encoders.base import Defence
-from leaf_diffusion.encoders.defences import Speller, english_speller
+from leaf_diffusion.encoders.defences import Speller, Visible, english_speller
+from leaf_diffusion.scoring import Drift, Scorer
+from tests import tiny
 
 WORDS = {"cat": 10, "bat": 99, "umbrella": 5, "red": 50, "a": 100, "on": 80, "don't": 3, "white": 4, "i": 9}
 SPELLER = Speller(WORDS)
@@ -64,6 +67,37 @@ def test_english() -> None:
     assert isinstance(speller, Defence)
     assert speller(["a phto of two catts on the beech"]) == ["a photo of two cats on the beech"]
     assert speller.fingerprint == english_speller().fingerprint != SPELLER.fingerprint
+
+
+@pytest.mark.parametrize("attack", [Invisible(), Reordered()], ids=lambda attack: attack.name)
+def test_what_is_not_seen_is_undone(attack: Noise) -> None:
+    prompts, visible, rng = ["a red umbrella", "Two cats, 4k: [sks] (x:1.2)", "naïve café"], Visible(), random.Random(0)
+    assert isinstance(visible, Defence)
+    for prompt in prompts:
+        text, seen = prompt, set[str]()
+        for _ in range(3):  # slips in what slips made
+            texts = attack.slips(text).texts()
+            seen.update(visible(texts))
+            text = rng.choice(texts)
+        assert text != prompt
+        assert seen == {prompt}
+
+
+def test_what_belongs_to_the_spelling_stays() -> None:
+    for text in ("👩\u200d🚀 🏳️\u200d🌈", "می\u200cخواهم", "क्\u200dष", "plain text\t", "שלום cat", "a\u00a0b"):
+        assert Visible()([text]) == [text]
+    assert Visible()(["a\u202egn\u202cpe", "\u202e\u202eab\u202cc\u202c", "x\u202e y", "\u2066cat\u2069", "a\ufe0f\u200d"]) == [
+        "angpe", "cab", "x y", "cat", "a",
+    ]  # fmt: skip
+
+
+def test_an_encoder_behind_it_is_not_moved_by_what_is_not_seen() -> None:
+    encoder = tiny.encoder(defence=Visible())
+    for attack in (Invisible(worst=True), Reordered(worst=True)):
+        (result,) = attack(["a red umbrella"], Scorer(encoder, Drift("l2")), k=2)
+        assert result.score <= 1e-6
+        (moved,) = attack(["a red umbrella"], Scorer(tiny.encoder(), Drift("l2")), k=2)
+        assert moved.score > 1e-4
 
 
 def test_fast_enough_for_attacks() -> None:
