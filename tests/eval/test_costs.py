@@ -107,6 +107,7 @@ def test_a_swap_cost_runs_figures_are_taken_over_unchanged(run: Path, swap: Path
     assert "by what else a pipeline is given" not in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_encoders_and_pipelines_are_refused(swap: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     def said(**changes: object) -> str:
         other = tmp_path / "other"

@@ -116,6 +116,7 @@ def test_only_the_longest_prompts_are_cut(finished: Path) -> None:
     assert cut == {key: {"original": 0, "leaf": 0} for key in ("plain", "negative", "token", "translated", "lora")}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_trains_nothing_again(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +289,7 @@ def denoising(pipeline: Any, images: list[np.ndarray], texts: list[str]) -> floa
     return float(torch.stack(losses).mean())
 
 
+@pytest.mark.slow
 def test_a_few_steps_teach_the_token_and_the_style(shipped_world: Any, tmp_path: Path) -> None:
     colour, noun = CONCEPT
     backgrounds = [name for name in BACKGROUNDS for _ in range(BATCH // 4)]

@@ -38,6 +38,7 @@ COLUMNS = [
     "ci_high",
     "n",
     "seeds",
+    "clusters",
 ]
 
 
@@ -139,6 +140,7 @@ def test_every_encoder_faces_the_same_transferred_prompts(finished: Path) -> Non
 def test_results_are_rows_with_means_and_paired_differences(finished: Path) -> None:
     found = rows(finished)
     assert all(list(row) == COLUMNS for row in found)
+    assert {row["clusters"] for row in found if row["metric"] == "drift"} == {2}
     keys = [tuple(row[c] for c in ("encoder", "baseline", "protocol", "source", "k", "metric")) for row in found]
     assert len(keys) == len(set(keys))
     assert ("leaf", None, "transfer", "judge", 2, "scene_accuracy") in keys
@@ -246,7 +248,13 @@ def test_a_killed_run_continues_to_the_same_results(
         assert found == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", ["attacks.jsonl", "images/", "images.jsonl", "scores.jsonl", "results.", "report."])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "attacks.jsonl", "images/", "results.",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("images.jsonl", "scores.jsonl", "report.")),
+    ],
+)  # fmt: skip
 def test_a_full_disk_stops_any_write_clearly_and_the_run_goes_on(
     finished_few: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_run_measures_and_names_its_space(
         assert {line["n"] for line in csv.DictReader(opened) if line["metric"] == "frechet"} == {"3"}
 
 
+@pytest.mark.slow
 def test_another_space_is_another_run(tmp_path: Path, dinov2: Path, refused: Callable[..., str]) -> None:
     assert main([*SMALL, "--output", str(tmp_path / "run")]) == 0
     settings = json.loads((tmp_path / "run" / "spec.json").read_text())["settings"]

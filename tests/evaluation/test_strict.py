@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from leaf_diffusion.eval import t2i_robustness
@@ -11,6 +12,7 @@ from leaf_diffusion.runs.records import KINDS, ImageRecord
 ARGUMENTS = ["--encoders", "original", "leaf", "--k", "1", "--n-positions", "2", "--steps", "2", "--strict"]
 
 
+@pytest.mark.slow
 def test_what_shares_a_run_decides_no_bit(tmp_path: Path) -> None:
     for limit, batch_size in ((2, 32), (3, 2)):
         folder = str(tmp_path / str(limit))

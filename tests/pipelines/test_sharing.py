@@ -170,6 +170,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_pushed_and_loaded_by_name(
     kinds: dict[str, Kind], folders: Callable[[Kind], Path], hub: tuple[type[Hub], str], tmp_path: Path
 ) -> None:
