@@ -119,6 +119,7 @@ def test_a_resume_looks_at_sizes_and_ends_and_decodes_nothing(run: Path, monkeyp
     with RunStore.open(run, SPEC) as store:
         (first,) = (each for each in store.records("images", ImageRecord) if each.id == "a")
         assert damaged_images(run, first) == []
+        assert is_recorded(path, first)  # as the report asks: by its sha256
         for damage in (whole[:-1], whole[1:], whole[:30] + whole[31:], b"", whole + b"x"):
             path.write_bytes(damage)
             assert damaged_images(run, first) == [image_name("a")]
