@@ -152,6 +152,7 @@ def test_the_folder_of_another_run_is_refused(finished: Path, capsys: pytest.Cap
     assert (finished / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_users_prompts_and_files_the_same_encoder_costs_nothing_and_nothing_is_markup(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -150,6 +150,7 @@ def test_the_log_is_cut_where_training_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "training_log.jsonl").read_text() == ""
 
 
+@pytest.mark.slow
 def test_two_processes_end_where_one_does(encoder: HFTextEncoder, tmp_path: Path) -> None:
     folder, file = tmp_path / "tiny", tmp_path / "captions.txt"
     encoder.module.save_pretrained(folder)
