@@ -5,11 +5,12 @@ from leaf_diffusion.metrics.cmmd import cmmd
 from leaf_diffusion.metrics.distribution import Distance
 from leaf_diffusion.metrics.drift import feature_drift, pixel_rmse
 from leaf_diffusion.metrics.frechet import frechet_distance
-from leaf_diffusion.metrics.intervals import FEWEST, Interval, mean_interval
+from leaf_diffusion.metrics.intervals import FEWEST, SIGNIFICANT, Interval, holm, mean_interval
 from leaf_diffusion.metrics.kid import kid
 
 __all__ = [
     "FEWEST",
+    "SIGNIFICANT",
     "ClipModel",
     "Distance",
     "Interval",
@@ -19,6 +20,7 @@ __all__ = [
     "cmmd",
     "feature_drift",
     "frechet_distance",
+    "holm",
     "kid",
     "mean_interval",
     "pixel_rmse",

@@ -10,28 +10,34 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import copysign, inf, nan, sqrt
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.stats import t
 
 Values = Mapping[str, float | Sequence[float]] | Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 Clusters = Mapping[str, Hashable] | Sequence[Hashable]
 FEWEST = 10
 """Independent units below which an interval decides nothing: too few to know their own spread."""
+SIGNIFICANT = 0.05
+"""A p value below it decides, as an interval of 95% does that excludes 0."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean over n prompts with its interval; the bounds are NaN for a mean of one cluster (it shows no spread). clusters: how
-    many independent units the prompts are."""
+    """Mean over n prompts with its interval; the bounds are NaN for a mean of one cluster (it shows no spread).
+
+    clusters: how many independent units the prompts are; p: of no difference, two-sided, None for a mean and for fewer than
+    `FEWEST` units.
+    """
 
     mean: float
     ci_low: float
     ci_high: float
     n: int
     clusters: int
+    p: float | None = None
 
 
 def mean_interval(
@@ -61,17 +67,37 @@ def mean_interval(
         raise ValueError("a share lies between 0 and 1")
     given = means if others is None else means - others
     spread = _Spread.of(given, _numbers(values, clusters, len(means)))
-    mean, quantile = float(given.mean()), float(t.ppf((1 + level) / 2, spread.freedom))
+    mean = float(given.mean())
+    # of independent prompts a share's variance follows from the share
+    freedom = inf if share and spread.alone else spread.freedom
+    quantile = float(t.ppf((1 + level) / 2, freedom))
+    statistic = 0.0
     if share and others is None:
-        low, high = _wilson(mean, spread.effective(mean * (1 - mean)), _share_quantile(level, spread))
+        low, high = _wilson(mean, spread.effective(mean * (1 - mean)), quantile)
     elif share:
         more, less = float(np.maximum(given, 0).mean()), float(np.maximum(-given, 0).mean())
         effective = spread.effective(more + less - mean**2)
-        low, high = _tango(more * effective, less * effective, effective, _share_quantile(level, spread))
+        counts = more * effective, less * effective, effective
+        low, high = _tango(*counts, quantile)
+        statistic = _tango_score(*counts, 0.0)
     else:
-        half = quantile * sqrt(spread.variance) if spread.clusters > 1 else inf
-        low, high = (mean - half, mean + half) if half < inf else (float("nan"),) * 2
-    return Interval(mean, low, high, len(given), spread.clusters)
+        error = sqrt(spread.variance) if spread.clusters > 1 else nan
+        low, high = mean - quantile * error, mean + quantile * error
+        statistic = mean / error if error else copysign(inf, mean) if mean else 0.0
+    tested = others is not None and spread.clusters >= FEWEST
+    p = 2 * float(t.sf(abs(statistic), freedom)) if tested else None
+    return Interval(mean, low, high, len(given), spread.clusters, p)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """The p values of a family, adjusted (Holm, 1979): below a level for any without a difference at most as often as that
+    level says, however they hang together. None, where nothing was tested, stays and counts for none."""
+    tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for rank, (p, i) in enumerate(tested):
+        adjusted[i] = least = max(least, min(1.0, (len(tested) - rank) * p))
+    return adjusted
 
 
 @dataclass(frozen=True)
@@ -103,11 +129,6 @@ class _Spread:
         return variance / self.variance if variance > 0 and self.variance > 0 else float(self.clusters)
 
 
-def _share_quantile(level: float, spread: _Spread) -> float:
-    """Of the normal distribution for independent prompts, whose variance follows from the share; else Student's."""
-    return float(norm.ppf((1 + level) / 2) if spread.alone else t.ppf((1 + level) / 2, spread.freedom))
-
-
 def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
     """Of a share of n."""
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -115,21 +136,24 @@ def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def _tango_score(more: float, less: float, n: float, difference: float) -> float:
+    """Tango's score statistic of the difference (more - less) / n between two shares of the same n."""
+    b = -more - less + (2 * n - more + less) * difference
+    c = -less * difference * (1 - difference)
+    q = (sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+    variance = n * (2 * q + difference * (1 - difference))
+    return (more - less - n * difference) / sqrt(variance) if variance > 1e-12 else 0.0
+
+
 def _tango(more: float, less: float, n: float, z: float) -> tuple[float, float]:
-    """Of the difference (more - less) / n between two shares of the same n: the differences that a score test keeps."""
+    """The differences that the score test keeps."""
     estimate = (more - less) / n
 
-    def score(difference: float) -> float:
-        b = -more - less + (2 * n - more + less) * difference
-        c = -less * difference * (1 - difference)
-        q = (sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
-        variance = n * (2 * q + difference * (1 - difference))
-        return (more - less - n * difference) / sqrt(variance) if variance > 1e-12 else 0.0
-
     def end(bound: float, sign: int) -> float:
-        if (bound - estimate) * sign <= 1e-9 or sign * score(bound * (1 - 1e-9)) > -z:
+        inside = bound * (1 - 1e-9)
+        if (bound - estimate) * sign <= 1e-9 or sign * _tango_score(more, less, n, inside) > -z:
             return bound
-        return float(brentq(lambda difference: score(difference) + sign * z, estimate, bound * (1 - 1e-9)))
+        return float(brentq(lambda at: _tango_score(more, less, n, at) + sign * z, estimate, inside))
 
     return end(-1.0, -1), end(1.0, 1)
 

@@ -1,14 +1,15 @@
 """Intervals against formulas, against other libraries' figures, and where nothing varies."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import binomtest, norm, ttest_1samp, ttest_rel
 
-from leaf_diffusion.metrics import FEWEST, mean_interval
+from leaf_diffusion.metrics import FEWEST, SIGNIFICANT, holm, mean_interval
 
 
 def test_a_share_has_the_interval_of_wilson() -> None:
@@ -54,6 +55,66 @@ def _score(more: int, less: int, n: int, difference: float) -> float:
     best = int(likelihood.argmax())
     variance = n * (both[best] + other[best] - difference**2)
     return float((more - less - n * difference) / math.sqrt(variance))
+
+
+def test_the_p_value_is_that_of_student_and_of_mcnemar() -> None:
+    first, second = (np.random.default_rng(seed).normal(0.3 * seed, 1, 40) for seed in (1, 2))
+    assert mean_interval(first, second).p == pytest.approx(ttest_rel(first, second).pvalue)
+    # Tango's score of no difference is McNemar's, without its correction
+    for more, less, rest in ((10, 3, 37), (4, 9, 0), (5, 5, 5)):
+        sides = [1.0] * more + [0.0] * (less + rest), [0.0] * more + [1.0] * less + [0.0] * rest
+        mcnemar, n = (more - less) / math.sqrt(more + less), more + less + rest
+        # n - 1 in the variance, where McNemar has n
+        assert mean_interval(*sides, share=True).p == pytest.approx(2 * norm.sf(abs(mcnemar) * math.sqrt((n - 1) / n)))
+
+
+paired = st.lists(
+    st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0])] * 2, st.integers(0, 30)), min_size=10, max_size=40
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(paired, st.booleans(), st.booleans())
+def test_interval_and_p_value_are_one_test(drawn: list[tuple[float, float, int]], share: bool, together: bool) -> None:
+    first, second, nouns = zip(*drawn, strict=True)
+    clusters = nouns if together else None
+    found = mean_interval(first, second, clusters=clusters, share=share)
+    if found.p is None:
+        assert found.clusters < FEWEST
+    elif found.p < 1e-9 or found.p > 1 - 1e-9:
+        assert (found.p < SIGNIFICANT) == (not found.ci_low <= 0 <= found.ci_high)
+    else:  # of every level: the interval of 1 - p just reaches 0
+        assert (found.p < SIGNIFICANT) == (not found.ci_low <= 0 <= found.ci_high)
+        wide, narrow = (
+            mean_interval(first, second, clusters=clusters, share=share, level=1 - found.p * by) for by in (0.99, 1.01)
+        )
+        assert wide.ci_low <= 0 <= wide.ci_high
+        assert not narrow.ci_low <= 0 <= narrow.ci_high
+
+
+def test_a_mean_and_too_few_units_have_no_p_value() -> None:
+    alike, other = [1.0] * 12, [0.0] * 12
+    assert mean_interval(alike).p is None and mean_interval(alike, share=True).p is None
+    assert mean_interval(alike[:9], other[:9], share=True).p is None
+    assert mean_interval(alike, other, clusters=[i % 9 for i in range(12)]).p is None
+    assert mean_interval(alike, other).p == 0
+    assert mean_interval(alike, alike).p == mean_interval(alike, alike, share=True).p == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
+    """A difference stands where every family that it belongs to has one, by the smallest p times its size."""
+    numbers = range(len(p_values))
+    families = [set(some) for size in numbers for some in combinations(numbers, size + 1)]
+    closed = [max(min(1.0, len(f) * min(p_values[j] for j in f)) for f in families if i in f) for i in numbers]
+    assert holm(p_values) == pytest.approx(closed)
+
+
+def test_holm_leaves_out_what_was_not_tested() -> None:
+    assert holm([0.03, None, 0.01, 0.04]) == pytest.approx([0.06, None, 0.03, 0.06])
+    assert holm([None, 0.04]) == [None, 0.04]
+    assert holm([]) == []
 
 
 def test_prompts_of_one_noun_are_worth_one() -> None:
