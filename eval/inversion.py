@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.tasks import units
-from leaf_diffusion.evaluation.tasks.inversion import read_back
-from leaf_diffusion.evaluation.tasks.options import PromptRunOptions, check_counts
+from leaf_diffusion.evaluation.tasks.inversion import InversionOptions, read_back
 from leaf_diffusion.metrics.reconstruction import has_bleu
 from leaf_diffusion.reports.metrics import BLEU, COSINE, TOKENS_BACK, TOKENS_IN_PLACE, WORDS_BACK
 from leaf_diffusion.reports.pages.experiment import Page
@@ -25,29 +22,6 @@ from leaf_diffusion.runs import RunStore
 from leaf_diffusion.runs.experiment_records import Inverted, typed
 from leaf_diffusion.runs.results import ResultRow
 from leaf_diffusion.world import seen_tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class InversionOptions(PromptRunOptions):
-    """Read captions back from their embeddings, by projected gradient over token embeddings."""
-
-    renamed: ClassVar[Mapping[str, str]] = {"--steps": "--search-steps"}
-    search_steps: int = 300
-    """Gradient steps; the paper takes 3,000."""
-    learning_rate: float = 0.1
-    weight_decay: float = 0.1
-    vocabulary: Literal["all", "seen"] = "all"
-    """Tokens that may be chosen. seen: those that the world's CLIP read in training; the others' embeddings are still
-    their random first ones."""
-    batch_size: int = 8
-    """Captions inverted side by side."""
-    seed: int = 0
-    """Of the tokens to start from."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "limit", "search_steps", "batch_size")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ValueError("--learning-rate must be positive and --weight-decay not negative")
 
 
 class InversionExperiment(Experiment[InversionOptions]):

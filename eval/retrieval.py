@@ -2,8 +2,7 @@
 
 Paper: section 4, retrieval: 1,000 images, Charmer with k=2 and n=10, three target captions. Three attackers: one moves
 the caption away from its clean embedding ("drift"), one knows the images and lifts the best wrong one over the right
-one ("margin"), one moves the caption towards each target ("toward"). Images are embedded by one image tower, which no
-finetuning of a text tower touches. Runs as `leaf-diffusion retrieve` and as `python eval/retrieval.py`.
+one ("margin"), one moves it towards each target ("toward"). Images have one tower. Runs as `leaf-diffusion retrieve`.
 """
 
 from __future__ import annotations
@@ -48,13 +47,11 @@ class Retrieval(Experiment[RetrievalOptions]):
 
     def settings(self) -> dict[str, object]:
         pairs = [list(pair) for pair in zip(self.gallery.captions, self.gallery.names, strict=True)]
-        prints, image = units.fingerprints(self.encoders), self.images.fingerprint
-        return {"fingerprints": prints, "image_fingerprint": image, "texts": pairs, "query_numbers": self.queries,
-                "target_numbers": self.targets}  # fmt: skip
+        return {"fingerprints": units.fingerprints(self.encoders), "image_fingerprint": self.images.fingerprint,
+                "texts": pairs, "query_numbers": self.queries, "target_numbers": self.targets}  # fmt: skip
 
     def stages(self) -> Sequence[Stage]:
-        everything = {number: number for number in range(len(self.gallery.captions))}
-        queries = {number: number for number in self.queries}
+        everything, queries = ({i: i for i in some} for some in (range(len(self.gallery.captions)), self.queries))
         shown = shown_units(self.encoders, self.queries, self.targets, self.options.goals)
         return [
             units.single("gallery", units.numbered(self.gallery.names, everything), self.embed, 64),
@@ -88,6 +85,9 @@ class Retrieval(Experiment[RetrievalOptions]):
 
     def show(self, store: RunStore, wanted: Sequence[Shown]) -> list[Shown]:
         return show_images(store, self.gallery, wanted, self.options.k)
+
+    def clusters(self) -> dict[str, str]:
+        return units.numbered_clusters(self.gallery.clusters)
 
     def values(self, records: Records) -> units.Noted:
         return retrieval_values(typed(CleanRank, records["clean"]), typed(Ranked, records["ranks"]), self.targets)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from leaf_diffusion.evaluation.experiment import Experiment, Records, Report, Setting, Stage, Values, run
+from leaf_diffusion.evaluation.experiment import Comparison, Experiment, Records, Report, Setting, Stage, Values, run
 from leaf_diffusion.evaluation.prompts import clusters_of
 from leaf_diffusion.evaluation.t2i import setup, specification, summarise
 from leaf_diffusion.evaluation.t2i.attack import PROMPTS_AT_ONCE, attack_units, save_attacks
@@ -58,19 +58,19 @@ class TextToImage(Experiment[Options]):
     def pairs(self) -> Sequence[tuple[str, str]]:
         return summarise.pairs_of(self.labels())
 
-    def searched(self, records: Records) -> tuple[str, str]:
-        return summarise.named_attack(typed(AttackRecord, records["attacks"]), self.setup)
+    def main_comparison(self) -> Comparison | None:
+        return summarise.main_comparison(self.setup, self.judges)
 
     def clusters(self) -> Mapping[str, str]:
         return clusters_of(self.setup.prompts)
 
     def values(self, records: Records) -> Mapping[Setting, Values]:
         images, scores = typed(ImageRecord, records["images"]), typed(ScoreRecord, records["scores"])
-        return summarise.setting_values(self.setup.plan, images, scores, *self.searched(records))
+        return summarise.setting_values(self.setup.plan, images, scores, *summarise.named_attack(self.setup))
 
     def further_rows(self, store: RunStore, records: Records) -> Sequence[ResultRow]:
         images, plan = typed(ImageRecord, records["images"]), self.setup.plan
-        distances = distribution_rows(plan, store, images, self.judges, *self.searched(records))
+        distances = distribution_rows(plan, store, images, self.judges, *summarise.named_attack(self.setup))
         return [*distances, *(sensitivity_rows(self.setup) if self.options.world else [])]
 
     def extra(self, records: Records) -> Mapping[str, object]:

@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
 from leaf_diffusion.evaluation.tasks import units
-from leaf_diffusion.evaluation.tasks.image_attacks import Classifier, classify_attacked, default_eps
+from leaf_diffusion.evaluation.tasks.image_attacks import Classifier, classify_attacked
 from leaf_diffusion.evaluation.tasks.images import load_image_encoders, load_images
 from leaf_diffusion.evaluation.tasks.options import ZeroShotImageOptions
 from leaf_diffusion.reports.metrics import IMAGE_ACCURACY
@@ -40,7 +40,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
         features = self.task.class_features(self.text_encoder)
         named = f"the text encoder {options.text_encoder}"
         self.classify = {label: Classifier(encoder, features, named) for label, encoder in self.encoders.items()}
-        self.numbers, self.radii = self.task.spread(options.limit), options.eps or (default_eps(options.images),)
+        self.numbers = self.task.spread(options.limit)
         self.shown = set(self.numbers[:: max(1, len(self.numbers) // SHOWN)][:SHOWN])
 
     def settings(self) -> dict[str, object]:
@@ -57,7 +57,7 @@ class ZeroShotImage(Experiment[ZeroShotImageOptions]):
             return [store.save_image(image_name(f"{name} {number} {j}"), part) for j, part in enumerate(kept)]
 
         steps, seed, transfer = self.options.attack_steps, self.options.seed, self.options.transfer
-        return classify_attacked(self.classify, self.task, numbers, self.options.attacks, self.radii, show,
+        return classify_attacked(self.classify, self.task, numbers, self.options.attacks, self.options.radii, show,
                                  steps=steps, seed=seed, transfer=transfer)  # fmt: skip
 
     def clusters(self) -> Mapping[str, str]:

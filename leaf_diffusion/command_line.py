@@ -23,7 +23,7 @@ import tyro
 from leaf_diffusion._help import grouped, plain_error
 from leaf_diffusion._spelling import ByName, Renamed, Speller, did_you_mean, known_options, old_spellings, yaml_words
 
-__all__ = ["ByName", "did_you_mean", "parse", "printable", "run_command"]
+__all__ = ["ByName", "did_you_mean", "parse", "printable", "refuse_idle", "run_command"]
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -79,6 +79,14 @@ def run_command(command: str, function: Callable[[Sequence[str]], int], argv: Se
     except KeyboardInterrupt:
         print(f"\nleaf-diffusion {command}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def refuse_idle(options: DataclassInstance, why: str, *names: str) -> None:
+    """ValueError where one of these options was given (is not its default) although nothing would read it. why: how the
+    sentence that begins with the option's name goes on."""
+    for each in dataclasses.fields(options):
+        if each.name in names and getattr(options, each.name) != each.default:
+            raise ValueError(f"--{each.name.replace('_', '-')} {why}: it would do nothing here, leave it out")
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ import tyro
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
-from leaf_diffusion.command_line import parse, run_command
+from leaf_diffusion.command_line import parse, refuse_idle, run_command
 from leaf_diffusion.encoders.convert import to_open_clip, to_transformers
 from leaf_diffusion.encoders.convert_config import (
     ModelCfg,
@@ -61,6 +61,7 @@ def convert(words: Sequence[str]) -> int:
         raise ValueError(f"{options.output} is there already and not empty: choose another folder")
     captions = None if options.captions is None else [row.text for row in read_texts(options.captions)]
     if options.source.is_dir() and not (options.source / CONFIG).exists():
+        refuse_idle(options, "is of an open_clip source", "architecture")
         _write_open_clip(options.source, options.output)
     else:
         _write_transformers(options.source, options.output, options.architecture)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from leaf_diffusion.command_line import parse, run_command
+from leaf_diffusion.command_line import parse, refuse_idle, run_command
 from leaf_diffusion.encoders.export import export_checkpoint, export_text_encoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.weights.files import read_header
@@ -51,6 +51,7 @@ def export(words: Sequence[str]) -> int:
     if options.checkpoint is None and options.part is not None:
         raise ValueError("--part names a text encoder of a --checkpoint; for one of the source use --subfolder")
     if options.checkpoint is not None:
+        refuse_idle(options, "is of a text encoder's own file; a checkpoint keeps the types of its tensors", "dtype")
         read_header(options.checkpoint)  # a wrong file is told before a large encoder is loaded
     encoder = load_text_encoder(
         options.source, adapter=options.adapter, subfolder=options.subfolder, revision=options.revision

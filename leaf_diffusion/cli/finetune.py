@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from leaf_diffusion.cli.training import TrainingOptions, run_training
+from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.finetune.captions import read_caption_file, read_captions
 from leaf_diffusion.finetune.config import TextFAREConfig
@@ -48,6 +49,8 @@ class FinetuneOptions(TrainingOptions):
 
 def finetune(options: FinetuneOptions, process: Accelerator, console: Console) -> None:
     """Read the captions, load the encoder, train."""
+    if options.held_out is None:
+        refuse_idle(options, "belongs to --held-out", "held_out_split")
     captions = read_caption_file(options.captions, options.column, options.split)
     console.print(f"{len(captions.texts):,} captions, {captions.blank} blank lines left out", highlight=False)
     encoder = load_text_encoder(

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from leaf_diffusion.command_line import parse, run_command
+from leaf_diffusion.command_line import parse, refuse_idle, run_command
 from leaf_diffusion.reports.compare import write_comparison
 from leaf_diffusion.reports.gallery import save_overview
 from leaf_diffusion.reports.headline import headline
@@ -43,22 +43,25 @@ def report(words: Sequence[str]) -> int:
     """Write the report of a run folder; returns the exit status. Raises OSError or ValueError when it is none."""
     options = parse(Options, words, command="report")
     if len(options.runs) == 2:
+        refuse_idle(options, "belongs to the report of one run", "tables", "overview", "metrics")
         print(f"comparison: {write_comparison(*options.runs)}")
         return 0
     if len(options.runs) != 1:
         raise ValueError(f"name one run folder, or two to compare them; got {len(options.runs)}")
     (run,) = options.runs
     results = Results.of(load_run(run))
-    if options.tables != "terminal":
+    if options.tables == "terminal":
+        refuse_idle(options, "belongs to --tables markdown or latex", "metrics")
+    else:
+        refuse_idle(options, "belongs to the report, which --tables leaves alone", "overview")
         print({"markdown": markdown, "latex": latex}[options.tables](results, options.metrics or None))
         return 0
     path = write_report(run)
     if options.overview is not None:
         save_overview(run, options.overview)
     console = Console()
+    console.print(escape(headline(results).whole), highlight=False)
     console.print(results_table(results))
-    said = headline(results)
-    console.print(escape(" ".join(filter(None, (said.text, said.clean, said.others)))), highlight=False)
     console.print(f"report: {escape(str(path))}", soft_wrap=True, highlight=False)
     return 0
 

@@ -11,7 +11,7 @@ import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
@@ -26,18 +26,18 @@ from leaf_diffusion.evaluation.dry_run import dry_run
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.evaluation.folders import check_space, check_writable
 from leaf_diffusion.evaluation.options import RunOptions, identity
-from leaf_diffusion.evaluation.results import Clusters, Setting, Values, all_pairs, result_rows
+from leaf_diffusion.evaluation.results import Clusters, Comparison, Setting, Values, all_pairs, result_rows
 from leaf_diffusion.evaluation.stages import Stage, recorded
 from leaf_diffusion.evaluation.strict import strict
 from leaf_diffusion.evaluation.terminal import Bars, print_found, print_matrix, quiet
-from leaf_diffusion.reports.pages.experiment import Page, write_page
+from leaf_diffusion.reports.pages.experiment import Page, main_said, write_page
 from leaf_diffusion.reports.results import REPORT
 from leaf_diffusion.reports.sections import Matrix
 from leaf_diffusion.runs import ResultRow, RunResults, RunSpec, RunStore, load_run
 from leaf_diffusion.runs.records import Record
 from leaf_diffusion.runs.scheduler import POLL_SECONDS, run_batches
 
-NOT_IDENTITY = ("clusters", "encoders", "output", "device", "share", "strict", "dry_run", "config")
+NOT_IDENTITY = ("encoders", "output", "device", "share", "strict", "dry_run", "config")
 """Options that change no result, or that the identity holds in another form (fingerprints)."""
 
 Records = Mapping[str, Sequence[Record]]
@@ -54,11 +54,12 @@ class HasModule(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """The report that was written, and what the terminal shows of it."""
+    """The report that was written, and what the terminal shows of it, the `main` comparison first."""
 
     path: Path
     tables: Sequence[Matrix] = ()
     sentences: Sequence[str] = ()
+    main: str = ""
 
 
 O = TypeVar("O", bound=RunOptions)  # noqa: E741
@@ -102,7 +103,7 @@ class Experiment(ABC, Generic[O]):
     def report(self, store: RunStore, rows: Sequence[ResultRow], records: Records) -> Report:
         """Write report.html."""
         page = self.page(rows, records)
-        path = write_page(store.folder, page, store.spec, load_run(store.folder).environment)
+        path = write_page(store.folder, page, store.spec, load_run(store.folder).environment, main_said(rows))
         return Report(path, [each for section in page.sections for each in section.matrices])
 
     def extra(self, records: Records) -> Mapping[str, object]:
@@ -120,6 +121,13 @@ class Experiment(ABC, Generic[O]):
     def pairs(self) -> Sequence[tuple[str, str]]:
         """(encoder, baseline) of the differences."""
         return all_pairs(self.labels())
+
+    def main_comparison(self) -> Comparison | None:
+        """The one difference that the run is for, declared before it starts and part of its identity: its verdict stands
+        alone, those of all others are adjusted. Default: what the options say, against the first label."""
+        labels = self.labels()
+        setting = self.options.main_setting(labels) if len(labels) > 1 else None
+        return None if setting is None else Comparison(setting, labels[0])
 
     def folder_name(self) -> str:
         """The beginning of the folder's name where --output gives none."""
@@ -202,6 +210,8 @@ def _run(kind: type[Experiment[O]], options: O, arguments: Sequence[str]) -> int
     if report is None:
         console.print(f"all is done; another process wrote the results of {store.folder}", soft_wrap=True)
         return 0
+    if report.main:
+        console.print(report.main, soft_wrap=True, highlight=False, markup=False)
     for table in report.tables:
         print_matrix(console, table)
     for sentence in report.sentences:
@@ -212,7 +222,9 @@ def _run(kind: type[Experiment[O]], options: O, arguments: Sequence[str]) -> int
 
 def _specification(experiment: Experiment[O]) -> RunSpec:
     chosen = identity(experiment.options, (*NOT_IDENTITY, *experiment.not_identity))
-    alone = {"strict": True} if experiment.options.strict else {}
+    main = experiment.main_comparison()
+    alone: dict[str, object] = {"strict": True} if experiment.options.strict else {}
+    alone |= {} if main is None else {"main_comparison": main.declared()}
     return RunSpec({"experiment": experiment.name, **chosen, **alone, **experiment.settings()})
 
 
@@ -234,12 +246,13 @@ def _work(experiment: Experiment[O], store: RunStore, console: Console) -> Repor
         records = recorded(store, stages)
         clusters = experiment.clusters()
         rows = [
-            *result_rows(experiment.values(records), experiment.pairs(), clusters),
+            *result_rows(experiment.values(records), experiment.pairs(), clusters, experiment.main_comparison()),
             *experiment.further_rows(store, records),
         ]
         found = {"rows": rows, "clusters": dict(clusters), **experiment.extra(records)}
         store.write_results(RunResults.model_validate(found))
-        return experiment.report(store, load_run(store.folder).results.rows, records)
+        rows = load_run(store.folder).results.rows
+        return replace(experiment.report(store, rows, records), main=main_said(rows))
 
 
 def _first_to_report(store: RunStore) -> bool:

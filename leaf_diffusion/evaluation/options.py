@@ -12,8 +12,9 @@ from typing import Annotated, ClassVar, Literal, Self
 import torch
 
 from leaf_diffusion.attacks import Attack, Charmer, attack_from_text
-from leaf_diffusion.command_line import ByName
+from leaf_diffusion.command_line import ByName, refuse_idle
 from leaf_diffusion.evaluation.prompts import ClusterName, Prompt, from_file
+from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.text.constraints import Constraint, constraint_from_name
 
 ConstraintName = Literal["no-new-words", "published", "none"]
@@ -31,7 +32,7 @@ class RunOptions:
 
     encoders: tuple[str, ...] = ("original", "leaf", "typo-augmented")
     """Labels of the world's encoders, sources ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" adds
-    spelling correction. The first is the baseline of the differences."""
+    spelling correction. The first is the baseline of the differences; the main comparison is the second against it."""
     output: Path | None = None
     """The run's folder. Default: runs/ and a name that follows from what the run is."""
     device: str = "auto"
@@ -56,6 +57,10 @@ class RunOptions:
         """How many of what would be computed `size` at a time."""
         return 1 if self.strict else size
 
+    def main_setting(self, labels: Sequence[str]) -> Setting | None:
+        """What the run is for, of the label that is set against the first of `labels`; default: nothing is declared."""
+        return None
+
     def resolved(self) -> Self:
         """The defaults that depend on the machine or on other options, filled in."""
         return dataclasses.replace(self, device=resolve_device(self.device))
@@ -77,15 +82,29 @@ class PromptOptions:
     """Only prompts of this split, where the file tells one ("test" of a Karpathy split)."""
     every_caption: bool = False
     """Whether every caption of an image is a prompt; otherwise its first."""
-    clusters: ClusterName = "image"
-    """Which prompts of a file count together in the intervals: those of one image, or of one label (the columns label_text,
-    label, class, category). The world's are those of one noun."""
     limit: int | None = None
     """Number of prompts. Default: all."""
 
-    def read(self, path: Path) -> list[Prompt]:
+    def read(self, path: Path, cluster: ClusterName = "image") -> list[Prompt]:
         """The prompts of a file, as the options choose them."""
-        return from_file(path, self.column, self.split, every=self.every_caption, cluster=self.clusters)[: self.limit]
+        return from_file(path, self.column, self.split, every=self.every_caption, cluster=cluster)[: self.limit]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPromptOptions(PromptOptions):
+    """Prompts that figures with intervals are about, of a file or of the world."""
+
+    clusters: ClusterName = "image"
+    """Which prompts of a file count together in the intervals: those of one image, or of one label (the columns label_text,
+    label, class, category). The world's are those of one noun."""
+
+    def read(self, path: Path, cluster: ClusterName | None = None) -> list[Prompt]:
+        """The prompts of a file, as the options choose them."""
+        return super().read(path, cluster or self.clusters)
+
+    def of_no_file(self) -> None:
+        """ValueError for an option that says how a file is read."""
+        refuse_idle(self, "belongs to --prompts FILE", "column", "split", "every_caption", "clusters")
 
 
 @dataclass(frozen=True, kw_only=True)

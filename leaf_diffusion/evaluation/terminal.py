@@ -80,7 +80,15 @@ class Bars:
 
 def print_matrix(console: Console, matrix: Matrix) -> None:
     """A table of results, as the report has it."""
-    table = Table(title=escape(matrix.title), box=SIMPLE_HEAD, padding=(0, 1), title_justify="left")
+    under = escape(" ".join(matrix.notes)) or None
+    table = Table(
+        title=escape(matrix.title),
+        caption=under,
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        title_justify="left",
+        caption_justify="left",
+    )
     for column in ("", *matrix.columns, "n"):
         table.add_column(escape(readable(column)))
     for label, cells, n in matrix.lines:

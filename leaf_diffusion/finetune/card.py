@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from leaf_diffusion import __version__
 from leaf_diffusion.finetune.config import TrainingConfig
+from leaf_diffusion.metrics.bounds import under_attack
 
 Figures = dict[str, float]
 """Held-out figures by name."""
@@ -21,6 +22,8 @@ _TEMPLATE = """---
 {introduction}
 
 {protocol}
+
+A figure under attack is {bound}.
 
 {accuracy}| {header} |
 |{rule}|
@@ -75,6 +78,7 @@ def model_card(
         introduction=card.introduction,
         protocol=card.protocol,
         accuracy=accuracy,
+        bound=under_attack(),
         header=" | ".join(header),
         rule="---|" * (2 * len(card.columns)) + "---",
         table="\n".join(rows),

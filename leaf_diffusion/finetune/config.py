@@ -63,6 +63,10 @@ class TrainingConfig:
             if known and (value := getattr(self, name)) is not None and value not in known:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
         if self.max_steps is not None:
+            if self.epochs != TrainingConfig.epochs:
+                raise ValueError(
+                    f"epochs={self.epochs:g} does nothing beside max_steps={self.max_steps}: set that to None"
+                )
             self._check_warmup(self.max_steps)
 
     def _check_numbers(

@@ -86,6 +86,8 @@ def read_pairs(source: str | Path, images: Path | None, column: str | None = Non
     ValueError or FileNotFoundError says what is missing.
     """
     if str(source).partition(":")[0] == "world":
+        if (images, column, split) != (None, None, None):
+            raise ValueError(f"{source}: --images, --column and --split belong to a file, the world draws its own")
         return _world(source)
     if images is None:
         raise ValueError(f"{source}: name the folder of the images, too (--images)")

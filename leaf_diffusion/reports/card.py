@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from leaf_diffusion import __version__
+from leaf_diffusion.metrics.bounds import under_attack
 from leaf_diffusion.reports.results import METRICS, SETS, Results, sample_said, setting_of
 from leaf_diffusion.runs import ResultRow, atomic_write, load_run
 
@@ -17,8 +18,7 @@ _TEMPLATE = """---
 # {name}
 
 {what}, measured with leaf_diffusion {version} (`leaf-diffusion evaluate`): {prompts} prompts, {seeds} image(s) each, attack
-{attack}, constraint {constraint}. A search finds less than the worst edit, so figures under attack are upper bounds on robustness.
-Intervals are of 95%, over prompts.
+{attack}, constraint {constraint}. A figure under attack is {bound}. Intervals are of 95%, over prompts.
 
 | measure | prompts | mean | 95% interval | n |
 |---|---|---|---|---|
@@ -71,6 +71,7 @@ def write_card(folder: str | Path, run: str | Path, encoder: str, *, name: str, 
         seeds=settings["seeds"],
         attack=settings["attack"],
         constraint=settings["constraint"],
+        bound=under_attack(),
         table="\n".join(_line(row, titles[row.metric]) for row in rows),
         meanings="\n".join(f"- {titles[metric]}: {METRICS[metric].meaning}." for metric in used),
     )

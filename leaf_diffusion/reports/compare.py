@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leaf_diffusion.metrics import mean_interval
+from leaf_diffusion.metrics import Interval, holm, mean_interval
+from leaf_diffusion.metrics.bounds import attack_note
 from leaf_diffusion.reports import sections
 from leaf_diffusion.reports.gallery import GalleryRow, gallery_rows
 from leaf_diffusion.reports.html import templates
@@ -39,6 +40,7 @@ class Mean:
     ci_high: float | None
     n: int
     clusters: int
+    p_adjusted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,18 @@ def _values(runs: Sequence[Run], names: Sequence[str]) -> dict[str, object]:
         raise ValueError(
             f"{runs[0].folder} and {runs[1].folder} share no encoder, setting and prompt: nothing to compare"
         )
-    clusters = runs[0].results.clusters | runs[1].results.clusters
     keys = [key for key in PAIRED if any(place[2] == key for place in shared)]
     prompts = set.union(*(found[0][place].keys() & found[1][place].keys() for place in shared))
+    clusters = _clusters(runs, prompts)
     order = [(label, setting) for label in results[0].encoders for setting in results[0].settings]
+    apart = {key: _differences(METRICS[key], found, clusters, shared, order) for key in keys}
     changed = list(_changed(runs, results, order))
     return {
         "names": names,
         "runs": [(name, run.spec.identity) for name, run in zip(names, runs, strict=True)],
-        "headline": _headline(METRICS[keys[0]], names, found, clusters, shared, order),
+        "headline": _headline(METRICS[keys[0]], names, apart[keys[0]]),
         "shared": len(prompts),
-        "tables": [_table(METRICS[key], names, found, clusters, shared, order) for key in keys],
+        "tables": [_table(METRICS[key], names, found, clusters, apart[key]) for key in keys],
         "changed": changed[:SHOWN],
         "more": max(0, len(changed) - SHOWN),
         "differs": runs[1].spec.differences(runs[0].spec),
@@ -103,59 +106,89 @@ def _by_place(run: Run) -> dict[Place, Values]:
     }
 
 
+def _clusters(runs: Sequence[Run], prompts: Collection[str]) -> Mapping[str, str]:
+    """Which of the prompts fall together: as both runs say, or as the one does that says anything.
+
+    Raises ValueError where they say different things: the interval of a difference would be neither's.
+    """
+    told = [{prompt: run.results.clusters.get(prompt, prompt) for prompt in prompts} for run in runs]
+    mine, theirs = (_together(of) for of in told)
+    apart = sum(mine[prompt] != theirs[prompt] for prompt in prompts)
+    knows = [bool(run.results.clusters.keys() & set(prompts)) for run in runs]
+    if apart and all(knows):
+        raise ValueError(
+            f"{runs[0].folder} and {runs[1].folder}: {apart} of {len(prompts)} prompts fall together with other prompts in one "
+            "than in the other; run one again with the --clusters of the other"
+        )
+    return told[knows[1]]
+
+
+def _together(of: Mapping[str, str]) -> dict[str, set[str]]:
+    """Prompt -> all prompts of its cluster."""
+    members: dict[str, set[str]] = {}
+    for prompt, cluster in of.items():
+        members.setdefault(cluster, set()).add(prompt)
+    return {prompt: members[cluster] for prompt, cluster in of.items()}
+
+
+def _differences(
+    metric: Metric,
+    found: Sequence[dict[Place, Values]],
+    clusters: Mapping[str, str],
+    shared: set[Place],
+    order: Sequence[tuple[str, Setting]],
+) -> dict[Place, Mean]:
+    """The second run minus the first in every place that both have; their p values adjusted for each other."""
+    places = [(label, setting, metric.key) for label, setting in order if (label, setting, metric.key) in shared]
+    measured = [_interval(metric, clusters, *(each[place] for each in reversed(found))) for place in places]
+    adjusted = holm([each.p for each in measured])
+    return {place: _mean(each, p) for place, each, p in zip(places, measured, adjusted, strict=True)}
+
+
 def _table(
     metric: Metric,
     names: Sequence[str],
     found: Sequence[dict[Place, Values]],
     clusters: Mapping[str, str],
-    shared: set[Place],
-    order: Sequence[tuple[str, Setting]],
+    apart: Mapping[Place, Mean],
 ) -> sections.Matrix:
     lines = []
-    for label, setting in order:
-        place = (label, setting, metric.key)
-        if place in shared:
-            means = [sections.mean_cell(_mean(metric, clusters, each[place]), metric) for each in found]
-            row = _mean(metric, clusters, *(each[place] for each in reversed(found)))
-            lines.append(
-                (f"{label}, {setting.label}", [*means, sections.difference_cell(row, metric)], sample_said([row]))
-            )
+    for place, difference in apart.items():
+        means = [sections.mean_cell(_mean(_interval(metric, clusters, each[place])), metric) for each in found]
+        cells = [*means, sections.difference_cell(difference, metric)]
+        lines.append((f"{place[0]}, {place[1].label}", cells, sample_said([difference])))
     unit = ", in points" if metric.unit == "%" else ""
-    return sections.Matrix(metric.title, metric.meaning, [*names, f"difference{unit}"], lines)
+    attacked = [False] if metric.bounds and any(setting.k for _, setting, _ in apart) else []
+    notes = [attack_note(attacked, higher_is_better=metric.higher_is_better)] if attacked else []
+    return sections.Matrix(metric.title, metric.meaning, [*names, f"difference{unit}"], lines, notes)
 
 
-def _mean(metric: Metric, clusters: Mapping[str, str], values: Values, against: Values | None = None) -> Mean:
-    """The mean, or the mean difference over the prompts of both."""
+def _interval(metric: Metric, clusters: Mapping[str, str], values: Values, against: Values | None = None) -> Interval:
+    """Of the mean, or of the mean difference over the prompts of both."""
     shared = values.keys() if against is None else values.keys() & against.keys()
     mine = {prompt: values[prompt] for prompt in shared}
     theirs = None if against is None else {prompt: against[prompt] for prompt in shared}
     of = {prompt: clusters.get(prompt, prompt) for prompt in shared}
-    found = mean_interval(mine, theirs, clusters=of, share=is_share(metric.key))
+    return mean_interval(mine, theirs, clusters=of, share=is_share(metric.key))
+
+
+def _mean(found: Interval, p_adjusted: float | None = None) -> Mean:
     known = found.ci_low == found.ci_low  # not of one cluster
-    return Mean(found.mean, found.ci_low if known else None, found.ci_high if known else None, found.n, found.clusters)
+    low, high = (found.ci_low, found.ci_high) if known else (None, None)
+    return Mean(found.mean, low, high, found.n, found.clusters, p_adjusted)
 
 
-def _headline(
-    metric: Metric,
-    names: Sequence[str],
-    found: Sequence[dict[Place, Values]],
-    clusters: Mapping[str, str],
-    shared: set[Place],
-    order: Sequence[tuple[str, Setting]],
-) -> str:
+def _headline(metric: Metric, names: Sequence[str], apart: Mapping[Place, Mean]) -> str:
     """How many places changed, by the leading metric."""
     better, worse = list[str](), list[str]()
-    places = [(label, s, metric.key) for label, s in order if (label, s, metric.key) in shared]
-    for place in places:
-        tone = sections.difference_cell(
-            _mean(metric, clusters, *(each[place] for each in reversed(found))), metric
-        ).tone
+    for place, difference in apart.items():
+        tone = sections.difference_cell(difference, metric).tone
         if tone:
             (better if tone == "good" else worse).append(f"{place[0]}, {place[1].label}")
     if not better and not worse:
-        return f"{names[1]} against {names[0]}: no clear difference in {metric.title.lower()} in {len(places)} settings"
+        return f"{names[1]} against {names[0]}: no clear difference in {metric.title.lower()} in {len(apart)} settings"
     parts = [f"{what} in {len(some)}" for what, some in (("better", better), ("worse", worse)) if some]
-    return f"{names[1]} against {names[0]}: {metric.title.lower()} {' and '.join(parts)} of {len(places)} settings"
+    return f"{names[1]} against {names[0]}: {metric.title.lower()} {' and '.join(parts)} of {len(apart)} settings"
 
 
 def _changed(

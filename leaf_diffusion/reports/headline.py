@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leaf_diffusion.reports.results import Metric, Results, Setting, sample_said, verdict
+from leaf_diffusion.reports.metrics import attack_notes
+from leaf_diffusion.reports.results import Metric, Results, Setting, sample_said
+from leaf_diffusion.reports.verdicts import verdict
 from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.text.visible import isolated
 
@@ -13,7 +16,8 @@ _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 @dataclass(frozen=True)
 class Headline:
-    """claim and evidence: the sentence; clean: what the encoder costs without an attack; others: the other encoders.
+    """claim and evidence: the sentence; clean: what the encoder costs without an attack; others: the other encoders;
+    notes: what the figures under attack are.
 
     verdict: what `results.verdict` says, or "none" (nothing to compare).
     """
@@ -23,15 +27,22 @@ class Headline:
     clean: str = ""
     others: str = ""
     verdict: str = "none"
+    notes: Sequence[str] = ()
 
     @property
     def text(self) -> str:
         """The whole sentence."""
         return f"{self.claim} {self.evidence}".strip()
 
+    @property
+    def whole(self) -> str:
+        """All that it says."""
+        return " ".join(filter(None, (self.text, self.clean, self.others, *self.notes)))
+
 
 def headline(results: Results) -> Headline:
-    """The main metric of the robust encoder against the baseline in the focus setting."""
+    """The comparison that the run declared; else the main metric of the robust encoder against the baseline in the focus
+    setting, which is exploratory."""
     metric, robust, focus = results.main, results.robust, results.focus
     if metric is None or focus is None:
         return Headline("This run holds no attacked images, so it says nothing about robustness.")
@@ -40,7 +51,10 @@ def headline(results: Results) -> Headline:
         value = (
             "" if theirs is None else f": {metric.title.lower()} {metric.show(theirs.mean)} (n={sample_said([theirs])})"
         )
-        return Headline(f"{_where(focus)} the encoder “{isolated(results.baseline)}” stands alone{value}.")
+        return Headline(
+            f"{_where(focus)} the encoder “{isolated(results.baseline)}” stands alone{value}.",
+            notes=attack_notes([theirs], metric),
+        )
     mine, difference = (results.get(robust, focus, metric.key, baseline) for baseline in (None, results.baseline))
     if mine is None or difference is None:
         return Headline(
@@ -48,7 +62,7 @@ def headline(results: Results) -> Headline:
         )
     claim, evidence = _sentence(results, metric, focus, robust, mine, theirs, difference)
     clean, others = _clean(results, metric), _others(results, metric, focus)
-    return Headline(claim, evidence, clean, others, verdict(difference, metric))
+    return Headline(claim, evidence, clean, others, verdict(difference, metric), attack_notes([mine], metric))
 
 
 def _sentence(
@@ -73,12 +87,14 @@ def _sentence(
     lead, remark = {
         "better": ("", ""),
         "worse": (f"“{isolated(robust)}” does worse: ", ""),
+        "exploratory": ("an exploratory comparison: ", ""),
         "open": ("this run shows no clear difference: ", ", which includes 0"),
         "few": ("this run is too small to tell: ", ", of fewer than ten independent prompts"),
         "unknown": ("this run is too small to tell: ", ""),
     }[verdict(difference, metric)]
     spread = f"95% interval {interval}{remark}" if interval else "no interval from one prompt"
-    return f"{_where(focus)} {lead}{body}", f"({n}, difference {size}, {spread})."
+    declared = "; the main comparison, declared before the run" if difference.main else ""
+    return f"{_where(focus)} {lead}{body}", f"({n}, difference {size}, {spread}{declared})."
 
 
 def _where(setting: Setting) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from leaf_diffusion.metrics.bounds import under_attack
 from leaf_diffusion.reports import costs, sections
 from leaf_diffusion.reports.gallery import gallery_rows
 from leaf_diffusion.reports.headline import headline
@@ -17,6 +18,7 @@ from leaf_diffusion.reports.plots import plot_over_k
 from leaf_diffusion.reports.results import METRICS, PAIRED, REPORT, SETS, Results
 from leaf_diffusion.reports.uncounted import uncounted
 from leaf_diffusion.reports.untrusted import finalize, prompt
+from leaf_diffusion.reports.verdicts import COLOURED
 from leaf_diffusion.runs import Run, atomic_write, load_run
 from leaf_diffusion.runs.records import ScoreRecord
 from leaf_diffusion.runs.results import EvaluationResults
@@ -55,6 +57,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["prompt"] = prompt
+    environment.globals |= {"coloured": COLOURED, "under_attack": under_attack}
     return environment
 
 
@@ -71,6 +74,7 @@ def _values(run: Run, budget: int) -> dict[str, object]:
     plotted = [key for key in ("scene_accuracy", "clip_score", "drift") if results.has(key)]
     return {
         "headline": headline(results),
+        "declared": results.declared is not None,
         "encoders": results.encoders,
         "robust": results.robust,
         "baseline": results.baseline,

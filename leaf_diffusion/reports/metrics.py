@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from leaf_diffusion.reports.results import METRICS, Metric
+from collections.abc import Iterable
 
-_shares = set[str]()
+from leaf_diffusion.metrics.bounds import attack_note
+from leaf_diffusion.reports.results import METRICS, Metric
+from leaf_diffusion.runs import ResultRow
+
+_known = dict(METRICS)
+
+
+def metric_of(key: str) -> Metric:
+    """A metric of any experiment by its key; one that nobody described is called by its key."""
+    return _known.get(key) or Metric(key, key, "")
 
 
 def is_share(key: str) -> bool:
     """Whether a metric counts: its mean over units is a share, and has a share's interval."""
-    return key in _shares or (key in METRICS and METRICS[key].unit == "%")
+    return metric_of(key).unit == "%"
 
 
-def _share(key: str, title: str, meaning: str, *, digits: int = 1, higher_is_better: bool = True) -> Metric:
-    _shares.add(key)
-    return Metric(key, title, meaning, higher_is_better=higher_is_better, scale=100, digits=digits, unit="%")
+def attack_notes(rows: Iterable[ResultRow | None], metric: Metric) -> list[str]:
+    """What the figures under attack among `rows` say of robustness."""
+    attacked = [row for row in rows if row is not None and row.protocol in ("adaptive", "transfer")]
+    if not attacked or not metric.bounds:
+        return []
+    paired = any(row.baseline is not None for row in attacked)
+    exact = [bool(row.exact) for row in attacked]
+    return [attack_note(exact, higher_is_better=metric.higher_is_better, difference=paired)]
+
+
+def _share(
+    key: str, title: str, meaning: str, *, digits: int = 1, higher_is_better: bool = True, bounds: bool = True
+) -> Metric:
+    return _described(Metric(key, title, meaning, higher_is_better, 100, digits, "%", bounds))
+
+
+def _described(metric: Metric) -> Metric:
+    return _known.setdefault(metric.key, metric)
 
 
 TEXT_ACCURACY = _share(
@@ -26,6 +50,7 @@ OVER_QUERIES = _share(
     "an attacker draws that many distinct allowed single edits at random and keeps the best; computed from all edits, "
     "not sampled",
     digits=0,
+    bounds=False,
 )
 SENSITIVITY = METRICS["sensitivity"]
 IMAGE_ACCURACY = _share(
@@ -35,22 +60,26 @@ IMAGE_ACCURACY = _share(
 )
 BOTH_TEXT_ACCURACY = _share("text_accuracy", "Texts classified right", "share of texts nearest to their class")
 
-TEXTFARE = Metric(
-    "textfare",
-    "TextFARE loss",
-    "squared distance from the original's clean embedding",
-    higher_is_better=False,
-    digits=2,
+TEXTFARE = _described(
+    Metric(
+        "textfare",
+        "TextFARE loss",
+        "squared distance from the original's clean embedding",
+        higher_is_better=False,
+        digits=2,
+    )
 )
-RELATIVE_TEXTFARE = Metric(
-    "textfare_relative",
-    "Relative loss",
-    "the loss divided by the squared norm of that clean embedding: comparable across models",
-    higher_is_better=False,
-    digits=3,
+RELATIVE_TEXTFARE = _described(
+    Metric(
+        "textfare_relative",
+        "Relative loss",
+        "the loss divided by the squared norm of that clean embedding: comparable across models",
+        higher_is_better=False,
+        digits=3,
+    )
 )
 
-COSINE = Metric("cosine", "Cosine reached", "between the embedding found and the caption's", digits=3)
+COSINE = _described(Metric("cosine", "Cosine reached", "between the embedding found and the caption's", digits=3))
 WORDS_BACK = _share(
     "word_accuracy",
     "Words given back",
@@ -60,7 +89,7 @@ TOKENS_BACK = _share("token_overlap", "Tokens given back", "the same of the capt
 TOKENS_IN_PLACE = _share(
     "token_accuracy", "Tokens in their places", "share of the caption's tokens found at their very position"
 )
-BLEU = Metric("bleu", "BLEU", "sacrebleu's sentence BLEU, in lower case", scale=100, digits=1)
+BLEU = _described(Metric("bleu", "BLEU", "sacrebleu's sentence BLEU, in lower case", scale=100, digits=1))
 
 CUTS = (1, 5, 10)
 """Ranks that recall is given at."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from leaf_diffusion.metrics import FEWEST, Distance, cmmd, frechet_distance, kid, pixel_rmse
+from leaf_diffusion.metrics import Distance, cmmd, frechet_distance, kid, pixel_rmse
 from leaf_diffusion.runs import FIELDS, ResultRow, Run
 from leaf_diffusion.runs.read import damaged_results
 from leaf_diffusion.runs.results import EvaluationResults
@@ -34,10 +34,14 @@ class Estimate(Protocol):
     def clusters(self) -> int | None:
         """Independent units among the n; None where it was not counted."""
 
+    @property
+    def p_adjusted(self) -> float | None:
+        """Of a difference, with what else is compared taken into account; None where it was not."""
+
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown. scale: 100 shows shares as percent.
+    """How a metric is shown. scale: 100 shows shares as percent; bounds: what a search leaves of it bounds robustness.
 
     A metric with a function is measured, averaged and shown by every evaluation: `of_images` is given an attacked image and
     the clean one of the same encoder and noise, `of_sets` the features of a setting's images and of real ones.
@@ -50,6 +54,7 @@ class Metric:
     scale: float = 1.0
     digits: int = 1
     unit: str = ""
+    bounds: bool = True
     of_images: Callable[[Image.Image, Image.Image], float] | None = None
     of_sets: Callable[[np.ndarray, np.ndarray], Distance] | None = None
 
@@ -69,22 +74,6 @@ class Metric:
             return ""
         low, high = (f"{self._round(end):.{self.digits}f}" for end in (row.ci_low, row.ci_high))
         return f"{low} to {high}".replace("-", "−")
-
-
-Verdict = Literal["better", "worse", "open", "few", "unknown"]
-
-
-def verdict(difference: Estimate, metric: Metric) -> Verdict:
-    """What the interval of a difference allows to say. "open": it includes 0; "few": of fewer independent units than tell
-    their own spread; "unknown": there is none."""
-    low, high = difference.ci_low, difference.ci_high
-    if low is None or high is None:
-        return "unknown"
-    if (difference.n if difference.clusters is None else difference.clusters) < FEWEST:
-        return "few"
-    if low <= 0 <= high:
-        return "open"
-    return "better" if (low > 0) == metric.higher_is_better else "worse"
 
 
 def sample_said(rows: Iterable[Estimate | None]) -> str:
@@ -129,6 +118,7 @@ METRICS = {
             "clip_score_attacked_caption",
             "CLIPScore to the attacked prompt",
             "the same against the attacked prompt: high means that the image follows the misspelling",
+            bounds=False,
         ),
         Metric(
             "sensitivity",
@@ -203,6 +193,7 @@ class Results:
             raise ValueError(f"{run} has no results yet: give the command that started it again, it goes on to the end")
         self._index = {(r.encoder, _setting(r), r.metric, r.baseline): r for r in self.rows}
         self.encoders = list(dict.fromkeys(row.encoder for row in self.rows))
+        self.declared = next((r for r in self.rows if r.main and r.baseline is not None and r.metric in METRICS), None)
         self.baseline = next((r.baseline for r in self.rows if r.baseline is not None), self.encoders[0])
         self.encoders.sort(key=lambda label: label != self.baseline)
         self.settings = list(dict.fromkeys(_setting(r) for r in self.rows if r.protocol != "floor"))
@@ -228,6 +219,10 @@ class Results:
     def get(self, encoder: str, setting: Setting, metric: str, baseline: str | None = None) -> ResultRow | None:
         return self._index.get((encoder, setting, metric, baseline))
 
+    def rows_of(self, metric: str, *, paired: bool = False) -> list[ResultRow]:
+        """The means, or the differences, by a metric."""
+        return [row for row in self.rows if row.metric == metric and (row.baseline is not None) == paired]
+
     def has(self, metric: str) -> bool:
         """Whether some encoder's mean was measured."""
         mine = (row for row in self.rows if row.metric == metric and row.protocol != "floor")
@@ -247,18 +242,26 @@ class Results:
 
     @property
     def main(self) -> Metric | None:
-        """The metric to lead with: right images where scenes are known, else CLIPScore, else drift."""
+        """The metric to lead with: of the declared comparison, else right images, CLIPScore or drift."""
+        if self.declared is not None:
+            return METRICS[self.declared.metric]
         return next((METRICS[key] for key in PAIRED if self.has(key)), None)
 
     @property
     def robust(self) -> str | None:
-        """The encoder to set against the baseline: "leaf", else the first that is no defence, else any other."""
+        """The encoder to set against the baseline: of the declared comparison, else "leaf", else the first that is no
+        defence, else any other."""
+        if self.declared is not None:
+            return self.declared.encoder
         others = [label for label in self.encoders if label != self.baseline]
         return min(others, key=lambda label: (label != "leaf", "+" in label, others.index(label)), default=None)
 
     @property
     def focus(self) -> Setting | None:
-        """The setting to lead with: the weakest adaptive attack, else the weakest one transferred from the baseline."""
+        """The setting to lead with: of the declared comparison, else the weakest adaptive attack, else the weakest one
+        transferred from the baseline."""
+        if self.declared is not None and self.declared.k:
+            return _setting(self.declared)
         attacked = [s for s in self.settings if s.k]
         return min(attacked, key=lambda s: (s.protocol != "adaptive", s.source != self.baseline, s.k), default=None)
 

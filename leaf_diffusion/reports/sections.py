@@ -8,7 +8,9 @@ from itertools import combinations
 
 from leaf_diffusion.reports.gallery import GalleryCell, GalleryRow, marks, most_telling
 from leaf_diffusion.reports.images import data_uri
-from leaf_diffusion.reports.results import METRICS, Estimate, Metric, Results, Setting, sample_said, verdict
+from leaf_diffusion.reports.metrics import attack_notes
+from leaf_diffusion.reports.results import METRICS, Estimate, Metric, Results, Setting, sample_said
+from leaf_diffusion.reports.verdicts import verdict
 from leaf_diffusion.text.visible import isolated
 
 _MARKUP = 900  # bytes of HTML around an image
@@ -47,13 +49,16 @@ def means(results: Results, key: str) -> Matrix:
     notes = (
         [f"Another noise and no attack at all: {metric.show(floor.mean)} ({sample_said([floor])})."] if floor else []
     )
-    return Matrix(metric.title, metric.meaning, results.encoders, lines, notes)
+    return Matrix(
+        metric.title, metric.meaning, results.encoders, lines, attack_notes(results.rows_of(key), metric) + notes
+    )
 
 
 def differences(results: Results, key: str) -> Matrix:
     """Paired differences of a metric, encoder minus baseline, the first encoder's first."""
     metric = METRICS[key]
-    pairs = list(dict.fromkeys((r.encoder, r.baseline) for r in results.rows if r.metric == key and r.baseline))
+    found = results.rows_of(key, paired=True)
+    pairs = list(dict.fromkeys((row.encoder, row.baseline) for row in found if row.baseline))
     order = {pair: i for i, pair in enumerate(combinations(results.encoders, 2))}
     pairs.sort(key=lambda pair: order.get((pair[1], pair[0]), order.get(pair, len(order))))
     lines = []
@@ -62,7 +67,8 @@ def differences(results: Results, key: str) -> Matrix:
         if any(rows):
             lines.append((setting.label, [difference_cell(row, metric) for row in rows], sample_said(rows)))
     unit = ", in points" if metric.unit == "%" else ""
-    return Matrix(metric.title + unit, metric.meaning, [f"{isolated(a)} − {isolated(b)}" for a, b in pairs], lines)
+    columns = [f"{isolated(a)} − {isolated(b)}" for a, b in pairs]
+    return Matrix(metric.title + unit, metric.meaning, columns, lines, attack_notes(found, metric))
 
 
 def mean_cell(row: Estimate | None, metric: Metric) -> Cell:
@@ -76,11 +82,12 @@ def mean_cell(row: Estimate | None, metric: Metric) -> Cell:
 
 
 def difference_cell(row: Estimate | None, metric: Metric) -> Cell:
-    """A difference with its interval, toned where that decides."""
+    """A difference with its interval, toned where it holds."""
     if row is None:
         return Cell()
-    tone = {"better": "good", "worse": "bad"}.get(verdict(row, metric), "")
-    return Cell(metric.show_difference(row.mean), metric.show_interval(row), tone)
+    said = verdict(row, metric)
+    interval = metric.show_interval(row) + (", exploratory" if said == "exploratory" else "")
+    return Cell(metric.show_difference(row.mean), interval, {"better": "good", "worse": "bad"}.get(said, ""))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from leaf_diffusion.reports.metrics import attack_notes
 from leaf_diffusion.reports.results import Results, Setting, sample_said
 from leaf_diffusion.text.visible import isolated
 
@@ -20,6 +21,7 @@ def results_table(results: Results) -> Table:
         box=SIMPLE_HEAD,
         title_justify="left",
         padding=(0, 1),
+        caption_justify="left",
     )
     table.add_column("attacked on", no_wrap=True)
     for label in results.encoders:
@@ -33,6 +35,7 @@ def results_table(results: Results) -> Table:
             value = "" if row is None else f"[bold]{metric.show(row.mean)}[/]"
             cells.append(f"{value} [dim]{interval}[/]" if interval else value)
         table.add_row(escape(_short(setting)), *cells, sample_said(rows))
+    table.caption = " ".join(attack_notes(results.rows_of(metric.key), metric))
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from leaf_diffusion.reports.metrics import attack_notes
 from leaf_diffusion.reports.results import METRICS, PAIRED, SETS, Results, sample_said
 from leaf_diffusion.text.visible import isolated
 
@@ -24,7 +25,7 @@ def latex(results: Results, keys: Sequence[str] | None = None) -> str:
 
 
 def _each(
-    results: Results, keys: Sequence[str] | None, table: Callable[[str, Sequence[str], Sequence[Line]], str]
+    results: Results, keys: Sequence[str] | None, table: Callable[[str, str, Sequence[str], Sequence[Line]], str]
 ) -> list[str]:
     there = [key for key in (*PAIRED, "sensitivity", *SETS) if results.has(key)]
     if unknown := [key for key in keys or () if key not in there]:
@@ -42,7 +43,8 @@ def _each(
         title = metric.title + ("" if metric.higher_is_better else ", lower is better")
         if key in SETS:
             title += f", features: {isolated(results.space(key))}"
-        tables.append(table(title, [*map(isolated, results.encoders), "n"], lines))
+        note = " ".join(attack_notes(results.rows_of(key), metric))
+        tables.append(table(title, note, [*map(isolated, results.encoders), "n"], lines))
     return tables
 
 
@@ -50,12 +52,14 @@ def _bracketed(interval: str) -> str:
     return f"[{interval}]" if interval else ""
 
 
-def _markdown_table(title: str, columns: Sequence[str], lines: Sequence[Line]) -> str:
+def _markdown_table(title: str, note: str, columns: Sequence[str], lines: Sequence[Line]) -> str:
     def row(first: str, cells: Sequence[str]) -> str:
         return "| " + " | ".join(_markdown(cell) for cell in (first, *cells)) + " |"
 
     body = [row(label, cells) for label, cells in lines]
-    return "\n".join([f"**{_markdown(title)}**\n", row("", columns), "|---" * (len(columns) + 1) + "|", *body, ""])
+    under = [f"\n{note}"] if note else []
+    head = [f"**{_markdown(title)}**\n", row("", columns), "|---" * (len(columns) + 1) + "|"]
+    return "\n".join([*head, *body, *under, ""])
 
 
 def _markdown(text: str) -> str:
@@ -64,11 +68,12 @@ def _markdown(text: str) -> str:
     return " ".join(text.replace("](", "]\\(").split())
 
 
-def _latex_table(title: str, columns: Sequence[str], lines: Sequence[Line]) -> str:
+def _latex_table(title: str, note: str, columns: Sequence[str], lines: Sequence[Line]) -> str:
     def row(first: str, cells: Sequence[str]) -> str:
         return " & ".join(_latex(cell) for cell in (first, *cells)) + r" \\"
 
-    begin = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(title)}: mean and 95\% interval over prompts}}"]
+    caption = f"{_latex(title)}: mean and 95\\% interval over prompts{_latex(f'. {note}' if note else '')}"
+    begin = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
     begin += [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", row("", columns), r"\midrule"]
     return "\n".join([*begin, *(row(*line) for line in lines), r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 

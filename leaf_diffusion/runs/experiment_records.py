@@ -96,6 +96,11 @@ class AllEdits(Typed):
     worst: str
 
 
+def search_label(attack: str, n_positions: int | None) -> str:
+    """What results call a search."""
+    return attack if n_positions is None else f"{attack}, n={n_positions}"
+
+
 class SearchedText(Typed):
     """zero-shot-text: whether the label held under a search; `n_positions` are Charmer's."""
 
@@ -110,7 +115,7 @@ class SearchedText(Typed):
 
     @property
     def label(self) -> str:
-        return self.attack if self.n_positions is None else f"{self.attack}, n={self.n_positions}"
+        return search_label(self.attack, self.n_positions)
 
 
 class ClassifiedText(Measured):

@@ -19,9 +19,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  #
 
 
 class ResultRow(Typed):
-    """One metric of one encoder, or its paired difference to `baseline`, over `n` units of so many independent `clusters`. The
-    other fields with a default are columns of single experiments: `eps`, of 255; the `condition` of a swap; which
-    `captions`; `queries` of a random search."""
+    """One metric of one encoder, or its paired difference to `baseline`, over `n` units of so many independent `clusters`.
+
+    p: of no difference; p_adjusted: the same after Holm's adjustment for all differences by the metric but the `main` one,
+    which the run declared before it started; exact: no allowed edit does worse. The other fields with a default are columns
+    of single experiments: `eps`, of 255; the `condition` of a swap; which `captions`; `queries` of a random search.
+    """
 
     encoder: str
     baseline: str | None
@@ -37,6 +40,10 @@ class ResultRow(Typed):
     n: Count
     seeds: Count
     clusters: Count | None = None
+    p: Number | None = None
+    p_adjusted: Number | None = None
+    main: bool | None = None
+    exact: bool | None = None
     eps: Number | None = None
     condition: str | None = None
     captions: str | None = None
@@ -64,6 +71,7 @@ class CostRow(Typed):
     ci_high: Number | None
     n: Count
     clusters: Count | None = None
+    p_adjusted: Number | None = None
 
 
 class Condition(Typed):

@@ -140,14 +140,21 @@ def finite(value: float) -> float | None:
 def results(values: dict[Any, dict[str, float]], labels: list[str], store: RunStore, attacked: bool) -> RunResults:
     rows = []
 
+    leading = next(
+        (metric for metric in ("scene_accuracy", "clip_score") if any(metric in key for key in values)), "drift"
+    )
+
     def add(key: tuple[Any, ...], baseline: str | None, interval: Any) -> None:
         encoder, protocol, source, k, metric = key
+        compared = {} if baseline is None else {"p": interval.p, "p_adjusted": interval.p}
+        if [encoder, protocol, k, metric, baseline] == [*labels[1:2], "adaptive", 1, leading, labels[0]]:
+            compared["main"] = True
         rows.append({
             "encoder": encoder, "baseline": baseline, "protocol": protocol, "source": source,
             "attack": "charmer" if source else None, "constraint": "no-new-words" if source else None, "k": k,
             "metric": metric, "mean": interval.mean, "ci_low": finite(interval.ci_low),
             "ci_high": finite(interval.ci_high),
-            "n": interval.n, "seeds": 1,
+            "n": interval.n, "seeds": 1, **compared,
         })  # fmt: skip
 
     for key, found in values.items():

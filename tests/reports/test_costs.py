@@ -22,7 +22,8 @@ def row(encoder: str, metric: str, mean: float, baseline: str | None = None, **m
     fixed = {"source": None, "attack": None, "constraint": None, "k": 0, "n": 20, "seeds": 1}
     around = {"ci_low": mean - 0.04, "ci_high": mean + 0.04}
     named = {"encoder": encoder, "baseline": baseline, "protocol": "clean", "metric": metric, "mean": mean}
-    return ResultRow.model_validate({**named, **around, **fixed, **more})
+    compared = {} if baseline is None else {"p_adjusted": 0.001}
+    return ResultRow.model_validate({**named, **around, **fixed, **compared, **more})
 
 
 ROWS = [

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leaf_diffusion.metrics.bounds import under_attack
 from leaf_diffusion.reports import gallery_rows, headline, show_gallery
 from leaf_diffusion.reports.gallery import marks
 from leaf_diffusion.reports.results import Results, Setting
@@ -23,7 +24,9 @@ def row(encoder: str, mean: float, low: float | None, high: float | None, **valu
 
 def said(leaf: float, low: float | None, high: float | None, **values: Any) -> Any:
     rows = [row("original", 0.09, 0.0, 0.2, **values), row("leaf", leaf, 0.5, 0.8, **values)]
-    rows.append(row("leaf", leaf - 0.09, low, high, **(values | {"baseline": "original"})))
+    rows.append(
+        row("leaf", leaf - 0.09, low, high, **({"main": True, "p_adjusted": 0.01, "baseline": "original"} | values))
+    )
     return headline(Results(rows))
 
 
@@ -31,7 +34,28 @@ def test_a_clear_gain_is_one_sentence_with_everything_in_it() -> None:
     found = said(0.71, 0.5, 0.73)
     assert found.text == (
         "Under one-character adaptive attacks (k=1) the encoder “leaf” keeps 71% of the images right, “original” 9% "
-        "(n=60 prompts, difference +62 points, 95% interval 50 to 73)."
+        "(n=60 prompts, difference +62 points, 95% interval 50 to 73; the main comparison, declared before the run)."
+    )
+    assert found.verdict == "better"
+    assert found.notes == [f"Under attack: {under_attack()}: the true figure is at most this."]
+
+
+def test_what_no_run_declared_is_exploratory() -> None:
+    found = said(0.71, 0.5, 0.73, main=None, p_adjusted=None)
+    assert found.verdict == "exploratory"
+    assert "(k=1) an exploratory comparison: the encoder “leaf” keeps 71%" in found.text
+    assert "declared" not in found.text
+
+
+def test_the_declared_comparison_leads() -> None:
+    """Whichever encoder, metric and attack others would choose."""
+    rows = [row(label, 0.5, 0.4, 0.6) for label in ("original", "leaf", "control")]
+    rows += [row("leaf", 0.2, 0.1, 0.3, baseline="original", p_adjusted=0.001)]
+    rows += [row(label, 25.0, 24.0, 26.0, metric="clip_score", k=2) for label in ("original", "control")]
+    rows += [row("control", 0.5, 0.1, 0.9, baseline="original", metric="clip_score", k=2, p_adjusted=0.01, main=True)]
+    found = headline(Results(rows))
+    assert found.text.startswith(
+        "Under two-character adaptive attacks (k=2) the images of “control” reach a CLIPScore of 25.0"
     )
     assert found.verdict == "better"
 
@@ -40,8 +64,20 @@ def test_a_clear_gain_is_one_sentence_with_everything_in_it() -> None:
     ("leaf", "low", "high", "verdict", "words"),
     [
         (0.11, -0.04, 0.08, "open", "no clear difference: the encoder “leaf” keeps 11%"),
-        (0.11, -0.04, 0.08, "open", "difference +2 points, 95% interval −4 to 8, which includes 0)."),
-        (0.09, -0.001, 0.0, "open", "difference +0 points, 95% interval 0 to 0, which includes 0)."),
+        (
+            0.11,
+            -0.04,
+            0.08,
+            "open",
+            "difference +2 points, 95% interval −4 to 8, which includes 0; the main comparison, ",
+        ),
+        (
+            0.09,
+            -0.001,
+            0.0,
+            "open",
+            "difference +0 points, 95% interval 0 to 0, which includes 0; the main comparison, ",
+        ),
         (0.02, -0.12, -0.01, "worse", "(k=1) “leaf” does worse: the encoder “leaf” keeps 2%"),
         (1.0, None, None, "unknown", "too small to tell: the encoder “leaf” keeps 100%"),
     ],

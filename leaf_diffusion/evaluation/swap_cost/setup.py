@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors import SafetensorError
 
+from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.evaluation.encoders import with_encoder
 from leaf_diffusion.evaluation.options import RunOptions
+from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.evaluation.t2i.setup import Setup, prepare
 
@@ -78,6 +80,8 @@ class SwapCostOptions(RunOptions):
             raise ValueError(
                 f"--dtype {self.dtype}: the world's token and LoRA are trained in float32; leave --dtype out"
             )
+        if not self.world or (self.textual_inversion is not None and self.lora is not None):
+            refuse_idle(self, "is of the token and the LoRA that the world trains", "train_steps")
         self._check_files()
 
     def _check_files(self) -> None:
@@ -103,6 +107,17 @@ class SwapCostOptions(RunOptions):
     @property
     def world(self) -> bool:
         return self.pipeline == "world"
+
+    def main_setting(self, labels: Sequence[str]) -> Setting | None:
+        """On plain prompts: right images where scenes are known, else CLIPScore; moved images have no difference."""
+        judged = self.world or self.clip_score_model is not None
+        metric = "scene_accuracy" if self.world and self.prompts is None else "clip_score" if judged else None
+        return None if metric is None else Setting(labels[1], metric, more=(("condition", "plain"),))
+
+    def resolved(self) -> Self:
+        """The world's encoders where none are named."""
+        given = super().resolved()
+        return replace(given, encoders=given.encoders or WORLD_ENCODERS)
 
     def evaluation(self) -> Options:
         """The same as options of the evaluation, whose loaders, judges and sampler are used; no attack is planned."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from leaf_diffusion import command_line
-from leaf_diffusion.evaluation.options import AttackOptions, PromptOptions, RunOptions
+from leaf_diffusion.evaluation.options import AttackOptions, MeasuredPromptOptions, RunOptions
 from leaf_diffusion.evaluation.t2i.feature_spaces import check_name
 
 Protocol = Literal["adaptive", "transfer"]
@@ -17,7 +17,7 @@ WORLD_ENCODERS = ("original", "leaf", "typo-augmented", "original+speller")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldPromptOptions(PromptOptions):
+class WorldPromptOptions(MeasuredPromptOptions):
     """Prompts of a file, or of the world."""
 
     prompt_seed: int = 0

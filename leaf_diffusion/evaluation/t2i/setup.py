@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from torch import nn
 
+from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.diffusion.families import native_side
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.evaluation import prompts as prompt_sets
@@ -120,6 +121,10 @@ def prepare(options: Options) -> Setup:
 
 def load_prompts(options: Options, given: Sequence[GivenAttack]) -> list[Prompt]:
     """The prompts of the run; with attack sets every set must cover each of them."""
+    if options.prompts is None:
+        options.of_no_file()
+    if options.prompts is not None or given:
+        refuse_idle(options, "chooses among the world's own prompts", "two_objects", "three_objects", "counted")
     if options.prompts is not None:
         prompts = options.read(options.prompts)
     elif given:

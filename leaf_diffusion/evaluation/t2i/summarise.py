@@ -8,12 +8,15 @@ from itertools import combinations
 
 import numpy as np
 
-from leaf_diffusion.evaluation.results import Setting
+from leaf_diffusion.evaluation.results import Comparison, Setting
+from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.plan import Cell, Plan
 from leaf_diffusion.evaluation.t2i.setup import Setup
-from leaf_diffusion.reports.results import SCORE_FIELDS
+from leaf_diffusion.reports.metrics import attack_notes
+from leaf_diffusion.reports.results import METRICS, SCORE_FIELDS
 from leaf_diffusion.reports.sections import Cell as Shown
 from leaf_diffusion.reports.sections import Matrix
+from leaf_diffusion.reports.verdicts import verdict
 from leaf_diffusion.runs import SWAP_FIELDS, ResultRow, Values, prompt_values
 from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
 from leaf_diffusion.runs.results import AttackSet, Counts
@@ -60,12 +63,34 @@ def pairs_of(labels: Sequence[str]) -> list[tuple[str, str]]:
     return [(b, a) if a == labels[0] else (a, b) for a, b in combinations(labels, 2)]
 
 
-def named_attack(attacks: Sequence[AttackRecord], setup: Setup) -> tuple[str, str]:
-    """Attack and constraint of the result rows: what was searched with, or what a file says of its sets."""
+def named_attack(setup: Setup) -> tuple[str, str]:
+    """Attack and constraint of the result rows: what is searched with, or what a file says of its sets."""
     if not setup.given_attacks:
         return setup.options.attack.label, setup.options.constraint
-    attack = "+".join(sorted({each.attack or "given" for each in attacks}))
-    return attack, "+".join(sorted({each.constraint or "unknown" for each in attacks}))
+    prompts = {prompt.text for prompt in setup.prompts}
+    mine = [each for each in setup.given_attacks if each.prompt in prompts]
+    attack = "+".join(sorted({each.attack or "given" for each in mine}))
+    return attack, "+".join(sorted({each.constraint or "unknown" for each in mine}))
+
+
+def main_comparison(setup: Setup, judges: Judges) -> Comparison | None:
+    """The second encoder against the first under the adaptive attack at the smallest k (else under the first transferred one,
+    else without any), by right images where scenes are known, else by CLIPScore, else by drift."""
+    if len(setup.encoders) < 2:
+        return None
+    first, second = list(setup.encoders)[:2]
+    order = ("adaptive", "transfer", "clean")
+    mine = [cell for cell in setup.plan.cells if cell.encoder == second and cell.protocol in order]
+    cell = min(mine, key=lambda cell: (order.index(cell.protocol), cell.k))
+    judged = [] if judges.clip is None else setup.sources_that_are(judges.clip.text_fingerprint)
+    metric = "drift"
+    if judges.scenes is not None and all(prompt.scene is not None for prompt in setup.prompts):
+        metric = "scene_accuracy"
+    elif judges.clip is not None and not {cell.source, first if cell.protocol == "adaptive" else None} & set(judged):
+        metric = "clip_score"
+    if metric == "drift" and cell.protocol == "clean":  # nothing moves
+        return None
+    return Comparison(setting(setup.plan, cell, metric, *named_attack(setup)), first)
 
 
 def attack_counts(attacks: Iterable[AttackRecord]) -> list[AttackSet]:
@@ -123,10 +148,13 @@ def main_figures(rows: Sequence[ResultRow]) -> Matrix:
         elif row.baseline == encoders[0]:  # differences follow the means in the rows
             low, high = row.ci_low, row.ci_high  # one prompt shows no spread
             interval = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+            interval += " exploratory" if verdict(row, METRICS[metric]) == "exploratory" else ""
             line[row.encoder] = Shown(line[row.encoder].text, f"{row.mean:+.{digits}f}{interval}")
     title = f"{metric.replace('_', ' ')}, and the difference to {isolated(encoders[0]) if encoders else 'the first'}"
     lines = [(where, list(line.values()), "–".join(map(str, sorted(sizes[where])))) for where, line in cells.items()]
-    return Matrix(f"{title} with its 95% interval over prompts", "", [isolated(label) for label in encoders], lines)
+    columns = [isolated(label) for label in encoders]
+    notes = attack_notes((row for row in mine if row.baseline is None), METRICS[metric])
+    return Matrix(f"{title} with its 95% interval over prompts", "", columns, lines, notes)
 
 
 def _where(row: ResultRow) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from leaf_diffusion.attacks import Attack, LeafAttack
+from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.experiment import Setting
 from leaf_diffusion.evaluation.options import ConstraintName, RunOptions, check_edits
@@ -22,6 +23,7 @@ from leaf_diffusion.text.constraints import constraint_from_name
 
 PROBE_RHO = 50
 """Budget of the LEAF attack that the loss is measured under."""
+PROBE = f"leaf, rho={PROBE_RHO}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,17 @@ class AblationOptions(RunOptions):
     def __post_init__(self) -> None:
         if not self.rho or min(self.rho) < 1 or len(set(self.rho)) < len(self.rho):
             raise ValueError(f"--rho needs different budgets, each at least 1, got {self.rho}")
+        if self.captions is None:
+            refuse_idle(self, "belongs to --captions", "column", "split")
+        if self.task == "world":
+            refuse_idle(self, "belongs to a --task of your own", "task_column", "task_split", "classes")
         check_edits(self.k)
         check_counts(self, "train_steps", "limit", "n_positions")
+
+    def main_setting(self, labels: Sequence[str]) -> Setting:
+        """The relative loss under the LEAF attack."""
+        place = ("adaptive", labels[1], PROBE, self.constraint, 1)
+        return Setting(labels[1], RELATIVE_TEXTFARE.key, *place)
 
     def recipes(self) -> dict[str, TextFAREConfig]:
         """The trainings by label."""
@@ -122,7 +133,7 @@ def probe_values(records: Iterable[AttackedUnderRecipe], constraint: str) -> Not
     found = Noted()
     for record in records:
         name, number = record.encoder, record.number
-        leaf = ("adaptive", name, f"leaf, rho={PROBE_RHO}", constraint, 1)
+        leaf = ("adaptive", name, PROBE, constraint, 1)
         found.note(Setting(name, TEXT_ACCURACY.key), number, record.right)
         found.note(Setting(name, RELATIVE_TEXTFARE.key), number, record.clean_loss)
         found.note(Setting(name, RELATIVE_TEXTFARE.key, *leaf), number, record.loss)

@@ -11,11 +11,13 @@ from torch import Tensor
 from leaf_diffusion.attacks import Attack
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
+from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.tasks.image_attacks import Classifier
 from leaf_diffusion.evaluation.tasks.images import ImageTask
 from leaf_diffusion.evaluation.tasks.options import ImageOptions, LabelledTextOptions, check_counts
 from leaf_diffusion.evaluation.tasks.text import Task
 from leaf_diffusion.evaluation.tasks.units import attacked
+from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY
 from leaf_diffusion.runs.experiment_records import PairImage, PairText
 from leaf_diffusion.scoring.objectives import Margin
 from leaf_diffusion.scoring.scorer import Scorer
@@ -40,6 +42,11 @@ class BothDomainsOptions(LabelledTextOptions, ImageOptions):
         check_counts(self, "limit", "text_limit", "attack_steps", "batch_size", "per_class", "k", "n_positions")
         if self.eps is not None and not 0 < self.eps <= 255:
             raise ValueError(f"--eps is above 0 and up to 255, got {self.eps}")
+
+    def main_setting(self, labels: Sequence[str]) -> Setting:
+        """The texts that the last pair of towers keeps right under attack."""
+        place = ("adaptive", labels[-1], "charmer", self.constraint, self.k)
+        return Setting(labels[-1], BOTH_TEXT_ACCURACY.key, *place, more=(("eps", 0.0),))
 
 
 @dataclass(frozen=True)

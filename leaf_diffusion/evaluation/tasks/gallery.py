@@ -21,13 +21,14 @@ class Gallery:
     """`captions[i]` describes image i and, as far as the data tell, no other one.
 
     `names` identify the images' contents; `shared` counts captions that were left out, with their images, because
-    several images have them.
+    several images have them. Captions of one name in `clusters` fall together.
     """
 
     captions: Sequence[str]
     names: Sequence[str]
     load: Callable[[int], Image.Image]
     shared: int = 0
+    clusters: Sequence[str] = ()
 
 
 def world_gallery(n: int, seed: int) -> Gallery:
@@ -35,7 +36,9 @@ def world_gallery(n: int, seed: int) -> Gallery:
     image."""
     prompts = full_prompts(n, seed)
     names = [hashlib.sha256(repr(prompt.scene).encode()).hexdigest() for prompt in prompts]
-    return Gallery([prompt.text for prompt in prompts], names, lambda i: Image.fromarray(render(prompts[i].scene)))
+    nouns = [prompt.scene.things[0].noun for prompt in prompts]
+    texts = [prompt.text for prompt in prompts]
+    return Gallery(texts, names, lambda i: Image.fromarray(render(prompts[i].scene)), clusters=nouns)
 
 
 def file_gallery(captions: Path, folder: Path, *, column: str | None, split: str | None, n: int) -> Gallery:

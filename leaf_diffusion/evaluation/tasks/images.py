@@ -148,6 +148,8 @@ def load_images(source: Path | None, class_names: Path | None, templates: Sequen
     if source is None:
         if class_names is not None:
             raise ValueError("--class-names belongs to --images FOLDER")
+        if tuple(templates) != TEMPLATES:
+            raise ValueError("--templates belongs to --images FOLDER; the world has its own captions")
         return world_images()
     return folder_images(source, class_names, templates)
 

@@ -9,18 +9,21 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
-from leaf_diffusion.evaluation.options import ConstraintName, PromptOptions, RunOptions
+from leaf_diffusion.evaluation.options import ConstraintName, MeasuredPromptOptions, RunOptions
 from leaf_diffusion.evaluation.prompts import Prompt, from_world
-from leaf_diffusion.evaluation.tasks.image_attacks import ImageAttackName
+from leaf_diffusion.evaluation.results import Setting
+from leaf_diffusion.evaluation.tasks.image_attacks import ImageAttackName, default_eps
 from leaf_diffusion.evaluation.tasks.images import TEMPLATES, image_anchors
 from leaf_diffusion.evaluation.tasks.text import TEMPLATES as TEXT_TEMPLATES
 from leaf_diffusion.evaluation.tasks.text import Task, load_task
+from leaf_diffusion.reports.metrics import IMAGE_ACCURACY
 from leaf_diffusion.world.figures import zero_shot_anchors
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptRunOptions(RunOptions, PromptOptions):
+class PromptRunOptions(RunOptions, MeasuredPromptOptions):
     """Prompts of the world, or of a file."""
 
     prompt_seed: int = 0
@@ -29,7 +32,9 @@ class PromptRunOptions(RunOptions, PromptOptions):
     def load_prompts(self, default: int, **shares: float) -> list[Prompt]:
         """The prompts; of the world's `default` where no limit is given, `shares` of them with several things."""
         if self.prompts is None:
+            self.of_no_file()
             return from_world(self.limit or default, self.prompt_seed, **shares)
+        refuse_idle(self, "is of the world's own prompts", "prompt_seed")
         return self.read(self.prompts)
 
 
@@ -56,6 +61,8 @@ class TaskOptions(RunOptions):
 
     def load_task(self) -> Task:
         """The texts, their classes, and what the classes look like."""
+        if self.task == "world":
+            refuse_idle(self, "belongs to a --task of your own", "column", "split", "classes", "templates")
         return load_task(self.task, images=self.images, column=self.column, split=self.split, classes=self.classes,
                          templates=self.templates)  # fmt: skip
 
@@ -103,6 +110,16 @@ class ZeroShotImageOptions(ImageOptions):
             raise ValueError(f"--attacks needs one name at least, --eps numbers above 0 and up to 255, got {self.eps}")
         check_counts(self, "limit", "attack_steps", "batch_size")
 
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """Every eps, of 255."""
+        return self.eps or (default_eps(self.images),)
+
+    def main_setting(self, labels: Sequence[str]) -> Setting:
+        """The images that the second tower keeps right under the last attack at the first eps."""
+        place = ("adaptive", labels[1], self.attacks[-1])
+        return Setting(labels[1], IMAGE_ACCURACY.key, *place, more=(("eps", self.radii[0]),))
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTextOptions(RunOptions):
@@ -130,6 +147,11 @@ class LabelledTextOptions(RunOptions):
 
     def load_texts(self) -> Task:
         """The labelled texts."""
+        if self.texts == "world":
+            names = ("column", "split", "text_classes", "text_templates")
+            refuse_idle(self, "belongs to --texts of your own", *names)
+        elif self.anchors is None:
+            refuse_idle(self, "belongs to --anchors, or to the world's texts", "per_class")
         return load_task(self.texts, images=self.per_class, column=self.column, split=self.split,
                          classes=self.text_classes, templates=self.text_templates)  # fmt: skip
 

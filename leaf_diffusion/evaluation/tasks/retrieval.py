@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
 from leaf_diffusion.evaluation.options import ConstraintName, RunOptions, check_edits
+from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.tasks.gallery import Gallery, file_gallery, world_gallery
 from leaf_diffusion.evaluation.tasks.goals import Goal
 from leaf_diffusion.evaluation.tasks.options import check_counts
 from leaf_diffusion.evaluation.tasks.ranks import TOP
 from leaf_diffusion.evaluation.tasks.units import attack_counts
-from leaf_diffusion.reports.metrics import CUTS
+from leaf_diffusion.reports.metrics import CUTS, recall
 from leaf_diffusion.reports.pages.retrieval import SHOWN, shown_search
 from leaf_diffusion.runs import RunStore, image_name
 from leaf_diffusion.runs.experiment_records import AttackedCaptions, Ranked, Shown
@@ -63,14 +65,22 @@ class RetrievalOptions(RunOptions):
     def __post_init__(self) -> None:
         check_edits(self.k)
         check_counts(self, "gallery", "limit", "targets", "n_positions")
+        if "toward" not in self.goals:
+            refuse_idle(self, 'belongs to the goal "toward"', "toward")
         if not self.goals or len(set(self.goals)) < len(self.goals):
             raise ValueError(f"--goals names different goals, at least one, got {self.goals}")
         if (self.captions is None) != (self.images is None):
             raise ValueError("--captions and --images belong together: the file, and the folder of its images")
 
+    def main_setting(self, labels: Sequence[str]) -> Setting:
+        """Recall@1 of the attacked captions under the first goal's attack at the smallest k."""
+        place = ("adaptive", labels[1], f"charmer, {self.goals[0]}", self.constraint, min(self.k))
+        return Setting(labels[1], recall(1).key, *place, more=(("captions", "attacked"),))
+
     def load_gallery(self) -> Gallery:
         """The captions and their images."""
         if self.captions is None or self.images is None:
+            refuse_idle(self, "belongs to --captions FILE", "column", "split")
             return world_gallery(self.gallery, self.seed)
         return file_gallery(self.captions, self.images, column=self.column, split=self.split, n=self.gallery)
 

@@ -12,11 +12,14 @@ from torch.nn.functional import normalize
 
 from leaf_diffusion.attacks import Attack, attack_from_name
 from leaf_diffusion.attacks.base import bind_constraint
+from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.options import ConstraintName, check_edits
+from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.tasks.options import TaskOptions, check_counts
 from leaf_diffusion.evaluation.tasks.text import Task
-from leaf_diffusion.runs.experiment_records import AllEdits, ClassifiedText, SearchedText
+from leaf_diffusion.reports.metrics import TEXT_ACCURACY
+from leaf_diffusion.runs.experiment_records import AllEdits, ClassifiedText, SearchedText, search_label
 from leaf_diffusion.scoring.objectives import Margin
 from leaf_diffusion.scoring.scorer import Scorer
 from leaf_diffusion.text.constraints import constraint_from_name
@@ -31,6 +34,10 @@ class Search:
     attack: Attack
     ks: Sequence[int]
     n_positions: int | None = None
+
+    @property
+    def label(self) -> str:
+        return search_label(self.name, self.n_positions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +67,21 @@ class ZeroShotTextOptions(TaskOptions):
             raise ValueError("--anchors needs --image-encoder, which sees the images, and the other way round")
         if self.anchors is not None and self.task == "world":
             raise ValueError("--anchors belongs to a --task of your own; the world draws its own images")
+        if self.anchors is None and self.task != "world":
+            refuse_idle(self, "belongs to --anchors, or to the world's task", "images")
+        if "charmer" not in self.attacks:
+            refuse_idle(self, "belongs to the attack charmer", "n_positions")
         if not self.constraints or not self.n_positions or not self.attacks:
             raise ValueError("--attacks, --constraints and --n-positions each need one value at least")
         if "exhaustive" in self.attacks:
             raise ValueError("--attacks: the exhaustive search is what --exact does")
+
+    def main_setting(self, labels: Sequence[str]) -> Setting:
+        """Texts classified right under every edit; where these are left out, under the first attack at the smallest k."""
+        first = self.searches()[0]
+        attack, k = ("exhaustive", 1) if self.exact else (first.label, min(first.ks))
+        place = ("adaptive", labels[1], attack, self.constraints[0], k)
+        return Setting(labels[1], TEXT_ACCURACY.key, *place, exact=self.exact)
 
     def searches(self) -> list[Search]:
         """Every attack at every k; Charmer with further numbers of positions at k=1."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from leaf_diffusion.attacks import Attack, attack_from_name
+from leaf_diffusion.attacks import Attack, Exhaustive, attack_from_name
+from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.experiment import Setting
 from leaf_diffusion.evaluation.options import ConstraintName, check_edits
@@ -41,6 +42,15 @@ class TextFareOptions(PromptRunOptions):
         check_edits(self.k)
         if not self.attacks:
             raise ValueError("--attacks names at least one attack")
+        for name, option in (("charmer", "n_positions"), ("leaf", "rho")):
+            if name not in self.attacks:
+                refuse_idle(self, f"belongs to the attack {name}", option)
+
+    def main_setting(self, labels: Sequence[str]) -> Setting:
+        """The relative loss under the last attack that takes the smallest k."""
+        k, chosen = min(self.k), self.chosen()
+        name = next((name for name in reversed(self.attacks) if k <= (chosen[name].largest_k or k)), self.attacks[0])
+        return Setting(labels[1], RELATIVE_TEXTFARE.key, "adaptive", labels[1], name, self.constraint, k)
 
     def chosen(self) -> dict[str, Attack]:
         """The attacks by name."""
@@ -85,7 +95,8 @@ def loss_values(records: Iterable[Losses]) -> Noted:
         losses = {Setting(record.encoder, TEXTFARE.key): record.clean}
         for row in record.attacked:
             place = ("adaptive", record.encoder, row.attack, row.constraint, row.k)
-            losses[Setting(record.encoder, TEXTFARE.key, *place)] = row.score
+            exact = row.attack == Exhaustive.name
+            losses[Setting(record.encoder, TEXTFARE.key, *place, exact=exact)] = row.score
         for setting, loss in losses.items():
             found.note(setting, record.prompt_id, loss)
             found.note(replace(setting, metric=RELATIVE_TEXTFARE.key), record.prompt_id, loss / record.norm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY, IMAGE_ACCURACY
+from leaf_diffusion.reports.metrics import BOTH_TEXT_ACCURACY, IMAGE_ACCURACY, attack_notes
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, line_label, matrices
 from leaf_diffusion.reports.results import Metric, sample_said
 from leaf_diffusion.reports.sections import Matrix, mean_cell
@@ -50,7 +50,8 @@ def the_table(rows: Sequence[ResultRow], labels: Sequence[str]) -> Matrix:
         shown = [mean_cell(row, metric) for row, (_, metric, _) in zip(cells, columns, strict=True)]
         lines.append((isolated(label), shown, ", ".join(dict.fromkeys(sample_said([row]) for row in cells if row))))
     meaning = "Zero-shot accuracy, with 95% intervals; n: images, texts"
-    return Matrix("Image tower + text tower", meaning, [title for title, _, _ in columns], lines)
+    notes = attack_notes((row for row in rows if row.baseline is None), IMAGE_ACCURACY)
+    return Matrix("Image tower + text tower", meaning, [title for title, _, _ in columns], lines, notes)
 
 
 def _mean(rows: Sequence[ResultRow], label: str, metric: Metric, protocol: str) -> ResultRow | None:

@@ -12,9 +12,11 @@ from markupsafe import Markup
 from leaf_diffusion.reports.gallery import marks
 from leaf_diffusion.reports.html import templates
 from leaf_diffusion.reports.images import data_uri
+from leaf_diffusion.reports.metrics import attack_notes, metric_of
 from leaf_diffusion.reports.plots import Point, panel, point
 from leaf_diffusion.reports.results import REPORT, Metric, sample_said
 from leaf_diffusion.reports.sections import Matrix, ShownImage, difference_cell, mean_cell
+from leaf_diffusion.reports.verdicts import WORDS, verdict
 from leaf_diffusion.runs import ResultRow, RunSpec, atomic_write
 from leaf_diffusion.text.visible import isolated
 
@@ -78,6 +80,22 @@ def line_label(row: ResultRow) -> str:
     return f"{row.attack} {against}, k={row.k}{rule}"
 
 
+def main_said(rows: Sequence[ResultRow]) -> str:
+    """The main comparison and what it came to, in a sentence; "" where none was declared, or none was measured."""
+    row = next((row for row in rows if row.main and row.baseline is not None), None)
+    if row is None:
+        return ""
+    metric, pair = metric_of(row.metric), f"{isolated(row.encoder)} − {isolated(row.baseline or '')}"
+    size = metric.show_difference(row.mean) + (" points" if metric.unit == "%" else "")
+    interval = metric.show_interval(row)
+    spread = f"95% interval {interval}, " if interval else ""
+    notes = "".join(f" {note}" for note in attack_notes([row], metric))
+    return (
+        f"Main comparison, declared before the run: {metric.title}, {line_label(row)}: {pair} {size} "
+        f"({spread}n={sample_said([row])}): {WORDS[verdict(row, metric)]}.{notes}"
+    )
+
+
 def means_said(rows: Sequence[ResultRow], metric: Metric) -> str:
     """ "original 78%, leaf 91%": the means among `rows`, for a headline."""
     means = [row for row in rows if row.metric == metric.key and row.baseline is None]
@@ -113,11 +131,12 @@ def matrices(
             made = []
             for line in lines.values():
                 cells = [cell(line.get(c), metric) for c in columns]
-                made.append((label(next(iter(line.values()))), cells, sample_said(line.values())))
+                some = next(iter(line.values()))
+                made.append((label(some) + " (exact)" * bool(some.exact), cells, sample_said(line.values())))
             names = [" − ".join(isolated(name) for name in pair if name) for pair in columns]
             points = ", in points" if metric.unit == "%" else ""
             title = f"{metric.title}, differences{points}" if paired else metric.title
-            found.append(Matrix(title, "" if paired else metric.meaning, names, made))
+            found.append(Matrix(title, "" if paired else metric.meaning, names, made, attack_notes(chosen, metric)))
     return found
 
 
@@ -150,8 +169,8 @@ def curve(
     )
 
 
-def write_page(folder: Path, page: Page, spec: RunSpec, environment: Mapping[str, object]) -> Path:
-    """Write report.html into the run's folder and return its path. Raises RunFolderError."""
+def write_page(folder: Path, page: Page, spec: RunSpec, environment: Mapping[str, object], main: str = "") -> Path:
+    """Write report.html into the run's folder and return its path. main: what `main_said` says. Raises RunFolderError."""
     sections = [
         {
             "title": section.title,
@@ -169,6 +188,7 @@ def write_page(folder: Path, page: Page, spec: RunSpec, environment: Mapping[str
         .get_template("experiment.html.j2")
         .render(
             page=page,
+            main=main,
             encoders=[isolated(label) for label in page.encoders],
             sections=sections,
             identity=spec.identity,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from leaf_diffusion.metrics.bounds import INVERTED
 from leaf_diffusion.reports.metrics import BLEU, COSINE, TOKENS_BACK, TOKENS_IN_PLACE, WORDS_BACK
 from leaf_diffusion.reports.pages.experiment import Example, ExampleCell, Page, Section, matrices, means_said
 from leaf_diffusion.runs import ResultRow
@@ -24,7 +25,8 @@ def inversion_page(
         mine = [record for record in records if record.prompt == caption]
         examples.append(Example(caption, [ExampleCell(each.encoder, each.found, note=_note(each)) for each in mine]))
     metrics = [COSINE, WORDS_BACK, TOKENS_BACK, TOKENS_IN_PLACE, BLEU]
-    about = "Each encoder's own embedding of a caption is inverted; as many tokens are free as the caption has."
+    about = "Each encoder's own embedding of a caption is inverted; as many tokens are free as the caption has. "
+    about += INVERTED
     sections = [
         Section("Read back", about, matrices(rows, metrics, label=lambda _: f"{facts['steps']} steps")),
         Section("Examples", "The captions, and what was found.", examples=examples),

@@ -27,9 +27,8 @@ SHOWN_METRICS = (
     replace(METRICS["drift_features"], title="Features moved", meaning=f"{SAME_NOISE}, 1 − cosine of judge's features"),
 )
 ABOUT = (
-    "No prompt is attacked here. Every encoder gets the same prompts, noise and files; differences are paired by prompt, with "
-    "95% intervals, coloured where the interval excludes 0 and there are ten independent prompts at least. “Another noise” is "
-    "{first} alone, the same prompt drawn from a second noise: how far images lie apart when nothing was swapped."
+    "No prompt is attacked here. Every encoder gets the same prompts, noise and files. “Another noise” is {first} "
+    "alone, the same prompt drawn from a second noise: how far images lie apart when nothing was swapped."
 )
 
 

@@ -21,8 +21,8 @@ def zero_shot_page(
     task: str,
 ) -> Page:
     """Accuracy under the exact worst edit, over k, over queries; sensitivity; examples."""
-    sections = [Section("Accuracy", "Each encoder is attacked on itself. “exhaustive” scored every allowed single edit: the "
-                        "share under it is exact, no single edit of the alphabet does worse.", matrices(rows, [TEXT_ACCURACY]),
+    sections = [Section("Accuracy", "Each encoder is attacked on itself. “exhaustive” scored every allowed single edit of "
+                        "the alphabet.", matrices(rows, [TEXT_ACCURACY]),
                         _over_k(rows, encoders))]  # fmt: skip
     if any(row.metric == OVER_QUERIES.key for row in rows):
         sections.append(_over_queries(rows, encoders))
