@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import copysign, inf, nan, sqrt
+from math import copysign, inf, isfinite, nan, sqrt
 
 import numpy as np
 from scipy.optimize import brentq
@@ -190,8 +190,9 @@ def _prompt_means(values: Values) -> np.ndarray:
         raise ValueError("a mean over no prompts")
     means = np.empty(len(rows))
     for index, row in enumerate(rows):
-        seeds = np.atleast_1d(np.asarray(row, dtype=np.float64))
-        if seeds.size == 0 or not np.isfinite(seeds).all():
+        if not isinstance(row, float | int):  # its seeds
+            row = float(np.mean(row)) if len(row) else nan
+        if not isfinite(row):
             raise ValueError(f"prompt number {index} has no value or a non-finite one: leave it out and count it")
-        means[index] = seeds.mean()
+        means[index] = row
     return means

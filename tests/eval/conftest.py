@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from markupsafe import escape
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 from leaf_diffusion.finetune.spelling import N_VECTORS
+from leaf_diffusion.metrics.bounds import attack_note
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 from leaf_diffusion.world import build, paths, sources
 from leaf_diffusion.world.clip import new_clip, new_judge
 from leaf_diffusion.world.diffusion import new_unet, new_vae, scheduler
 from leaf_diffusion.world.judge import SceneClassifier, SceneJudge
 from leaf_diffusion.world.judge_clip import load_judge_clip
+
+Declared = Callable[[Path], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def declared() -> Declared:
+    """declared(run) -> the row of its main comparison, which stands in specification, results and page."""
+
+    def find(folder: Path) -> dict[str, Any]:
+        said = json.loads((folder / "spec.json").read_text())["settings"]["main_comparison"]
+        rows = json.loads((folder / "results.json").read_text())["rows"]
+        (row,) = (row for row in rows if row.get("main"))
+        assert {name: row[name] for name in said} == said
+        assert all("p_adjusted" in each for each in rows if each["baseline"] is not None)
+        page = (folder / "report.html").read_text()
+        assert "ain comparison, declared before the run" in page
+        attacked = any(each["protocol"] == "adaptive" for each in rows)
+        assert (escape(attack_note([False])[:60]) in page) == attacked
+        return row
+
+    return find
 
 
 @pytest.fixture(scope="session")

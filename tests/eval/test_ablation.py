@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,7 @@ WORDS = [
 
 
 Refused = Callable[..., str]
+Declared = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("leaf_diffusion.finetune.textfare.HELD_OUT", 4)
         assert ablation.main([*WORDS, "--output", str(folder)]) == 0
     return folder
+
+
+def test_the_main_comparison_is_the_first_training_against_the_original(finished: Path, declared: Declared) -> None:
+    row = declared(finished)
+    assert (row["encoder"], row["baseline"], row["metric"]) == ("rho=1", "original", "textfare_relative")
+    assert (row["attack"], row["k"]) == ("leaf, rho=50", 1)
 
 
 def test_the_recipes_differ_in_one_choice_each() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -26,6 +27,7 @@ Towers = tuple[dict[str, ImageEncoder], dict[str, TextEncoder]]
 
 
 Refused = Callable[..., str]
+Declared = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("both") / "run"
     assert both_domains.main([*OPTIONS, "--output", str(folder)]) == 0
     return folder
+
+
+def test_the_main_comparison_is_of_texts_with_both_towers(finished: Path, declared: Declared) -> None:
+    row = declared(finished)
+    assert (row["encoder"], row["baseline"], row["metric"], row["k"]) == (ROWS[-1], ROWS[0], "text_accuracy", 1)
 
 
 def test_images_are_classified_by_the_rows_text_tower(finished: Path, towers: Towers) -> None:

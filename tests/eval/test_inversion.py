@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ SMALL = [
 
 
 Refused = Callable[..., str]
+Declared = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inversion") / "run"
     assert inversion.main([*SMALL, "--output", str(folder)]) == 0
     return folder
+
+
+def test_the_main_comparison_is_of_words_given_back(finished: Path, declared: Declared) -> None:
+    row = declared(finished)
+    assert (row["encoder"], row["baseline"], row["metric"], row["protocol"]) == (
+        "leaf",
+        "original",
+        "word_accuracy",
+        "clean",
+    )
+    assert "the least that an embedding gives away" in (finished / "report.html").read_text()
 
 
 def test_figures_are_those_of_the_texts(finished: Path) -> None:

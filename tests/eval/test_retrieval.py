@@ -28,6 +28,7 @@ SMALL = ["--gallery", "20", "--limit", "3", "--targets", "2", "--n-positions", "
 
 
 Refused = Callable[..., str]
+Declared = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,20 @@ def order_of(encoder: TextEncoder, text: str) -> list[int]:
     with torch.inference_mode():
         similarity = torch.cosine_similarity(encoder.features(encoder.tokenize([text])), image_features(), dim=-1)
     return [int(i) for i in similarity.argsort(descending=True)]
+
+
+def test_the_main_comparison_is_of_the_attacked_captions(finished: Path, declared: Declared) -> None:
+    row = declared(finished)
+    assert (row["encoder"], row["baseline"], row["metric"]) == ("leaf", "original", "recall_at_1")
+    assert (row["attack"], row["k"], row["captions"]) == ("charmer, drift", 1, "attacked")
+
+
+def test_captions_of_one_noun_count_once(finished: Path) -> None:
+    found, prompts = load_run(finished).results, full_prompts(20, 0)
+    nouns = [prompt.scene.things[0].noun for prompt in prompts]
+    assert len(set(nouns)) < 20
+    assert found.clusters == {f"{number:07d}": noun for number, noun in enumerate(nouns)}
+    assert {row.clusters for row in found.rows if row.captions == "all"} == {len(set(nouns))}
 
 
 def test_ranks_and_targets_are_those_of_the_models(finished: Path) -> None:

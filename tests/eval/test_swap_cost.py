@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -86,6 +86,17 @@ def test_every_condition_is_measured_with_every_encoder(finished: Path) -> None:
     drift = [r for r in rows if r["metric"] == "drift"]
     assert {(r["encoder"], r["protocol"]) for r in drift} == {("original", "floor"), ("leaf", "clean")}
     assert all(r["baseline"] is None for r in drift)
+
+
+def test_the_main_comparison_is_of_plain_prompts(finished: Path, declared: Callable[[Path], dict[str, Any]]) -> None:
+    row = declared(finished)
+    assert (row["encoder"], row["baseline"], row["metric"]) == ("leaf", "original", "scene_accuracy")
+    assert row["condition"] == "plain"
+
+
+def test_the_default_is_the_worlds_encoders() -> None:
+    assert SwapCostOptions().resolved().encoders == ("original", "leaf", "typo-augmented")
+    assert SwapCostOptions(encoders=("leaf", "original")).resolved().encoders == ("leaf", "original")
 
 
 def test_another_encoder_and_another_noise_move_the_images(finished: Path) -> None:

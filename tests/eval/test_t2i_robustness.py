@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,7 @@ COLUMNS = [
     "seeds",
     "clusters",
 ]
+COMPARED = {"p", "p_adjusted", "main"}
 
 
 def run(output: Path, *more: str) -> int:
@@ -115,6 +117,14 @@ def test_every_unit_is_there_once(finished: Path) -> None:
             assert all("".join(word) in row.perturbed.lower() for word in row.shattered)
 
 
+def test_the_main_comparison_is_the_second_encoder_under_its_own_weakest_attack(
+    finished: Path, declared: Callable[[Path], dict[str, Any]]
+) -> None:
+    row = declared(finished)
+    assert (row["encoder"], row["baseline"], row["metric"]) == ("leaf", "original", "scene_accuracy")
+    assert (row["protocol"], row["attack"], row["k"]) == ("adaptive", "charmer", 1)
+
+
 def test_images_of_one_prompt_share_their_noise_and_equal_ones_are_drawn_once(finished: Path) -> None:
     images = image_lines(finished)
     assert all(row.seed == noise_seed(row.prompt_id, row.seed_index) for row in images)
@@ -139,7 +149,10 @@ def test_every_encoder_faces_the_same_transferred_prompts(finished: Path) -> Non
 
 def test_results_are_rows_with_means_and_paired_differences(finished: Path) -> None:
     found = rows(finished)
-    assert all(list(row) == COLUMNS for row in found)
+    assert all([name for name in row if name not in COMPARED] == COLUMNS for row in found)
+    assert all(
+        {*row} & COMPARED == ({"p", "p_adjusted"} if row["baseline"] else set()) for row in found if "main" not in row
+    )
     assert {row["clusters"] for row in found if row["metric"] == "drift"} == {2}
     keys = [tuple(row[c] for c in ("encoder", "baseline", "protocol", "source", "k", "metric")) for row in found]
     assert len(keys) == len(set(keys))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,7 @@ OPTIONS = [
 
 
 Refused = Callable[..., str]
+Declared = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("textfare") / "run"
     assert textfare.main([*OPTIONS, "--k", "1", "2", "--output", str(folder)]) == 0
     return folder
+
+
+def test_the_main_comparison_is_under_the_last_attack(finished: Path, declared: Declared) -> None:
+    row = declared(finished)
+    assert (row["encoder"], row["baseline"], row["metric"]) == ("leaf", "original", "textfare_relative")
+    assert (row["attack"], row["k"]) == ("charmer", 1)
 
 
 def test_losses_are_squared_distances_from_the_originals_clean_embedding(finished: Path) -> None:

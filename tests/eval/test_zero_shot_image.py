@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ OPTIONS = ["--limit", "6", "--steps", "3", "--batch-size", "4"]
 
 
 Refused = Callable[..., str]
+Declared = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,11 @@ def classes_by_hand() -> torch.Tensor:
     text, task = load_text_encoder("world:original"), world_images()
     features = text.features(text.tokenize([texts[0] for texts in task.texts]))
     return normalize(features, dim=-1)
+
+
+def test_the_main_comparison_is_at_the_first_eps(finished: Path, declared: Declared) -> None:
+    row = declared(finished)
+    assert (row["encoder"], row["baseline"], row["attack"], row["eps"]) == ("fare", "original", "apgd", 2)
 
 
 def test_what_is_said_is_the_nearest_caption(finished: Path) -> None:

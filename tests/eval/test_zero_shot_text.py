@@ -2,8 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval import zero_shot_text
 from leaf_diffusion.evaluation.tasks.query_curve import against_random, query_numbers
 from leaf_diffusion.evaluation.tasks.text import file_task, sensitivity, world_task
+from leaf_diffusion.metrics.bounds import attack_note
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.runs.experiment_records import ClassifiedText
 from leaf_diffusion.scoring import Margin, Scorer
@@ -23,6 +25,9 @@ from leaf_diffusion.text import NoNewWords, distance
 
 WORDS = ["--encoders", "original", "leaf", "--limit", "4", "--images", "1", "--k", "1", "2", "--n-positions", "3", "1",
          "--constraints", "no-new-words", "none"]  # fmt: skip
+
+
+Declared = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +44,23 @@ def test_random_edits_hold_as_often_as_a_count_of_all_draws_says(queries: int) -
     assert against_random(6, 2, queries) == pytest.approx(held)
     assert against_random(6, 0, queries) == 1
     assert query_numbers(250) == [1, 3, 10, 30, 100, 250] and query_numbers(0) == []
+
+
+def test_the_main_comparison_is_exact_and_the_page_says_which_lines_are(finished: Path, declared: Declared) -> None:
+    row = declared(finished)
+    assert (row["encoder"], row["baseline"], row["metric"], row["attack"]) == (
+        "leaf",
+        "original",
+        "accuracy",
+        "exhaustive",
+    )
+    assert (row["k"], row["constraint"], row["exact"]) == (1, "no-new-words", True)
+    assert {r.attack for r in load_run(finished).results.rows if r.exact} == {"exhaustive"}
+    page = (finished / "report.html").read_text()
+    for rule in (", no-new-words", ", unconstrained"):
+        assert f"exhaustive on itself, k=1{rule} (exact)" in page
+        assert f"charmer, n=3 on itself, k=1{rule} (exact)" not in page
+    assert attack_note([True, False]) in page
 
 
 def test_every_edit_is_the_exhaustive_attack_and_nothing_is_stronger(finished: Path) -> None:
