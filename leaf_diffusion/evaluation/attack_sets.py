@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from leaf_diffusion.attacks import AttackResult
+from leaf_diffusion.metrics.bounds import attack_note
 from leaf_diffusion.runs.experiment_records import AttackedText
 from leaf_diffusion.runs.files import atomic_write, explained
 from leaf_diffusion.runs.records import Count, Number, Typed, parse
@@ -136,11 +137,12 @@ def attack_table(results: Sequence[AttackResult], title: str, rows: int) -> Tabl
     return table
 
 
-def attack_summary(results: Sequence[AttackResult]) -> str:
-    """One line: how many, how far, how strong; truncated and unchanged prompts are counted."""
+def attack_summary(results: Sequence[AttackResult], *, exact: bool = False) -> str:
+    """How many, how far, how strong; truncated and unchanged prompts are counted. exact: every allowed edit was tried."""
     scores, far = [result.score for result in results], np.mean([result.distance for result in results])
     return (
         f"{len(results)} prompts: mean distance {far:.2f}, score mean {np.mean(scores):.4g} "
         f"(median {np.median(scores):.4g}, max {max(scores):.4g}), {sum(r.queries for r in results)} queries, "
-        f"{sum(r.perturbed == r.original for r in results)} unchanged, {sum(r.truncated for r in results)} truncated"
+        f"{sum(r.perturbed == r.original for r in results)} unchanged, {sum(r.truncated for r in results)} truncated\n"
+        f"{attack_note([exact], higher_is_better=False)}"
     )

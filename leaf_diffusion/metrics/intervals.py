@@ -191,7 +191,7 @@ def _prompt_means(values: Values) -> np.ndarray:
     means = np.empty(len(rows))
     for index, row in enumerate(rows):
         if not isinstance(row, float | int):  # its seeds
-            row = float(np.mean(row)) if len(row) else nan
+            row = float(np.mean(row, dtype=np.float64)) if np.size(row) else nan
         if not isfinite(row):
             raise ValueError(f"prompt number {index} has no value or a non-finite one: leave it out and count it")
         means[index] = row

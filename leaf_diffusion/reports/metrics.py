@@ -34,10 +34,11 @@ def attack_notes(rows: Iterable[ResultRow | None], metric: Metric) -> list[str]:
 def _share(
     key: str, title: str, meaning: str, *, digits: int = 1, higher_is_better: bool = True, bounds: bool = True
 ) -> Metric:
-    return _described(Metric(key, title, meaning, higher_is_better, 100, digits, "%", bounds))
+    return described(Metric(key, title, meaning, higher_is_better, 100, digits, "%", bounds))
 
 
-def _described(metric: Metric) -> Metric:
+def described(metric: Metric) -> Metric:
+    """The metric of an experiment, from now on known by its key: whether it is a share, and what sentences call it."""
     return _known.setdefault(metric.key, metric)
 
 
@@ -60,7 +61,7 @@ IMAGE_ACCURACY = _share(
 )
 BOTH_TEXT_ACCURACY = _share("text_accuracy", "Texts classified right", "share of texts nearest to their class")
 
-TEXTFARE = _described(
+TEXTFARE = described(
     Metric(
         "textfare",
         "TextFARE loss",
@@ -69,7 +70,7 @@ TEXTFARE = _described(
         digits=2,
     )
 )
-RELATIVE_TEXTFARE = _described(
+RELATIVE_TEXTFARE = described(
     Metric(
         "textfare_relative",
         "Relative loss",
@@ -79,7 +80,7 @@ RELATIVE_TEXTFARE = _described(
     )
 )
 
-COSINE = _described(Metric("cosine", "Cosine reached", "between the embedding found and the caption's", digits=3))
+COSINE = described(Metric("cosine", "Cosine reached", "between the embedding found and the caption's", digits=3))
 WORDS_BACK = _share(
     "word_accuracy",
     "Words given back",
@@ -89,7 +90,7 @@ TOKENS_BACK = _share("token_overlap", "Tokens given back", "the same of the capt
 TOKENS_IN_PLACE = _share(
     "token_accuracy", "Tokens in their places", "share of the caption's tokens found at their very position"
 )
-BLEU = _described(Metric("bleu", "BLEU", "sacrebleu's sentence BLEU, in lower case", scale=100, digits=1))
+BLEU = described(Metric("bleu", "BLEU", "sacrebleu's sentence BLEU, in lower case", scale=100, digits=1))
 
 CUTS = (1, 5, 10)
 """Ranks that recall is given at."""
