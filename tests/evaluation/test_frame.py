@@ -89,6 +89,19 @@ def test_every_experiment_has_a_strict_run(tmp_path: Path) -> None:
     assert lines[0] == lines[1][:2]
 
 
+def test_another_main_comparison_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--attacks", "random-typos", "--limit", "2", "--output", str(tmp_path / "run")]
+    assert textfare.main([*words, "--encoders", "original", "leaf"]) == 0
+    said = capsys.readouterr().out
+    assert "Main comparison, declared before the run: Relative loss, random-typos on itself, k=1" in said
+    assert said.index("Main comparison") < said.index("Relative loss, differences") < said.index("report:")
+    assert "Under attack: each side is an upper bound on robustness" in " ".join(said.split())
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    assert textfare.main([*words, "--encoders", "leaf", "original"]) == 2
+    assert "main_comparison.baseline" in capsys.readouterr().err
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
 HOLDER = """
 import json, sys, time
 from pathlib import Path

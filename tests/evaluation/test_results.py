@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from leaf_diffusion.evaluation.prompts import Prompt
-from leaf_diffusion.evaluation.results import Setting, result_rows
+from leaf_diffusion.evaluation.results import Comparison, Setting, all_pairs, result_rows
 from leaf_diffusion.evaluation.t2i.plan import make_plan
 from leaf_diffusion.evaluation.t2i.summarise import attack_counts, pairs_of, setting_values
+from leaf_diffusion.metrics import holm, mean_interval
 from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.runs.records import AttackRecord, ImageRecord, ScoreRecord
 
@@ -78,6 +79,42 @@ def test_seeds_are_averaged_inside_a_prompt_and_absent_metrics_have_no_rows() ->
     assert not [row for row in rows if row.metric == "clip_score"]
     floor = pick(rows, protocol="floor", metric="drift")
     assert (floor.encoder, floor.mean, floor.seeds) == ("a", pytest.approx(0.75), 1)
+
+
+def test_the_declared_difference_stands_alone_and_all_others_are_adjusted() -> None:
+    rng = np.random.default_rng(0)
+    values: dict[Setting, dict[str, float]] = {}
+    for metric in ("accuracy", "textfare"):
+        for k in (1, 2):
+            for label, share in (("a", 0.2), ("b", 0.5), ("c", 0.4)):
+                right = rng.random(60) < share
+                place = ("adaptive", label, "charmer", "none", k)
+                values[Setting(label, metric, *place)] = {f"{i:03d}": float(each) for i, each in enumerate(right)}
+    main = Comparison(Setting("b", "accuracy", "adaptive", "b", "charmer", "none", 1), "a")
+    rows = result_rows(values, all_pairs("abc"), None, main)
+    (declared,) = [row for row in rows if row.main]
+    assert (declared.encoder, declared.baseline, declared.metric, declared.k) == ("b", "a", "accuracy", 1)
+    mine, theirs = (values[Setting(x, "accuracy", "adaptive", x, "charmer", "none", 1)] for x in "ba")
+    assert declared.p == declared.p_adjusted == mean_interval(mine, theirs, share=True).p
+    others = [row for row in rows if row.baseline is not None and not row.main]
+    for metric, size in (("accuracy", 5), ("textfare", 6)):
+        mine = [row for row in others if row.metric == metric]
+        assert len(mine) == size
+        assert [row.p_adjusted for row in mine] == holm([row.p for row in mine])
+        least = min(mine, key=lambda row: row.p or 0.0)
+        assert least.p is not None and least.p_adjusted == pytest.approx(size * least.p)
+    undeclared = result_rows(values, all_pairs("abc"))
+    assert not any(row.main for row in undeclared)
+    assert all(row.p is None for row in undeclared if row.baseline is None)
+
+
+def test_too_few_prompts_are_no_test() -> None:
+    """They decide nothing, and make no other comparison harder."""
+    values = {Setting(label, "accuracy", k=k): {str(i): float(i < n) for i in range(n if k else 40)}
+              for label, k, n in (("a", 0, 5), ("b", 0, 12), ("a", 1, 6), ("b", 1, 9))}  # fmt: skip
+    few, enough = (pick(result_rows(values, [("b", "a")]), baseline="a", k=k) for k in (1, 0))
+    assert few.p is few.p_adjusted is None and few.n < 10
+    assert enough.p is not None and enough.p == enough.p_adjusted
 
 
 def test_attack_sets_are_counted() -> None:
