@@ -38,7 +38,7 @@ class AttackPromptsOptions(AttackOptions, PromptOptions):
     encoder: str = "world:original"
     """A source ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" puts spelling correction before it."""
     k: tuple[int, ...] = (1,)
-    """Numbers of character edits."""
+    """Numbers of edits: of characters, or what the attack counts (slips, tokens, words)."""
     output: Path | None = None
     """The attack set (JSONL), which `leaf-diffusion evaluate --attacked-prompts` reads."""
     device: str = "auto"

@@ -10,6 +10,7 @@ import yaml
 from leaf_diffusion.attacks.base import Allowed, Attack, AttackResult
 from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.attacks.exhaustive import Exhaustive
+from leaf_diffusion.attacks.genetic import Genetic
 from leaf_diffusion.attacks.leaf import LeafAttack
 from leaf_diffusion.attacks.noise import (
     WORST,
@@ -26,6 +27,7 @@ from leaf_diffusion.attacks.noise import (
 from leaf_diffusion.attacks.search import argbest, best_few
 from leaf_diffusion.attacks.tokens import TokenSubstitution
 from leaf_diffusion.attacks.typos import RandomTypos
+from leaf_diffusion.attacks.words import WordSubstitution
 from leaf_diffusion.command_line import did_you_mean
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "AttackResult",
     "Charmer",
     "Exhaustive",
+    "Genetic",
     "Homoglyphs",
     "Invisible",
     "Keyboard",
@@ -48,19 +51,28 @@ __all__ = [
     "Scanner",
     "SwappedLetters",
     "TokenSubstitution",
+    "WordSubstitution",
     "argbest",
     "attack_from_name",
     "attack_from_text",
     "best_few",
+    "kind_of",
 ]
 
 _EVERYDAY: tuple[type[Noise], ...] = (Keyboard, Scanner, SwappedLetters, MissingSpaces, Punctuation)
 _KINDS: tuple[type[Noise], ...] = (*_EVERYDAY, Homoglyphs, Invisible, Reordered)
 NOISE: dict[str, type[Noise]] = {noise.name: noise for noise in _KINDS}
 """The kinds of noise by name."""
-_SEARCHES: tuple[type[Attack], ...] = (Charmer, LeafAttack, Exhaustive, RandomTypos, TokenSubstitution)
+_SEARCHES: tuple[type[Attack], ...] = (
+    Charmer, LeafAttack, Exhaustive, RandomTypos, Genetic, TokenSubstitution, WordSubstitution,
+)  # fmt: skip
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*_SEARCHES, *_KINDS)}
 """Every attack by the name that configurations use; "worst-" before a kind of noise searches for its worst slips."""
+
+
+def kind_of(label: str | None) -> type[Attack]:
+    """The attack of a label in a file, and so what its `k` counts: characters where nobody says, or another tool made it."""
+    return ATTACKS.get((label or "").removeprefix(WORST), Attack)
 
 
 def attack_from_name(name: str, **params: object) -> Attack:
@@ -89,7 +101,9 @@ def attack_from_text(text: str) -> Attack:
         if not equals:
             raise ValueError(f"{text!r}: write the parameters of an attack as in leaf:rho=20,slots=4")
         kind = types.get(key := key.strip().replace("-", "_"), str)
-        params[key] = read = value if kind is str else yaml.safe_load(value)
+        read = value if kind is str else yaml.safe_load(value)
+        takes_float = float in (kind, *typing.get_args(kind))
+        params[key] = read = float(read) if takes_float and type(read) is int else read
         if not isinstance(read, kind) or (isinstance(read, bool) and kind is not bool):
             raise ValueError(f"the attack {name!r}: {key} takes {getattr(kind, '__name__', kind)}, not {value!r}")
     return attack_from_name(name, **params)

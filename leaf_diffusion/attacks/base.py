@@ -39,7 +39,7 @@ class AttackResult:
     """One attacked prompt, measured afresh after the attack.
 
     ``token_ids``: what the encoder reads (begin ... end of text, behind its defence). ``distance``: Levenshtein, in
-    code points (in tokens for an attack on tokens). ``queries``: candidates scored. ``success``: whether the
+    code points (in tokens or words for an attack on these). ``queries``: candidates scored. ``success``: whether the
     objective is reached, None where it has no such notion. ``truncated``: the perturbed prompt is longer than the
     encoder's context. ``objective``: what the score is of ("drift(l2, pooled)").
     """
@@ -99,6 +99,8 @@ class Attack(ABC):
     """The name that ``attack_from_name`` knows."""
     distance_per_edit: ClassVar[int] = 1
     """Levenshtein distance that one of the ``k`` edits may make (2 where neighbours are swapped, say)."""
+    unit: ClassVar[str] = "character"
+    """What ``k`` counts: characters, words, tokens, or slips of a kind."""
     largest_k: ClassVar[int | None] = None
     """The largest ``k`` that the attack can be given; None for any."""
     no_result: ClassVar[frozenset[str]] = frozenset()
@@ -108,6 +110,18 @@ class Attack(ABC):
     def parameters(cls) -> list[str]:
         """The names of the hyper-parameters."""
         return [each.name for each in fields(cls)] if is_dataclass(cls) else []
+
+    @staticmethod
+    def measure(prompt: str, perturbed: str) -> int:
+        """How far two texts are apart, as the limit of ``k`` edits is counted."""
+        return distance(prompt, perturbed)
+
+    def check_constraint(self, name: str) -> None:
+        """ValueError for a constraint that leaves the attack nothing; "none" is none."""
+        if self.unit == "word" and name != "none":
+            raise ValueError(
+                f"the attack {self.name} writes other words, which the constraint {name} forbids: attack under none"
+            )
 
     @property
     def label(self) -> str:
@@ -131,17 +145,18 @@ class Attack(ABC):
     ) -> list[AttackResult]:
         """Attack ``prompts`` within distance ``k`` under ``constraint``, one result a prompt.
 
-        TypeError for one string instead of a list; ValueError for an empty prompt or a negative ``k``; RuntimeError
-        if the attack broke its own limits.
+        TypeError for one string instead of a list; ValueError for an empty prompt, a negative ``k`` or a constraint
+        that the attack cannot keep; RuntimeError if the attack broke its own limits.
         """
         prompts = check_prompts(prompts)
         check_k(k)
+        self.check_constraint("none" if constraint is None else constraint.name)
         if not prompts:
             return []
         score = scorer.bind(prompts)
         outcomes = self.run(Problem.of(prompts, score, k, constraint=constraint, seed=seed, on_step=on_step))
         within = k * self.distance_per_edit
-        return verify(prompts, outcomes, score.queries, scorer, k=within, constraint=constraint)
+        return verify(prompts, outcomes, score.queries, scorer, k=within, constraint=constraint, measure=self.measure)
 
     @abstractmethod
     def run(self, problem: Problem) -> list[Outcome]:
@@ -212,6 +227,7 @@ def verify(
     *,
     k: int,
     constraint: Constraint | None,
+    measure: Callable[[str, str], int] = distance,
 ) -> list[AttackResult]:
     """Measure ``outcomes`` with a fresh bind; RuntimeError for one that breaks the distance or the constraint."""
     if len(outcomes) != len(prompts):
@@ -226,7 +242,7 @@ def verify(
     results = []
     for i, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True)):
         if isinstance(outcome, str):
-            text, far = outcome, distance(prompt, outcome)
+            text, far = outcome, measure(prompt, outcome)
             given = encoder.preprocess([text])
             tokens, truncated = encoder.tokenize(given)[0], encoder.is_truncated(given)[0]
         else:

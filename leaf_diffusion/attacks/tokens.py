@@ -34,6 +34,7 @@ class TokenSubstitution(Attack):
     """
 
     name: ClassVar[str] = "tokens"
+    unit: ClassVar[str] = "token"
     top_n: int = 256
     starts: int = 8
     round_trip: bool = True

@@ -12,7 +12,7 @@ from rapidfuzz.distance import Levenshtein
 from rich.markup import escape
 from rich.table import Table
 
-from leaf_diffusion.attacks import AttackResult
+from leaf_diffusion.attacks import AttackResult, kind_of
 from leaf_diffusion.metrics.bounds import attack_note
 from leaf_diffusion.runs.experiment_records import AttackedText
 from leaf_diffusion.runs.files import atomic_write, explained
@@ -22,7 +22,8 @@ from leaf_diffusion.text.visible import apart, visible
 
 
 class GivenAttack(Typed):
-    """A line of an attack set, as it is taken over into the records; more that it says is kept."""
+    """A line of an attack set, as it is taken over into the records; more that it says is kept. `k` counts what the attack
+    counts: edits of characters, unless it is one of ours that counts others."""
 
     prompt: str
     perturbed: str
@@ -58,9 +59,10 @@ def read_attacks(path: Path) -> list[GivenAttack]:
             found = parse(GivenAttack, row)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-        far = int(Levenshtein.distance(found.prompt, found.perturbed))
-        if far > found.k:
-            raise ValueError(f"{path}, line {number}: {far} edits lie between the two prompts, but k is {found.k}")
+        kind = kind_of(found.attack)
+        far, edited = kind.measure(found.prompt, found.perturbed), "words" if kind.unit == "word" else "edits"
+        if far > found.k * kind.distance_per_edit:
+            raise ValueError(f"{path}, line {number}: {far} {edited} lie between the two prompts, but k is {found.k}")
         rows.append(found)
     if not rows:
         raise ValueError(f"{path} holds no attacked prompts")

@@ -119,12 +119,12 @@ class AttackOptions:
     }
 
     attack: AnyAttack = CHARMER
-    """charmer, leaf, exhaustive (k=1 only), random-typos, tokens (whole tokens substituted); or everyday noise: keyboard,
-    ocr, swapped-letters, missing-spaces, punctuation, homoglyphs, invisible, reordered, at random or, with worst- before
-    the name, searched.
+    """charmer, leaf, exhaustive (k=1 only), genetic, random-typos, tokens (whole tokens substituted), words (exchanged for
+    near ones; with --constraint none); or everyday noise: keyboard, ocr, swapped-letters, missing-spaces, punctuation,
+    homoglyphs, invisible, reordered, at random or, with worst- before the name, searched.
     Its parameters: --attack.n-positions 5, or --attack charmer:n_positions=5."""
     k: tuple[int, ...] = (1, 2)
-    """Numbers of character edits."""
+    """Numbers of edits: of characters, or what the attack counts (slips, tokens, words)."""
     constraint: ConstraintName = "no-new-words"
     """no-new-words: no edit makes an English word that was not there; published: the rule of the paper's code."""
     objective: Literal["l2", "cosine"] = "l2"
@@ -137,10 +137,11 @@ class AttackOptions:
     precision: Literal["fp32", "screen"] = "fp32"
     """screen: candidates are scored in bfloat16 first, the best again in full; faster, and nearly always the same."""
     seed: int = 0
-    """Seed of what is random in the command: attacks that draw (leaf, random-typos, noise)."""
+    """Seed of what is random in the command: attacks that draw (leaf, random-typos, genetic, noise)."""
 
     def __post_init__(self) -> None:
         check_edits(self.k, self.attack)
+        self.attack.check_constraint(self.constraint)
 
     def rule(self) -> Constraint | None:
         """The constraint."""
@@ -152,7 +153,7 @@ def check_edits(ks: Sequence[int], attack: Attack | None = None, prompts: Sequen
     if not ks:
         raise ValueError("--k needs at least one number of edits")
     if min(ks) < 1:
-        raise ValueError(f"--k counts character edits and must be at least 1, got {min(ks)}")
+        raise ValueError(f"--k counts edits and must be at least 1, got {min(ks)}")
     if len(set(ks)) < len(ks):
         raise ValueError(f"--k names a number twice: {tuple(ks)}")
     if attack is not None and attack.largest_k is not None and max(ks) > attack.largest_k:

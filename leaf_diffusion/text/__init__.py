@@ -13,7 +13,7 @@ from leaf_diffusion.text.edits import (
     random_edits,
     slot_edits,
 )
-from leaf_diffusion.text.words import load_words, split_words
+from leaf_diffusion.text.words import load_words, pieces, split_words, word_distance
 
 __all__ = [
     "ALPHABET",
@@ -28,8 +28,10 @@ __all__ = [
     "load_words",
     "n_slots",
     "neighbours",
+    "pieces",
     "present",
     "random_edits",
     "slot_edits",
     "split_words",
+    "word_distance",
 ]

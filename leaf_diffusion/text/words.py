@@ -8,7 +8,10 @@ import unicodedata
 from functools import cache
 from importlib.resources import files
 
+from rapidfuzz.distance import Hamming
+
 _RUN = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+_PIECES = re.compile(f"({_RUN.pattern})")
 
 
 @cache
@@ -33,3 +36,14 @@ def split_words(text: str) -> tuple[str, ...]:
     if not lowered.isascii():
         lowered = unicodedata.normalize("NFC", lowered)
     return tuple(run.replace("\u2019", "'").removesuffix("'s") for run in _RUN.findall(lowered))
+
+
+def pieces(text: str) -> list[str]:
+    """``text`` cut up as it is written: what stands between words in the even places, words in the odd ones."""
+    return _PIECES.split(text)
+
+
+def word_distance(a: str, b: str) -> int:
+    """Hamming distance in words: how many words of ``a`` are others in ``b``, by letters and case. Whatever else is not
+    the same, between words or in their number, counts as well, place by place."""
+    return int(Hamming.distance(pieces(a), pieces(b), pad=True))

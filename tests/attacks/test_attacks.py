@@ -7,13 +7,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leaf_diffusion.attacks import ATTACKS, Attack, Charmer, Exhaustive, LeafAttack, RandomTypos, attack_from_name
+from leaf_diffusion.attacks import (
+    ATTACKS,
+    Attack,
+    Charmer,
+    Exhaustive,
+    Genetic,
+    LeafAttack,
+    RandomTypos,
+    attack_from_name,
+    attack_from_text,
+    kind_of,
+)
 from leaf_diffusion.attacks.base import Problem
 from leaf_diffusion.text import NoNewWords, PublishedNoNewWords, distance
 from leaf_diffusion.text.decoding import shows
 
-FAST: list[Attack] = [Charmer(n_positions=3), LeafAttack(rho=10), Exhaustive(), RandomTypos()]
-OPTIMISING = FAST[:3]
+GENETIC = Genetic(population=6, generations=3)
+FAST: list[Attack] = [Charmer(n_positions=3), LeafAttack(rho=10), Exhaustive(), GENETIC, RandomTypos()]
+OPTIMISING = FAST[:4]
 CONSTRAINTS = [None, NoNewWords(), PublishedNoNewWords(), NoNewWords() & PublishedNoNewWords()]
 PROMPTS = [
     "a red umbrella on a beach",
@@ -96,7 +108,7 @@ def test_a_solved_prompt_is_asked_no_further(fake: Any, attack: Attack) -> None:
 def test_seeds_matter_only_to_random_attacks(fake: Any) -> None:
     for attack in FAST:
         runs = {tuple(r.perturbed for r in attack(PROMPTS[:6], fake(), seed=seed)) for seed in (0, 0, 1, 2)}
-        assert len(runs) == (3 if isinstance(attack, LeafAttack | RandomTypos) else 1)
+        assert len(runs) == (3 if isinstance(attack, LeafAttack | Genetic | RandomTypos) else 1)
 
 
 @pytest.mark.parametrize("attack", FAST, ids=ids)
@@ -171,6 +183,22 @@ def test_attacks_by_name() -> None:
         attack_from_name("leaf", rho=0)
     with pytest.raises(ValueError, match="at least 1"):
         Charmer(n_positions=0)
+
+
+def test_parameters_stand_behind_a_colon() -> None:
+    assert attack_from_text("words:similarity=1,n-words=3").settings()["similarity"] == 1.0
+    assert attack_from_text("genetic:population=7") == Genetic(population=7)
+    with pytest.raises(ValueError, match="similarity takes float, not 'near'"):
+        attack_from_text("words:similarity=near")
+    with pytest.raises(ValueError, match=r"population takes int, not '2\.5'"):
+        attack_from_text("genetic:population=2.5")
+
+
+def test_what_k_counts_follows_from_a_label() -> None:
+    labels = ("charmer", "words", "tokens", "worst-ocr", "ocr", "textfooler", None)
+    units = ["character", "word", "token", "slip", "slip", "character", "character"]
+    assert [kind_of(label).unit for label in labels] == units
+    assert kind_of("worst-ocr").distance_per_edit == 2
 
 
 def test_random_typos_are_spread_and_spend_k(fake: Any) -> None:

@@ -101,6 +101,20 @@ def test_less_drift_is_better_and_k_is_spelled() -> None:
     assert found.text.startswith("Under two-character adaptive attacks (k=2) the images of “leaf” move by 0.020")
 
 
+@pytest.mark.parametrize(
+    ("attack", "unit"),
+    [
+        ("words", "word"),
+        ("worst-keyboard", "slip"),
+        ("tokens", "token"),
+        ("charmer+words", "edit"),
+        ("given", "character"),
+    ],
+)
+def test_what_k_counts_is_said(attack: str, unit: str) -> None:
+    assert said(0.71, 0.5, 0.73, attack=attack).text.startswith(f"Under one-{unit} adaptive attacks (k=1)")
+
+
 def test_transferred_attacks_name_their_source() -> None:
     found = said(0.71, 0.5, 0.73, protocol="transfer", source="judge")
     assert found.text.startswith("Under one-character attacks found on “judge” (k=1)")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from leaf_diffusion.attacks import kind_of
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.attack_sets import attacked_text, edits, write_attacks
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.t2i.plan import AttackUnit
 from leaf_diffusion.runs.records import AttackRecord, parse
 from leaf_diffusion.scoring.objectives import Drift
-from leaf_diffusion.text.edits import distance
 from leaf_diffusion.world import seen_tokens
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def given(setup: Setup, source: str, ks: Sequence[int], prompts: Sequence[Prompt
         row = setup.given_by_text[source, k, prompt]
         tokens = first.tokenize([row.perturbed])[0]
         measured = {
-            "distance": distance(prompt, row.perturbed),
+            "distance": kind_of(row.attack).measure(prompt, row.perturbed),
             "edits": edits(prompt, row.perturbed),
             "truncated": first.is_truncated([row.perturbed])[0],
             "unseen_tokens": unseen_share(first, tokens) if setup.options.world else None,

@@ -51,7 +51,7 @@ class ZeroShotTextOptions(TaskOptions):
     exact: bool = True
     """Score every allowed single edit. About 191 queries a character: leave it out for long texts (--no-exact)."""
     attacks: tuple[str, ...] = ("charmer",)
-    """As of `leaf-diffusion attack`: charmer, leaf, tokens, keyboard, worst-keyboard, ..."""
+    """As of `leaf-diffusion attack`: charmer, leaf, genetic, tokens, words, keyboard, worst-keyboard, ..."""
     k: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Numbers of edits."""
     n_positions: tuple[int, ...] = (20,)
@@ -90,6 +90,8 @@ class ZeroShotTextOptions(TaskOptions):
             positions = self.n_positions if name == "charmer" else (None,)
             for i, n in enumerate(positions):
                 attack = attack_from_name(name, **({} if n is None else {"n_positions": n}))
+                for rule in self.constraints:
+                    attack.check_constraint(rule)
                 found.append(Search(name, attack, (1,) if i else self.k, n))
         return found
 

@@ -25,7 +25,7 @@ from leaf_diffusion.text.constraints import constraint_from_name
 class TextFareOptions(PromptRunOptions):
     """The TextFARE loss of text encoders on clean prompts and under attacks that maximise it."""
 
-    attacks: tuple[Literal["charmer", "leaf", "exhaustive", "random-typos"], ...] = (
+    attacks: tuple[Literal["charmer", "leaf", "exhaustive", "random-typos", "genetic"], ...] = (
         "random-typos", "leaf", "charmer", "exhaustive",
     )  # fmt: skip
     k: tuple[int, ...] = (1,)
