@@ -120,7 +120,7 @@ class Attack(ABC):
         """ValueError for a constraint that leaves the attack nothing; "none" is none."""
         if self.unit == "word" and name != "none":
             raise ValueError(
-                f"the attack {self.name} writes other words, which the constraint {name} forbids: attack under none"
+                f"the attack {self.name} writes other words, which the constraint {name} forbids: take the constraint none"
             )
 
     @property

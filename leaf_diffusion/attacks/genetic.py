@@ -81,8 +81,9 @@ class _Population:
                 drawn.setdefault(_applied(self._prompt, edits), edits)
             fresh = [text for text in drawn if text not in self._seen]
             self._seen.update(fresh)
-            mask = allowed(i, self._prompt, Candidates.from_texts(fresh)) if fresh else []
-            made |= {text: drawn[text] for text, fits in zip(fresh, mask, strict=True) if fits}
+            if fresh:
+                kept = np.flatnonzero(allowed(i, self._prompt, Candidates.from_texts(fresh)))
+                made |= {fresh[j]: drawn[fresh[j]] for j in kept}
             if len(made) == size:
                 break
         self._born = list(made.values())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from leaf_diffusion.attacks import kind_of
 from leaf_diffusion.reports.metrics import attack_notes
-from leaf_diffusion.reports.results import Metric, Results, Setting, sample_said
+from leaf_diffusion.reports.results import Metric, Results, Setting, sample_said, setting_of
 from leaf_diffusion.reports.verdicts import verdict
 from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.text.visible import isolated
@@ -53,13 +53,13 @@ def headline(results: Results) -> Headline:
             "" if theirs is None else f": {metric.title.lower()} {metric.show(theirs.mean)} (n={sample_said([theirs])})"
         )
         return Headline(
-            f"{_where(focus, theirs)} the encoder “{isolated(results.baseline)}” stands alone{value}.",
+            f"{_where(results, focus)} the encoder “{isolated(results.baseline)}” stands alone{value}.",
             notes=attack_notes([theirs], metric),
         )
     mine, difference = (results.get(robust, focus, metric.key, baseline) for baseline in (None, results.baseline))
     if mine is None or difference is None:
         return Headline(
-            f"{_where(focus, theirs)} “{isolated(robust)}” and “{isolated(results.baseline)}” were not measured together."
+            f"{_where(results, focus)} “{isolated(robust)}” and “{isolated(results.baseline)}” were not measured together."
         )
     claim, evidence = _sentence(results, metric, focus, robust, mine, theirs, difference)
     clean, others = _clean(results, metric), _others(results, metric, focus)
@@ -95,11 +95,12 @@ def _sentence(
     }[verdict(difference, metric)]
     spread = f"95% interval {interval}{remark}" if interval else "no interval from one prompt"
     declared = "; the main comparison, declared before the run" if difference.main else ""
-    return f"{_where(focus, difference)} {lead}{body}", f"({n}, difference {size}, {spread}{declared})."
+    return f"{_where(results, focus)} {lead}{body}", f"({n}, difference {size}, {spread}{declared})."
 
 
-def _where(setting: Setting, row: ResultRow) -> str:
-    units = {kind_of(name).unit for name in (row.attack or "").split("+")}
+def _where(results: Results, setting: Setting) -> str:
+    rows = [row for row in results.rows if setting_of(row.protocol, row.source, row.k) == setting]
+    units = {kind_of(name).unit for row in rows for name in (row.attack or "").split("+")}
     count = f"{_NUMBERS.get(setting.k, setting.k)}-{units.pop() if len(units) == 1 else 'edit'}"
     if setting.protocol == "adaptive":
         return f"Under {count} adaptive attacks (k={setting.k})"

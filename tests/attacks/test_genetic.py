@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaf_diffusion.attacks import Exhaustive, Genetic
+from leaf_diffusion.attacks import Exhaustive, Genetic, attack_from_name
 from leaf_diffusion.attacks.genetic import _applied, _sorted
 from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.text import NoNewWords, apply_edit, distance, n_slots, neighbours, random_edits
@@ -132,6 +132,6 @@ def test_edits_are_applied_as_one_after_the_other(edits: list[tuple[int, str]]) 
 def test_wrong_parameters_are_refused() -> None:
     for wrong in ({"population": 0}, {"generations": 0}):
         with pytest.raises(ValueError, match="at least 1"):
-            Genetic(**wrong)
+            attack_from_name("genetic", **wrong)
     with pytest.raises(ValueError, match="alphabet"):
         Genetic(alphabet="")

@@ -152,7 +152,7 @@ def test_a_named_encoder_compares_for_all(vocabulary: str) -> None:
     scorers = [Scorer(tiny.encoder(seed)) for seed in (0, 1)]
     mean = MeanScorer([(scorer, 1.0) for scorer in scorers])
     judge = load_text_encoder("world:original")
-    found = [attack(PROMPTS, scorer) for scorer in (*scorers, mean)]
+    found = [*(attack(PROMPTS, scorer) for scorer in scorers), attack(PROMPTS, mean)]
     for results in found:
         pairs = [pair for r in results for pair in exchanged(r.original.lower(), r.perturbed.lower())]
         assert pairs and all(similarity(judge, *(word.removesuffix("'s") for word in pair)) >= 0 for pair in pairs)
@@ -198,7 +198,10 @@ def test_it_stops_once_a_label_flips(encoder: HFTextEncoder, vocabulary: str) ->
 class TooFar(Attack):
     name = "too-far"
     unit = "word"
-    measure = staticmethod(word_distance)
+
+    @staticmethod
+    def measure(prompt: str, perturbed: str) -> int:
+        return word_distance(prompt, perturbed)
 
     def run(self, problem: Problem) -> list[Outcome]:
         return ["one two cat" for _ in problem.prompts]
@@ -269,7 +272,7 @@ def test_the_command_writes_sets_that_an_evaluation_reads(
     prompts.write_text("\n".join(PROMPTS[:3]))
     words = ["attack", "--prompts", str(prompts), "--attack", "words", "--k", "1", "2", "--output", str(output)]
     words += ["--attack.vocabulary", vocabulary, "--attack.similarity", "-0.2"]
-    assert main(words) == 2 and "attack under none" in capsys.readouterr().err
+    assert main(words) == 2 and "take the constraint none" in capsys.readouterr().err
     assert main([*words, "--constraint", "none"]) == 0
     rows = read_attacks(output)
     assert len(rows) == 6 and any(row.perturbed != row.prompt for row in rows)

@@ -79,7 +79,6 @@ def test_switches_stand_in_a_configuration_file(tmp_path: Path) -> None:
         ["--k", "-1"],
         ["--k", "0"],
         ["--attack", "exhaustive"],
-        ["--attack", "words"],
         ["--attack", "genetic:population=0"],
         ["--limit", "0"],
         ["--k", "1", "1"],
@@ -188,9 +187,9 @@ def test_a_wrong_attack_set_is_refused_by_line(tmp_path: Path, row: dict[str, ob
 @pytest.mark.parametrize(
     ("attack", "perturbed", "said"),
     [
-        ("words", "two elephants on a carpet", "2 words"),
-        ("words", "one cat on the mat", "2 words"),
-        ("words", "one cat  on a mat", "1 words|2 words"),
+        ("words", "two elephants on a carpet", "3 words"),
+        ("words", "one cat on the rug", "2 words"),
+        ("words", "one  cat  on a mat", "2 words"),
         ("ocr", "one cat on a rnat!", "3 edits"),
         ("worst-swapped-letters", "noe act on a mat", "4 edits"),
         ("textfooler", "one dog on a mat", "3 edits"),
@@ -205,7 +204,7 @@ def test_k_of_an_attack_set_counts_what_its_attack_counts(
     path.write_text(json.dumps(row | {"perturbed": kept}))
     assert read_attacks(path)[0].perturbed == kept
     path.write_text(json.dumps(row | {"perturbed": perturbed}))
-    with pytest.raises(ValueError, match=f"line 1: ({said}) lie between the two prompts, but k is 1"):
+    with pytest.raises(ValueError, match=f"line 1: {said} lie between the two prompts, but k is 1"):
         read_attacks(path)
 
 
