@@ -1,6 +1,6 @@
-"""Words exchanged for near ones: k words of a prompt, each within a stated similarity of what stood there.
+"""Words replaced by near ones: k words of a prompt, each within a stated similarity of what stood there.
 
-Source: Jin et al. 2020 (TextFooler: words ranked by what the text is worth without them, neighbours by the cosine of word
+Source: Jin et al. 2020 (TextFooler: words ranked by what the text is worth without them, near words by the cosine of word
 vectors, stop words stay). In the place of vectors of words stand a text encoder's embeddings of the words alone, less what
 all words share (Mu and Viswanath 2018).
 """
@@ -44,7 +44,7 @@ STOP = frozenset(
     what whatever when where whether which while who whom whose why will with within without would yet you your yours yourself
     yourselves""".split()  # noqa: SIM905
 )
-"""Words of closed classes: they are neither exchanged nor put anywhere."""
+"""Words of closed classes: they are not replaced, and none is put in unless a list names it."""
 MOST_WORDS = 200_000
 """Words of a list of candidates."""
 LONGEST_WORD = 64
@@ -56,20 +56,20 @@ POSSESSIVE = re.compile(r"['\u2019]s$", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class WordSubstitution(Attack):
-    """``k`` rounds; in each the words are ranked by the score of the prompt without them, the neighbours of the first are put
-    in their places, and the best text stays if it scores higher. At most |words| + n_words * neighbours queries a round.
+    """``k`` rounds; in each the words are ranked by the score of the prompt without them, the words near to the first are put
+    in their places, and the best text stays if it scores higher. At most |words| + n_words * n_candidates queries a round.
 
-    Threat model: at most ``k`` words, each exchanged once; ``distance`` counts words. A neighbour's similarity is the cosine
-    of both words' embeddings as texts of their own, less the mean embedding of English words. Case and possessive stay; stop
-    words, what touches digits, and what is neither an English word nor on the list are left alone. An exchanged word is
+    Threat model: at most ``k`` words, each replaced once; ``distance`` counts words. The similarity of two words is the cosine
+    of their embeddings as texts of their own, less the mean embedding of English words. Case and possessive stay; stop
+    words, what touches digits, and what is neither an English word nor on the list are left alone. With another word it is
     another prompt, not a misspelt one, so no rule against new words applies.
     """
 
     name: ClassVar[str] = "words"
     unit: ClassVar[str] = "word"
     similarity: float = 0.5
-    """The least similarity of a word and its neighbour, from -1 to 1."""
-    neighbours: int = 50
+    """The least similarity of a word and the one in its place, from -1 to 1."""
+    n_candidates: int = 50
     """The nearest so many are tried for a word."""
     n_words: int = 5
     """Words that the ranking keeps a round."""
@@ -82,7 +82,7 @@ class WordSubstitution(Attack):
     """The least cosine of the whole texts, by the named encoder."""
 
     def __post_init__(self) -> None:
-        if wrong := [name for name in ("neighbours", "n_words") if getattr(self, name) < 1]:
+        if wrong := [name for name in ("n_candidates", "n_words") if getattr(self, name) < 1]:
             raise ValueError(f"{wrong[0]} must be at least 1, got {getattr(self, wrong[0])}")
         for name, value in (("similarity", self.similarity), ("sentence", self.sentence)):
             if value is not None and not -1 <= value <= 1:
@@ -109,8 +109,8 @@ class WordSubstitution(Attack):
     def run(self, problem: Problem) -> list[Outcome]:
         prompts, state = list(problem.prompts), Iterates(problem.prompts, problem.score)
         encoder = self._compared_by(problem.score)
-        near = _neighbourhood(encoder, self.vocabulary) if prompts and problem.k else None
-        free = [{} if near is None else self._exchanges(prompt, near, encoder) for prompt in prompts]
+        near = _word_vectors(encoder, self.vocabulary) if prompts and problem.k else None
+        free = [{} if near is None else self._replacements(prompt, near, encoder) for prompt in prompts]
         whole = None
         if self.sentence is not None:
             whole = Scorer(encoder, Drift("cosine", feature=_feature(encoder))).bind(prompts)
@@ -130,7 +130,7 @@ class WordSubstitution(Attack):
                 candidates = {i: c[(1 - drifts[i] >= self.sentence).numpy()] for i, c in candidates.items()}
             before = {i: pieces(state.texts[i]) for i in active}
             state.advance(candidates)
-            for i in active:  # each word is exchanged once; what gained nothing is not tried again on the same text
+            for i in active:  # each word is replaced once; what gained nothing is not tried again on the same text
                 changed = [at for at, piece in enumerate(pieces(state.texts[i])) if piece != before[i][at]]
                 for at in changed or tried[i]:
                     del free[i][at]
@@ -145,20 +145,20 @@ class WordSubstitution(Attack):
             raise ValueError("several encoders are attacked at once: name the one that compares words (encoder)")
         return own
 
-    def _exchanges(self, text: str, near: Neighbourhood, encoder: TextEncoder) -> dict[int, list[str]]:
+    def _replacements(self, text: str, near: WordVectors, encoder: TextEncoder) -> dict[int, list[str]]:
         """What may stand in the place of each word (by its place among the pieces of the text), nearest first."""
         found, cut = dict[int, list[str]](), pieces(text)
         for at in range(1, len(cut), 2):
             stem = POSSESSIVE.sub("", cut[at])
             alone = not any(_joins(c) for c in (cut[at - 1][-1:], cut[at + 1][:1]))
             if alone and stem.lower() not in STOP and (stem.lower() in load_words() or stem.lower() in near.known):
-                words = near.of(stem.lower(), encoder, self.similarity, self.neighbours)
+                words = near.of(stem.lower(), encoder, self.similarity, self.n_candidates)
                 if words:
                     found[at] = [_cased(word, stem) + cut[at][len(stem) :] for word in words]
         return found
 
 
-class Neighbourhood:
+class WordVectors:
     """The embeddings of candidate words by an encoder."""
 
     def __init__(self, encoder: TextEncoder, words: Sequence[str], *, one_token: bool) -> None:
@@ -178,15 +178,15 @@ class Neighbourhood:
         return list(islice((each for j in order if (each := self.words[j]).lower() != word), most))
 
 
-_known: WeakKeyDictionary[TextEncoder, dict[tuple[str, str], Neighbourhood]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[TextEncoder, dict[tuple[str, str], WordVectors]] = WeakKeyDictionary()
 
 
-def _neighbourhood(encoder: TextEncoder, vocabulary: str) -> Neighbourhood:
+def _word_vectors(encoder: TextEncoder, vocabulary: str) -> WordVectors:
     """Remembered for the last weights of an encoder: of ViT-L the words take minutes on a CPU."""
     mine, place = _known.setdefault(encoder, {}), (encoder.fingerprint, vocabulary)
     if place not in mine:
         mine.clear()
-        mine[place] = Neighbourhood(encoder, _listed(vocabulary), one_token=not vocabulary)
+        mine[place] = WordVectors(encoder, _listed(vocabulary), one_token=not vocabulary)
     return mine[place]
 
 
@@ -225,14 +225,14 @@ def _embedded(encoder: TextEncoder, words: Sequence[str]) -> Tensor:
     return torch.cat(found)[torch.tensor(order).argsort()]
 
 
-def _texts(text: str, exchanges: Iterable[tuple[int, str]]) -> Candidates:
+def _texts(text: str, replacements: Iterable[tuple[int, str]]) -> Candidates:
     """The text with another word, for each (place among its pieces, word)."""
     cut = pieces(text)
-    return Candidates.from_texts(["".join([*cut[:at], new, *cut[at + 1 :]]) for at, new in exchanges])
+    return Candidates.from_texts(["".join([*cut[:at], new, *cut[at + 1 :]]) for at, new in replacements])
 
 
 def _joins(character: str) -> bool:
-    """Whether a character beside a word makes it a part of something else: b4ll, cat_2, an accent of its own."""
+    """Whether a character beside a word makes it part of something else: b4ll, cat_2, an accent of its own."""
     return character.isalnum() or character == "_" or unicodedata.combining(character or " ") > 0
 
 

@@ -119,7 +119,7 @@ class AttackOptions:
     }
 
     attack: AnyAttack = CHARMER
-    """charmer, leaf, exhaustive (k=1 only), genetic, random-typos, tokens (whole tokens substituted), words (exchanged for
+    """charmer, leaf, exhaustive (k=1 only), genetic, random-typos, tokens (whole tokens substituted), words (replaced by
     near ones; with --constraint none); or everyday noise: keyboard, ocr, swapped-letters, missing-spaces, punctuation,
     homoglyphs, invisible, reordered, at random or, with worst- before the name, searched.
     Its parameters: --attack.n-positions 5, or --attack charmer:n_positions=5."""

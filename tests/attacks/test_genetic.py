@@ -90,7 +90,7 @@ def test_a_population_holds_one_of_each_score(fake: Any) -> None:
 def test_it_climbs(fake: Any) -> None:
     encoder = tiny.encoder(**tiny.WIDER | {"initializer_factor": 8.0})
     prompts = [*PROMPTS, "a blue umbrella", "the house by the sea"]
-    found = Genetic(population=30, generations=20)(prompts, Scorer(encoder), k=3)
+    found = Genetic(population=20, generations=12)(prompts, Scorer(encoder), k=3)
     better = 0
     for prompt, result in zip(prompts, found, strict=True):
         rng, texts = np.random.default_rng(0), list[str]()

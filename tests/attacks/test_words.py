@@ -1,4 +1,4 @@
-"""Words exchanged for near ones: against a plain loop, within their similarity, and what is left alone."""
+"""Words replaced by near ones: against a plain loop, within their similarity, and what is left alone."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def similarity(encoder: TextEncoder, a: str, b: str) -> float:
     return float(cosine_similarity(vector(encoder, a) - mean, vector(encoder, b) - mean, dim=0))
 
 
-def exchanged(original: str, perturbed: str) -> list[tuple[str, str]]:
+def replaced(original: str, perturbed: str) -> list[tuple[str, str]]:
     return [(a, b) for a, b in zip(pieces(original), pieces(perturbed), strict=True) if a != b]
 
 
@@ -97,7 +97,7 @@ def plain(encoder: HFTextEncoder, prompt: str, k: int, least: float, most: int, 
 @pytest.mark.parametrize("n_words", [1, 2, 99])
 def test_it_is_the_plain_loop(encoder: HFTextEncoder, vocabulary: str, n_words: int) -> None:
     prompts = ["a red cat on the beach", "two small boats by one house", "the mouse"]
-    attack = WordSubstitution(vocabulary=vocabulary, similarity=0.1, neighbours=4, n_words=n_words)
+    attack = WordSubstitution(vocabulary=vocabulary, similarity=0.1, n_candidates=4, n_words=n_words)
     for k in (1, 2, 3):
         found = [result.perturbed for result in attack(prompts, Scorer(encoder), k=k)]
         assert found == [plain(encoder, prompt, k, 0.1, 4, n_words) for prompt in prompts]
@@ -105,10 +105,10 @@ def test_it_is_the_plain_loop(encoder: HFTextEncoder, vocabulary: str, n_words: 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 5])
 def test_k_words_within_the_similarity_whatever_the_batch(encoder: HFTextEncoder, vocabulary: str, k: int) -> None:
-    attack = WordSubstitution(vocabulary=vocabulary, similarity=0.2, neighbours=3)
+    attack = WordSubstitution(vocabulary=vocabulary, similarity=0.2, n_candidates=3)
     results = attack(PROMPTS, Scorer(encoder), k=k)
     for prompt, result in zip(PROMPTS, results, strict=True):
-        pairs = exchanged(prompt, result.perturbed)
+        pairs = replaced(prompt, result.perturbed)
         assert result.distance == len(pairs) == word_distance(prompt, result.perturbed) <= k
         for old, new in pairs:
             a, b = (word.lower().removesuffix("'s") for word in (old, new))
@@ -119,7 +119,7 @@ def test_k_words_within_the_similarity_whatever_the_batch(encoder: HFTextEncoder
         assert result.queries <= k * (len(pieces(prompt)) + 5 * 3)
     alone = [attack([prompt], Scorer(encoder, max_bytes=100_000), k=k)[0] for prompt in PROMPTS]
     assert [(r.perturbed, r.queries) for r in results] == [(r.perturbed, r.queries) for r in alone]
-    assert results[3].perturbed == PROMPTS[3]  # no English word to exchange
+    assert results[3].perturbed == PROMPTS[3]  # no English word to replace
 
 
 def test_case_and_possessive_stay_and_signs_too(encoder: HFTextEncoder, vocabulary: str) -> None:
@@ -132,7 +132,7 @@ def test_case_and_possessive_stay_and_signs_too(encoder: HFTextEncoder, vocabula
 
 def test_nearer_words_alone_are_left_by_a_higher_similarity(encoder: HFTextEncoder, vocabulary: str) -> None:
     found = [
-        WordSubstitution(vocabulary=vocabulary, similarity=least, neighbours=99)(PROMPTS[:3], Scorer(encoder))
+        WordSubstitution(vocabulary=vocabulary, similarity=least, n_candidates=99)(PROMPTS[:3], Scorer(encoder))
         for least in (-1.0, 0.3, 0.999)
     ]
     queries = [sum(r.queries for r in each) for each in found]
@@ -141,20 +141,20 @@ def test_nearer_words_alone_are_left_by_a_higher_similarity(encoder: HFTextEncod
 
 
 def test_the_default_list_is_what_the_encoder_reads_as_one_token(encoder: HFTextEncoder) -> None:
-    (result,) = WordSubstitution(similarity=0.0, neighbours=200)(["a red umbrella"], Scorer(encoder))
-    ((_, new),) = exchanged("a red umbrella", result.perturbed)
+    (result,) = WordSubstitution(similarity=0.0, n_candidates=200)(["a red umbrella"], Scorer(encoder))
+    ((_, new),) = replaced("a red umbrella", result.perturbed)
     assert new in load_words() and new not in STOP
     assert len(encoder.tokenize([new])[0]) == 3
 
 
 def test_a_named_encoder_compares_for_all(vocabulary: str) -> None:
-    attack = WordSubstitution(vocabulary=vocabulary, similarity=0.0, neighbours=2, encoder="world:original")
+    attack = WordSubstitution(vocabulary=vocabulary, similarity=0.0, n_candidates=2, encoder="world:original")
     scorers = [Scorer(tiny.encoder(seed)) for seed in (0, 1)]
     mean = MeanScorer([(scorer, 1.0) for scorer in scorers])
     judge = load_text_encoder("world:original")
     found = [*(attack(PROMPTS, scorer) for scorer in scorers), attack(PROMPTS, mean)]
     for results in found:
-        pairs = [pair for r in results for pair in exchanged(r.original.lower(), r.perturbed.lower())]
+        pairs = [pair for r in results for pair in replaced(r.original.lower(), r.perturbed.lower())]
         assert pairs and all(similarity(judge, *(word.removesuffix("'s") for word in pair)) >= 0 for pair in pairs)
     assert len({tuple(r.queries for r in results) for results in found}) == 1
     with pytest.raises(ValueError, match="name the one that compares words"):
@@ -176,7 +176,7 @@ def test_the_whole_text_has_a_bound_of_its_own(encoder: HFTextEncoder, vocabular
 
 def test_training_in_place_is_noticed(vocabulary: str) -> None:
     encoder = tiny.encoder(**tiny.WIDER | {"initializer_factor": 8.0})
-    attack = WordSubstitution(vocabulary=vocabulary, similarity=0.2, neighbours=2)
+    attack = WordSubstitution(vocabulary=vocabulary, similarity=0.2, n_candidates=2)
     attack(PROMPTS, Scorer(encoder))
     with torch.no_grad():
         encoder.module.get_input_embeddings().weight.mul_(-0.7)
@@ -236,7 +236,7 @@ def test_what_cannot_be_is_refused(encoder: HFTextEncoder, tmp_path: Path, monke
         WordSubstitution()(["a cat"], Scorer(encoder), constraint=NoNewWords())
     for wrong, said in (
         ({"similarity": 1.5}, "similarity is a cosine"), ({"sentence": 0.5}, "sentence needs an encoder"),
-        ({"neighbours": 0}, "neighbours must be at least 1"), ({"n_words": 0}, "n_words must be at least 1"),
+        ({"n_candidates": 0}, "n_candidates must be at least 1"), ({"n_words": 0}, "n_words must be at least 1"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             WordSubstitution(**wrong)  # type: ignore[arg-type]
