@@ -13,6 +13,10 @@ COMMANDS = {
         "attack prompts, generate images, measure, write the report",
     ),
     "attack": ("leaf_diffusion.eval.attack:main", "attack the prompts of a file and write the attack set"),
+    "certify": (
+        "leaf_diffusion.eval.certify:main",
+        "prompts of which a defence undoes every allowed edit, so that no edit changes their images",
+    ),
     "finetune": ("leaf_diffusion.cli.finetune:main", "make a text encoder robust (TextFARE with the LEAF attack)"),
     "finetune-image": ("leaf_diffusion.cli.finetune_image:main", "make an image tower robust (FARE)"),
     "finetune-both": ("leaf_diffusion.cli.finetune_both:main", "make both towers of a CLIP robust, together"),

@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file
 from leaf_diffusion.encoders import sources
 from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder
-from leaf_diffusion.encoders.defences import DEFENCES
+from leaf_diffusion.encoders.defences import defence_from_name
 from leaf_diffusion.encoders.single_file import load_single_file
 from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 from leaf_diffusion.weights.errors import loading, looks_like_path
@@ -47,8 +47,9 @@ def load_text_encoder(
     encoder as in ComfyUI, or a checkpoint, where `subfolder="text_encoder_2"` is its second tower), "prefix:name" of a
     registered source ("world:leaf", "openclip:ViT-L-14-quickgelu/openai"), or a module together with `tokenizer`.
     `tokenizer`: an object, a folder or a Hub id; else the source's own, else CLIP's where the vocabulary is CLIP's.
-    `adapter`: a PEFT LoRA folder or Hub id, merged into a copy of the weights. `defence`: "speller", "visible" or a callable
-    with `name` and `fingerprint`. `dtype`: float32 unless given (a module keeps its own). Loads safetensors only.
+    `adapter`: a PEFT LoRA folder or Hub id, merged into a copy of the weights. `defence`: "speller", "visible",
+    "canonical", "canonical:FILE" with the captions of a file, or a callable with `name` and `fingerprint`. `dtype`: float32
+    unless given (a module keeps its own). Loads safetensors only.
 
     Raises FileNotFoundError where nothing is found, ValueError for pickles, damaged files, misfitting tokenizers or
     adapters.
@@ -218,6 +219,4 @@ def load_defence(defence: str | Defence | None) -> Defence | None:
     """A defence from its name; a defence or None comes back as it is."""
     if not isinstance(defence, str):
         return defence
-    if defence not in DEFENCES:
-        raise ValueError(f"unknown defence {defence!r}; known: {', '.join(sorted(DEFENCES))}")
-    return DEFENCES[defence]()
+    return defence_from_name(defence)

@@ -19,6 +19,8 @@ _IMAGE_LOADERS: dict[str, str] = {
     "world": "leaf_diffusion.world.sources:load_world_image_encoder",
     "openclip": "leaf_diffusion.encoders.openclip:load_openclip",
 }
+# of captions that such a source was trained on: f() -> list of texts
+_CAPTIONS: dict[str, str] = {"world": "leaf_diffusion.world.captions:training_captions"}
 # the name of a module's class -> its text encoder, called as f(module, tokenizer, name=, defence=)
 _KINDS: dict[str, str] = {}
 
@@ -57,6 +59,11 @@ def load(prefix: str, name: str, *, images: bool = False, **keywords: Any) -> tu
     """Module and tokenizer from the loader of `prefix`; of an image tower, module and preprocessing."""
     found: tuple[nn.Module, Any] = _resolved((_IMAGE_LOADERS if images else _LOADERS)[prefix])(name, **keywords)
     return found
+
+
+def captions(name: str) -> list[str] | None:
+    """The training captions of a registered source; None for another name."""
+    return _resolved(_CAPTIONS[name])() if name in _CAPTIONS else None
 
 
 def _resolved(name: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from leaf_diffusion.diffusion.families import FAMILIES, Family, TextEncoderPart, family_of, named_pipeline
 from leaf_diffusion.diffusion.speed import set_attention, set_layout
 from leaf_diffusion.encoders.base import Feature, TextEncoder
-from leaf_diffusion.encoders.defences import DEFENCES
+from leaf_diffusion.encoders.defences import split_defence
 from leaf_diffusion.encoders.load import load_text_encoder, wrap
 from leaf_diffusion.encoders.swap import fitting, text_model_for_pipeline, unprojected
 from leaf_diffusion.evaluation.t2i.options import Options
@@ -36,19 +36,17 @@ class EncoderName:
 
     @classmethod
     def parse(cls, text: str, *, world: bool) -> EncoderName:
-        """ "leaf", "world:leaf", "folder", "LABEL=SOURCE", each with the name of a defence at the end ("+speller") or not."""
+        """ "leaf", "world:leaf", "folder", "LABEL=SOURCE", each with the name of a defence at the end ("+speller",
+        "+canonical:FILE") or not."""
         label, equals, source = text.rpartition("=")
-        body, plus, defence = source.rpartition("+")
-        if plus and defence in DEFENCES:
-            source, suffix = body, f"+{defence}"
-        else:
-            defence, suffix = "", ""
+        source, defence = split_defence(source)
+        suffix = "" if defence is None else f"+{defence.partition(':')[0]}"
         if not source or (equals and not label):
             raise ValueError(f"--encoders: {text!r} names no encoder; write a label, a source or LABEL=SOURCE")
         if world and source in WORLD_LABELS:
             source = f"world:{source}"
         short = source.partition(":")[2] if source.startswith("world:") else Path(source.rstrip("/")).name
-        return cls(label or short + suffix, source, defence or None)
+        return cls(label or short + suffix, source, defence)
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,17 @@ def atomic_write(path: Path, data: bytes, *, sync_name: bool = True) -> None:
             sync_folder(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Write a line behind the file's others, and to the disk. Raises RunFolderError."""
+    with explained(path, "writing"):
+        fd = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            write_all(fd, f"{line}\n".encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut; file systems without that ability are left alone."""
     with suppress(OSError):

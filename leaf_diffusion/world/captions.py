@@ -191,6 +191,13 @@ def full_prompts(n: int, seed: int = 0, *, two: float = 0.5) -> list[WorldPrompt
     return list(prompts.values())
 
 
+def training_captions(n: int = 20_000) -> list[str]:
+    """Captions by the training templates, of every kind of scene, spelt right and without fillers; always the same."""
+    rng = random.Random("training captions")
+    scenes = (sample_scene(rng, two=0.4, three=0.2, counted=0.2, split="train", small=0.1) for _ in range(n))
+    return [describe(scene, rng)[0] for scene in scenes]
+
+
 def zero_shot_prompts() -> list[tuple[str, str, str]]:
     """(text, noun, colour) of the zero-shot task: one caption a colour x noun class."""
     return [(with_article(f"a photo of a {c} {n}"), n, c) for n in NOUNS for c in COLOURS]

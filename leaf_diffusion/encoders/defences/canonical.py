@@ -33,8 +33,8 @@ _Ways = dict[tuple[str, str], tuple[float, Words]]
 class Canonical:
     """Each prompt as the likeliest sentence of known words at its chunks' one edit at most, in lower case, without signs.
 
-    A chunk (what stands between white space) is a known word, one edit away from one or two known words, or half of a word
-    that a space has split; what nothing explains stays. Among the sentences that these make, the cost is least of a
+    A chunk (what stands between white space) is a known word, one edit (or swap of neighbours) away from one or two known
+    words, or half of a word that a space has split; what nothing explains stays. Among the sentences that these make, the cost is least of a
     `CaptionModel`'s word pairs and articles, so much for each edit, more for an unknown word. A sign, a digit or a capital
     inside a word gives the place of the edit away, white space of two that of an article of one letter.
 
@@ -62,7 +62,8 @@ class Canonical:
         pieces = _PURPOSE.split(text)
         if len(pieces) == 1:
             return " ".join(self._sentence(text))
-        found = [piece if i % 2 else " ".join(self._sentence(piece)) for i, piece in enumerate(pieces)]
+        rest = [pieces[0], *(piece.strip() for piece in pieces[1:])]  # of what is wide there nothing is missing
+        found = [piece if i % 2 else " ".join(self._sentence(piece)) for i, piece in enumerate(rest)]
         return " ".join(filter(None, found))
 
     # -- the sentence ----------------------------------------------------------------------------------------------
@@ -85,8 +86,8 @@ class Canonical:
             for state, (cost, words) in ways[i].items():
                 for length, more, extra in arcs:
                     self._extend(ways[i + length], state, cost + extra, words, more)
-        cost = self.model.cost
-        ends = ((total + cost(last, END), article, words) for (last, article), (total, words) in ways[-1].items())
+        model = self.model
+        ends = ((total + model.cost(last, END), article, words) for (last, article), (total, words) in ways[-1].items())
         _, article, words = min(ends)
         return (*words, article) if article else words
 
@@ -166,6 +167,8 @@ class Canonical:
                 core = text.strip(punctuation)
                 for i in range(len(core) + 1):
                     self._inserted(core[:i], core[i:], found)
+                swaps = (core[:i] + core[i + 1] + core[i] + core[i + 2 :] for i in range(len(core) - 1))
+                found.update((word,) for word in swaps if word in self._words)
             if found:
                 break
         return found

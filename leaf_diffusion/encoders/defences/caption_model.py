@@ -131,8 +131,13 @@ def _general() -> tuple[dict[str, int], float]:
     return ranks, 1 / sum(1 / (rank + _HEAD) for word, rank in ranks.items() if word in known)
 
 
+def shipped_captions() -> list[str]:
+    """Some thousand captions and prompts in everyday English, which were written for this."""
+    packed = files("leaf_diffusion.encoders.defences").joinpath("data", "captions.txt.gz").read_bytes()
+    return gzip.decompress(packed).decode("utf-8").splitlines()
+
+
 @cache
 def english_captions() -> CaptionModel:
-    """The model of the shipped captions, which were written for it."""
-    packed = files("leaf_diffusion.encoders.defences").joinpath("data", "captions.txt.gz").read_bytes()
-    return CaptionModel(gzip.decompress(packed).decode("utf-8").splitlines())
+    """The model of the shipped captions."""
+    return CaptionModel(shipped_captions())
