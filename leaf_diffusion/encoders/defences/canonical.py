@@ -39,7 +39,7 @@ class Canonical:
     inside a word gives the place of the edit away, white space of two that of an article of one letter.
 
     What is meant is left alone: words of the model and of `keep`, prompt syntax (weighted brackets, "<lora:name>", "[ ]"),
-    numbers, and words with no known one near (names).
+    numbers, words with no known one near (names), and words with letters beyond ASCII.
 
     Source: noisy-channel correction (Kernighan et al., 1990); robust encodings of prompts (Jones et al., 2020).
     """
@@ -102,9 +102,10 @@ class Canonical:
             arcs += [(1, words, EDIT) for words in self._near(chunk, i == 0, ends)]
         elif known == (NUMBER,) and len(chunk) == 1:
             counts = following is None or not following or following[-1].endswith("s") or following[-1] in _PLURALS
-            arcs += [(1, (chunk,), 0.0 if counts else COUNTED), (1, ("a",), EDIT)]
+            arcs += [(1, (chunk,), 0.0)] if counts else [(1, (chunk,), COUNTED), (1, ("a",), EDIT)]
         elif not known:
-            arcs += [(1, ("and",) if chunk == "&" else (), 0.0 if chunk in _WORDLESS else SIGN), (1, ("a",), 0.0)]
+            arcs.append((1, ("and",) if chunk == "&" else (), 0.0 if chunk in _WORDLESS else SIGN))
+            arcs += [(1, ("a",), 0.0)] if len(chunk) == 1 else []
         else:
             arcs.append((1, (chunk.lower().strip(punctuation),) if known == (NUMBER,) else known, 0.0))
         if i + 1 < len(chunks) and (known is None or following is None):
@@ -157,7 +158,7 @@ class Canonical:
 
     def _corrections(self, chunk: str, first: bool, ends: bool) -> set[Words]:
         found = set[Words]()
-        if len(chunk) > LONGEST:
+        if len(chunk) > LONGEST or not chunk.isascii():
             return found
         text = chunk.lower()
         for places, missing in _places(chunk, first, ends):
