@@ -31,8 +31,9 @@ class RunOptions:
     help_group: ClassVar[str] = "the run"
 
     encoders: tuple[str, ...] = ("original", "leaf", "typo-augmented")
-    """Labels of the world's encoders, sources ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" adds
-    spelling correction. The first is the baseline of the differences; the main comparison is the second against it."""
+    """Labels of the world's encoders, sources ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; behind it a defence:
+    "+speller" corrects spelling, "+canonical" (or "+canonical:FILE") is what `leaf-diffusion certify` tries. The first is the
+    baseline of the differences; the main comparison is the second against it."""
     output: Path | None = None
     """The run's folder. Default: runs/ and a name that follows from what the run is."""
     device: str = "auto"
