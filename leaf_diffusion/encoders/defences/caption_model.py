@@ -20,6 +20,8 @@ JARGON = frozenset(("2d", "3d", "4k", "8k", "16k", "cgi", "dslr", "hd", "hdr", "
 NUMBER = "0"
 """The word that stands for every number."""
 START, END = "<s>", "</s>"
+NEW = 0.25
+"""How much at least of a prompt's pairs is no captions' pair, however often the first word came."""
 _PIECE = re.compile(r"[a-z]+(?:'[a-z]+)*|\d+[a-z]*")
 _HEAD = 20.0
 """Zipf's law flattened at its head: the share of the word of rank r is as 1 / (r + 20)."""
@@ -78,7 +80,7 @@ class CaptionModel:
             share, n = self._share(word), self._before[before]
             if n:
                 kinds = self._followers[before]
-                share = (self._pairs[before, word] + kinds * share) / (n + kinds)
+                share = NEW * share + (1 - NEW) * (self._pairs[before, word] + kinds * share) / (n + kinds)
             known = self._memo[before, word] = -math.log(share)
         return known
 
@@ -90,7 +92,7 @@ class CaptionModel:
             for context in _contexts(before, word):  # each smoothed by the one before
                 if (counts := self._articles.get(context)) is not None:
                     share = (counts[article] + 3 * share) / (counts.total() + 3)
-            known = self._article_memo[key] = -math.log(share)
+            known = self._article_memo[key] = -math.log(NEW * _ARTICLES[article] + (1 - NEW) * share)
         return known
 
     def names(self, word: str) -> bool:
