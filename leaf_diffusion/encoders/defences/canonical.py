@@ -24,6 +24,8 @@ _COMMAS, _STOPS = frozenset(',;:)"'), frozenset('.,;:!?)"')
 """Marks that end a chunk in ordinary writing, within a sentence and at its end."""
 _WORDLESS = frozenset(("&", "-", "|", "+", "/"))
 """Signs that stand alone in ordinary writing."""
+_SHORT = re.compile(r"['’](?:s|t|d|m|re|ve|ll)$")
+"""An apostrophe in its place: "it's", "don't"."""
 _VOWEL = re.compile(r"(?!uni(?!n|m)|use|eu|one\b|once)[aeiou]|hour|honest|heir|8")
 _CHUNK = re.compile(r"\S+")
 Words = tuple[str, ...]
@@ -221,7 +223,7 @@ def _places(chunk: str, first: bool, ends: bool) -> list[tuple[list[int], bool]]
     """Where one edit can be, the most telling places first: (characters that may be wrong, whether one may be missing)."""
     start, end = len(chunk) - len(chunk.lstrip(punctuation)), len(chunk.rstrip(punctuation))
     inner = list(range(start, end))
-    odd = [i for i in inner if not (chunk[i].isalpha() or chunk[i] in "'’-")]
+    odd = [i for i in inner if not (chunk[i].isalpha() or chunk[i] == "-" or _SHORT.match(chunk[i:end].lower()))]
     edges = [*range(start), *range(end, len(chunk))]
     usual = all(i >= end and chunk[i] in (_STOPS if ends else _COMMAS) for i in edges)
     if odd:  # behind a mark that ends a sentence the last character is the odd one, unless it is an article

@@ -20,7 +20,9 @@ JARGON = frozenset(("2d", "3d", "4k", "8k", "16k", "cgi", "dslr", "hd", "hdr", "
 NUMBER = "0"
 """The word that stands for every number."""
 START, END = "<s>", "</s>"
-NEW = 0.25
+DISCOUNT = 0.75
+"""What is taken off the count of each pair for those never seen (absolute discounting)."""
+NEW = 0.1
 """How much at least of a prompt's pairs is no captions' pair, however often the first word came."""
 _PIECE = re.compile(r"[a-z]+(?:'[a-z]+)*|\d+[a-z]*")
 _HEAD = 20.0
@@ -32,7 +34,7 @@ _RARE = 2e-7
 
 
 class CaptionModel:
-    """Word pairs of captions, smoothed (Witten and Bell) by the words' own counts, and these by a general frequency.
+    """Word pairs of captions, smoothed by the words' own counts, and these by a general frequency.
 
     The general frequency is that of image captions on the web: the order of whole words in CLIP's byte-pair encoding. Articles
     are left out, so that the pair is of the words that mean something, and counted beside: which one stands between the two.
@@ -79,8 +81,8 @@ class CaptionModel:
         if (known := self._memo.get((before, word))) is None:
             share, n = self._share(word), self._before[before]
             if n:
-                kinds = self._followers[before]
-                share = NEW * share + (1 - NEW) * (self._pairs[before, word] + kinds * share) / (n + kinds)
+                seen = max(self._pairs[before, word] - DISCOUNT, 0)
+                share = NEW * share + (1 - NEW) * (seen + DISCOUNT * self._followers[before] * share) / n
             known = self._memo[before, word] = -math.log(share)
         return known
 
