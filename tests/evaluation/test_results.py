@@ -98,10 +98,10 @@ def test_the_declared_difference_stands_alone_and_all_others_are_adjusted() -> N
     assert declared.p == declared.p_adjusted == mean_interval(mine, theirs, share=True).p
     others = [row for row in rows if row.baseline is not None and not row.main]
     for metric, size in (("accuracy", 5), ("textfare", 6)):
-        mine = [row for row in others if row.metric == metric]
-        assert len(mine) == size
-        assert [row.p_adjusted for row in mine] == holm([row.p for row in mine])
-        least = min(mine, key=lambda row: row.p or 0.0)
+        family = [row for row in others if row.metric == metric]
+        assert len(family) == size
+        assert [row.p_adjusted for row in family] == holm([row.p for row in family])
+        least = min(family, key=lambda row: row.p or 0.0)
         assert least.p is not None and least.p_adjusted == pytest.approx(size * least.p)
     undeclared = result_rows(values, all_pairs("abc"))
     assert not any(row.main for row in undeclared)
