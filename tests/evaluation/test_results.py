@@ -94,8 +94,8 @@ def test_the_declared_difference_stands_alone_and_all_others_are_adjusted() -> N
     rows = result_rows(values, all_pairs("abc"), None, main)
     (declared,) = [row for row in rows if row.main]
     assert (declared.encoder, declared.baseline, declared.metric, declared.k) == ("b", "a", "accuracy", 1)
-    mine, theirs = (values[Setting(x, "accuracy", "adaptive", x, "charmer", "none", 1)] for x in "ba")
-    assert declared.p == declared.p_adjusted == mean_interval(mine, theirs, share=True).p
+    sides = (values[Setting(x, "accuracy", "adaptive", x, "charmer", "none", 1)] for x in "ba")
+    assert declared.p == declared.p_adjusted == mean_interval(*sides, share=True).p
     others = [row for row in rows if row.baseline is not None and not row.main]
     for metric, size in (("accuracy", 5), ("textfare", 6)):
         family = [row for row in others if row.metric == metric]
