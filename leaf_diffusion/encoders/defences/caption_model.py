@@ -24,6 +24,8 @@ DISCOUNT = 0.75
 """What is taken off the count of each pair for those never seen (absolute discounting)."""
 NEW = 0.1
 """How much at least of a prompt's pairs is no captions' pair, however often the first word came."""
+COARSER = 0.5
+"""How much an article's share in a context has of that in the coarser one, however often that context came."""
 _PIECE = re.compile(r"[a-z]+(?:'[a-z]+)*|\d+[a-z]*")
 _HEAD = 20.0
 """Zipf's law flattened at its head: the share of the word of rank r is as 1 / (r + 20)."""
@@ -93,8 +95,9 @@ class CaptionModel:
             share = _ARTICLES[article]
             for context in _contexts(before, word):  # each smoothed by the one before
                 if (counts := self._articles.get(context)) is not None:
-                    share = (counts[article] + 3 * share) / (counts.total() + 3)
-            known = self._article_memo[key] = -math.log(NEW * _ARTICLES[article] + (1 - NEW) * share)
+                    mine = (counts[article] + 3 * share) / (counts.total() + 3)
+                    share = COARSER * share + (1 - COARSER) * mine
+            known = self._article_memo[key] = -math.log(share)
         return known
 
     def names(self, word: str) -> bool:
