@@ -33,6 +33,10 @@ COMMANDS = {
         "leaf_diffusion.eval.both_domains:main",
         "the paper's table: images and texts, clean and attacked, with robust towers and without",
     ),
+    "exact-images": (
+        "leaf_diffusion.eval.exact_images:main",
+        "the prompts whose image is right under every allowed edit: all are drawn, none is searched for",
+    ),
     "retrieve": ("leaf_diffusion.eval.retrieval:main", "text-to-image retrieval, clean, attacked and targeted"),
     "invert": ("leaf_diffusion.eval.inversion:main", "read captions back from their embeddings"),
     "ablate": ("leaf_diffusion.eval.ablation:main", "what rho, the constraint and the attack buy in the finetuning"),

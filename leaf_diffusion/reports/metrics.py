@@ -122,3 +122,22 @@ STYLE = _share(
     "no part of the judge's verdict",
     digits=0,
 )
+
+CLIP_ACCURACY = _share(
+    "clip_accuracy",
+    "Right images",
+    "share of images whose CLIPScore with the clean prompt is at least --least-score",
+    digits=0,
+)
+EXACT = _share(
+    "exact_accuracy",
+    "Right under every allowed edit",
+    "share of prompts whose image is right, clean and after every allowed single edit: all that the encoder reads of them is "
+    "drawn, nothing is searched. A prompt that is not decided counts as wrong",
+    digits=0,
+)
+EXACT_AT_MOST = _share("exact_accuracy_at_most", "The same, undecided prompts as right", "at most so many", digits=0)
+UNDONE = _share("undone", "Edits undone", "share of a prompt's allowed edits that give the clean prompt's own tokens")
+ROWS = Metric(
+    "distinct_rows", "Readings", "distinct token rows of a prompt's allowed edits, the clean one aside", False, digits=0
+)

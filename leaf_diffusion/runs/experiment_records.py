@@ -274,3 +274,36 @@ class SwapScore(Measured):
     protocol: str
     number: int
     scores: dict[str, float]
+
+
+class RightSoFar(Measured):
+    """exact-images: the images of `unit` (encoder, prompt, noise) are all right up to `drawn` of them."""
+
+    unit: str
+    drawn: int
+
+
+class SettledPrompt(Measured, OfImages):
+    """exact-images: what became of a prompt. Its allowed edits (`undone` of them give the clean prompt's tokens) are read in
+    so many other ways (`rows`). `drawn` images, the clean one among them, which was `right` or not. `held`: whether all were
+    right, None where rows are left. `wrong`: the first wrong edit, the `place`th by drift (0 for none) and `given` to the
+    encoder. `images`: the clean one, then the first wrong one."""
+
+    encoder: str
+    prompt_id: str
+    prompt: str
+    seed_index: int
+    edits: int
+    undone: int
+    rows: int
+    drawn: int
+    right: bool
+    held: bool | None
+    place: int
+    wrong: str | None
+    given: str
+
+    @property
+    def worst_right(self) -> bool:
+        """Whether the image of the largest drift is right: what an exhaustive attack finds."""
+        return self.place != 1 if self.rows else self.right

@@ -28,6 +28,12 @@ class WorldPromptOptions(MeasuredPromptOptions):
     """Share of three-object prompts among them."""
     counted: float = 0.0
     """Share of counts ("two red cats") among those of several objects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackedPromptOptions(WorldPromptOptions):
+    """Prompts, or attack sets of theirs."""
+
     attacked_prompts: Path | None = None
     """Attack sets (JSONL) to use instead of searching; without --prompts their prompts are used."""
     save_attacked_prompts: Path | None = None
@@ -87,7 +93,7 @@ class JudgeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, JudgeOptions, ImageOptions, AttackOptions, WorldPromptOptions):
+class Options(RunOptions, JudgeOptions, ImageOptions, AttackOptions, AttackedPromptOptions):
     """Attack the text encoders of a diffusion model, draw every prompt with each of them, and report what was lost.
 
     Without arguments: the embedded world, offline, a few minutes. A second call continues where the first stopped.
