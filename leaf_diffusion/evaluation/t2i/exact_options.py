@@ -27,7 +27,7 @@ class ExactImagesOptions(RunOptions, ImageOptions, WorldPromptOptions):
 
     encoders: tuple[str, ...] = ()
     """Labels, sources or LABEL=SOURCE, with "+canonical" or another defence at the end or not; the first is the baseline.
-    Default in the world: original leaf typo-augmented, each as it is and with "+canonical"; elsewhere original
+    Default in the world: original leaf typo-augmented, each as it is and with "+canonical:world"; elsewhere original
     original+canonical."""
     limit: int | None = None
     """Number of prompts. Default: 50 of the world's, all of a file's."""
@@ -66,8 +66,8 @@ class ExactImagesOptions(RunOptions, ImageOptions, WorldPromptOptions):
     def evaluation(self) -> Options:
         """The same as options of the evaluation, whose loaders and sampler are used; no attack is planned."""
         world = self.pipeline == "world"
-        bare = WORLD_ENCODERS if world else WORLD_ENCODERS[:1]
-        both = tuple(f"{name}{defence}" for defence in ("", "+canonical") for name in bare)
+        bare, defence = (WORLD_ENCODERS, "+canonical:world") if world else (WORLD_ENCODERS[:1], "+canonical")
+        both = tuple(f"{name}{behind}" for behind in ("", defence) for name in bare)
         limit = WORLD_PROMPTS if self.limit is None and self.prompts is None else self.limit
         shared = {each.name for each in fields(Options)} & {each.name for each in fields(self)}
         values = {name: getattr(self, name) for name in shared} | {"encoders": self.encoders or both, "limit": limit}
