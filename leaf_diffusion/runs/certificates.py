@@ -69,4 +69,4 @@ def summary(found: Sequence[Certificate]) -> str:
     if any(each.sampled for each in found):
         return f"{len(found)} prompts: {share} (drawn at random)"
     whole = sum(bool(each.certified) for each in found)
-    return f"{len(found)} prompts: {share}; {whole} prompts ({100 * whole / max(len(found), 1):.0f}%) certified whole"
+    return f"{len(found)} prompts: {share}; {100 * whole / max(len(found), 1):.0f}% of the prompts ({whole}) certified whole"
