@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,21 @@ def test_what_is_meant_stays(text: str) -> None:
 def test_nothing_and_signs_alone() -> None:
     assert SMALL(["", "   ", "...", "- | -"]) == ["", "", "", ""]
     assert SMALL(["x" * 1000]) == ["x" * 1000]
+
+
+def test_untrusted_prompts_take_no_long_time() -> None:
+    for text in (
+        "(:" + "1" * 30_000,
+        "(" * 30_000,
+        "(a:" * 10_000,
+        "<" * 30_000,
+        "[" * 30_000,
+        "x" * 30_000,
+        "- " * 10_000,
+    ):
+        start = time.perf_counter()
+        SMALL([text])
+        assert time.perf_counter() - start < 20
 
 
 def test_corrected_twice_is_corrected_once(english: Canonical) -> None:

@@ -97,7 +97,7 @@ def test_registered_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoder.preprocess(["a red umbrela"]) == ["a red umbrella"]
     with pytest.raises(ValueError, match="no revision or subfolder"):
         load_text_encoder("toy:anything", revision="main")
-    with pytest.raises(ValueError, match="unknown defence 'moat'; known: speller"):
+    with pytest.raises(ValueError, match="unknown defence 'moat'; known: canonical, speller, visible"):
         load_text_encoder("toy:anything", defence="moat")
     with pytest.raises(ValueError, match="prefix without"):
         sources.register("a:b", "c:d")

@@ -12,11 +12,11 @@ from leaf_diffusion.weights.fingerprints import fingerprint
 
 EDIT, UNKNOWN, USUAL, NAME, COUNTED, TWICE, SIGN = 6.0, 30.0, 10.0, 3.0, 6.0, 12.0, 4.0
 """Costs, as -log of a probability, beside the word's own: an edit; a word outside the dictionary, one that CLIP's encoding
-has a token for, with a capital; one digit that counts no plural; two
-articles; a sign alone that writers do not set so."""
-LONGEST = 40
-"""Characters of a chunk up to which corrections are looked for."""
-_PURPOSE = re.compile(r"(\([^()]*:\d*\.?\d+\)|<[^<>]+>|\[[^\[\]]*\])")
+has a token for, such a one with a capital; one digit that counts no plural; two articles; a sign alone that writers do not
+set so."""
+LONGEST, MOST_CHUNKS = 40, 512
+"""Characters of a chunk, and chunks of a prompt, up to which corrections are looked for: no encoder reads further."""
+_PURPOSE = re.compile(r"(\([^()]*:(?:\d+(?:\.\d*)?|\.\d+)\)|<[^<>]+>|\[[^\[\]]*\])")
 """Weighted brackets, "<lora:name>", "[ ]": prompt syntax."""
 _LETTERS = ascii_lowercase + "'"
 _PLURALS = frozenset(("children", "feet", "fish", "geese", "men", "mice", "people", "sheep", "teeth", "women"))
@@ -36,8 +36,8 @@ class Canonical:
     """Each prompt as the likeliest sentence of known words at its chunks' one edit at most, in lower case, without signs.
 
     A chunk (what stands between white space) is a known word, one edit (or swap of neighbours) away from one or two known
-    words, or half of a word that a space has split; what nothing explains stays. Among the sentences that these make, the cost is least of a
-    `CaptionModel`'s word pairs and articles, so much for each edit, more for an unknown word. A sign, a digit or a capital
+    words, or half of a word that a space has split; what nothing explains stays. The sentence taken is that of least cost: of
+    a `CaptionModel`'s word pairs and articles, so much for each edit, more for an unknown word. A sign, a digit or a capital
     inside a word gives the place of the edit away, white space of two that of an article of one letter.
 
     What is meant is left alone: words of the model and of `keep`, prompt syntax (weighted brackets, "<lora:name>", "[ ]"),
@@ -101,7 +101,8 @@ class Canonical:
         if known is None:
             arcs.append((1, (chunk.lower(),), self._unknown(chunk, first=i == 0)))
             ends = i + 1 == len(chunks) or chunks[i + 1][0].isupper()
-            arcs += [(1, words, EDIT) for words in self._near(chunk, i == 0, ends)]
+            if i < MOST_CHUNKS:
+                arcs += [(1, words, EDIT) for words in self._near(chunk, i == 0, ends)]
         elif known == (NUMBER,) and len(chunk) == 1:
             counts = following is None or not following or following[-1].endswith("s") or following[-1] in _PLURALS
             arcs += [(1, (chunk,), 0.0)] if counts else [(1, (chunk,), COUNTED), (1, ("a",), EDIT)]
@@ -110,7 +111,7 @@ class Canonical:
             arcs += [(1, ("a",), 0.0)] if len(chunk) == 1 else []
         else:
             arcs.append((1, (chunk.lower().strip(punctuation),) if known == (NUMBER,) else known, 0.0))
-        if i + 1 < len(chunks) and (known is None or following is None):
+        if i + 1 < min(len(chunks), MOST_CHUNKS) and (known is None or following is None):
             arcs += [(2, words, EDIT) for words in self._joined(chunk, chunks[i + 1])]
         return arcs
 

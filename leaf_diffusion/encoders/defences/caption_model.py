@@ -20,6 +20,8 @@ JARGON = frozenset(("2d", "3d", "4k", "8k", "16k", "cgi", "dslr", "hd", "hdr", "
 NUMBER = "0"
 """The word that stands for every number."""
 START, END = "<s>", "</s>"
+_REMEMBERED = 1 << 18
+"""Costs that are remembered: prompts of a service have words without end."""
 DISCOUNT = 0.75
 """What is taken off the count of each pair for those never seen (absolute discounting)."""
 NEW = 0.1
@@ -81,6 +83,8 @@ class CaptionModel:
     def cost(self, before: str, word: str) -> float:
         """-log of the probability of `word` behind `before` (`START` and `END` are words here)."""
         if (known := self._memo.get((before, word))) is None:
+            if len(self._memo) > _REMEMBERED:
+                self._memo.clear()
             share, n = self._share(word), self._before[before]
             if n:
                 seen = max(self._pairs[before, word] - DISCOUNT, 0)
@@ -92,6 +96,8 @@ class CaptionModel:
         """-log of the probability that `article` ("a", "the" or none, "") stands between the two."""
         key = article, before, word
         if (known := self._article_memo.get(key)) is None:
+            if len(self._article_memo) > _REMEMBERED:
+                self._article_memo.clear()
             share = _ARTICLES[article]
             for context in _contexts(before, word):  # each smoothed by the one before
                 if (counts := self._articles.get(context)) is not None:
