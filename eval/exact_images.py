@@ -23,7 +23,6 @@ from leaf_diffusion.evaluation.t2i import specification
 from leaf_diffusion.evaluation.t2i.exact import FIRST, ExactDrawing, exact_values
 from leaf_diffusion.evaluation.t2i.exact_options import ExactImagesOptions, load_judges
 from leaf_diffusion.evaluation.t2i.setup import prepare
-from leaf_diffusion.evaluation.t2i.summarise import pairs_of
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.reports.metrics import CLIP_ACCURACY
 from leaf_diffusion.reports.pages.exact_images import exact_images_page
@@ -54,9 +53,6 @@ class ExactImages(Experiment[ExactImagesOptions]):
             for noise in range(self.options.seeds)
         }
         return [units.single("prompts", wanted, self.drawing, 1, SettledPrompt)]
-
-    def pairs(self) -> Sequence[tuple[str, str]]:
-        return pairs_of(self.labels())
 
     def clusters(self) -> Mapping[str, str]:
         return clusters_of(self.setup.prompts)

@@ -226,7 +226,8 @@ def test_rows_and_page(bright: Brightness, tmp_path: Path) -> None:
     assert rows["leaf", None, "exact_accuracy_at_most", "every edit"] == 1
     assert rows["leaf", "original", "exact_accuracy", "every edit"] == 0
     assert json.loads((tmp_path / "probe/results.json").read_text())["undecided"] == {"original": 2, "leaf": 2}
-    assert "not decided: 5 of" in (tmp_path / "probe/report.html").read_text()
+    page = (tmp_path / "probe/report.html").read_text()
+    assert "not decided: 5 of" in page and "original 0% to 100%, leaf 0% to 100%" in page
     images = [Image.open(run.folder / record.images[0]) for record in run.records("prompts", SettledPrompt)]
     bright.least = float(np.median([brightness(image) for image in images]))  # half of the clean images are wrong
     attacked = ["--attack", "exhaustive", "--k", "1", "--protocols", "adaptive", "--neutral-source", "none"]

@@ -198,11 +198,11 @@ def exact_values(records: Sequence[SettledPrompt], constraint: str, judged: str)
             Setting(label, EXACT.key, *every, seeds=seeds): record.held is True,
             Setting(label, judged, seeds=seeds): record.right,
             Setting(label, judged, "adaptive", label, "exhaustive", constraint, 1, seeds=seeds): record.worst_right,
-            Setting(label, UNDONE.key, *every, seeds=seeds): record.undone / max(1, record.edits),
-            Setting(label, ROWS.key, *every, seeds=seeds): record.rows,
+            Setting(label, UNDONE.key, *every, seeds=seeds, compared=False): record.undone / max(1, record.edits),
+            Setting(label, ROWS.key, *every, seeds=seeds, compared=False): record.rows,
         }
         if undecided:
-            values[Setting(label, EXACT_AT_MOST.key, *every, seeds=seeds)] = record.held is not False
+            values[Setting(label, EXACT_AT_MOST.key, *every, seeds=seeds, compared=False)] = record.held is not False
         for setting, value in values.items():
             found.setdefault(setting, {}).setdefault(record.prompt_id, []).append(float(value))
     return {setting: {unit: fmean(values) for unit, values in mine.items()} for setting, mine in found.items()}
