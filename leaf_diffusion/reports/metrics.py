@@ -135,9 +135,19 @@ EXACT = _share(
     "share of prompts whose image is right, clean and after every allowed single edit: all that the encoder reads of them is "
     "drawn, nothing is searched. A prompt that is not decided counts as wrong",
     digits=0,
+    bounds=False,
 )
 EXACT_AT_MOST = _share("exact_accuracy_at_most", "The same, undecided prompts as right", "at most so many", digits=0)
-UNDONE = _share("undone", "Edits undone", "share of a prompt's allowed edits that give the clean prompt's own tokens")
-ROWS = Metric(
-    "distinct_rows", "Readings", "distinct token rows of a prompt's allowed edits, the clean one aside", False, digits=0
+UNDONE = _share(
+    "undone", "Edits undone", "share of a prompt's allowed edits that give the clean prompt's own tokens", bounds=False
+)
+ROWS = described(
+    Metric(
+        "distinct_rows",
+        "Readings",
+        "distinct token rows of a prompt's allowed edits, the clean one aside",
+        higher_is_better=False,
+        digits=0,
+        bounds=False,
+    )
 )

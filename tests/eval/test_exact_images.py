@@ -241,6 +241,9 @@ def test_rows_and_page(bright: Brightness, tmp_path: Path) -> None:
         for name in ("exact", "evaluated")
     )  # fmt: skip
     assert found == evaluated and len(found) == 4
+    exactly = [row for row in load_run(tmp_path / "exact").results.rows if row.metric == "exact_accuracy"]
+    assert all(row.exact for row in exactly) and [row.main for row in exactly if row.baseline] == [True]
+    assert not any(row.exact for row in run.results.rows)  # where prompts are not decided
     page = (tmp_path / "exact/report.html").read_text()
     assert "largest drift, no-new-words" in page and "<del>" in page and "<script" not in page
     assert page.count("data:image/png") == sum(

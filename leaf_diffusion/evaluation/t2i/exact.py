@@ -195,7 +195,7 @@ def exact_values(records: Sequence[SettledPrompt], constraint: str, judged: str)
         label, seeds = record.encoder, 1 + max(each.seed_index for each in records)
         every = ("adaptive", label, "every edit", constraint, 1)
         values = {
-            Setting(label, EXACT.key, *every, seeds=seeds): record.held is True,
+            Setting(label, EXACT.key, *every, seeds=seeds, exact=not undecided): record.held is True,
             Setting(label, judged, seeds=seeds): record.right,
             Setting(label, judged, "adaptive", label, "exhaustive", constraint, 1, seeds=seeds): record.worst_right,
             Setting(label, UNDONE.key, *every, seeds=seeds, compared=False): record.undone / max(1, record.edits),

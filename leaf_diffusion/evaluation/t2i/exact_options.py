@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
 from leaf_diffusion.evaluation.options import ConstraintName, RunOptions
+from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.t2i.judges import Judges, OpenCLIPJudge
 from leaf_diffusion.evaluation.t2i.options import ImageOptions, Options, WorldPromptOptions
+from leaf_diffusion.reports.metrics import EXACT
 from leaf_diffusion.world import SceneJudge, load_judge_clip
 
 WORLD_ENCODERS = ("original", "leaf", "typo-augmented")
@@ -62,6 +65,10 @@ class ExactImagesOptions(RunOptions, ImageOptions, WorldPromptOptions):
         return replace(
             given, encoders=filled.encoders, limit=filled.limit, steps=filled.steps, guidance=filled.guidance
         )
+
+    def main_setting(self, labels: Sequence[str]) -> Setting:
+        """Right under every allowed edit."""
+        return Setting(labels[1], EXACT.key, "adaptive", labels[1], "every edit", self.constraint, 1, seeds=self.seeds)
 
     def evaluation(self) -> Options:
         """The same as options of the evaluation, whose loaders and sampler are used; no attack is planned."""
