@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from leaf_diffusion.command_line import parse, run_command
+from leaf_diffusion.command_line import parse, refuse_idle, run_command
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.evaluation.options import ConstraintName, PromptOptions
@@ -54,6 +54,8 @@ class CertifyOptions(PromptOptions):
     def __post_init__(self) -> None:
         if self.k < 1 or self.sample < 1:
             raise ValueError(f"--{'k' if self.k < 1 else 'sample'} must be at least 1")
+        if self.k == 1:
+            refuse_idle(self, "belongs to --k above 1", "sample", "seed")
 
 
 def certificates(options: CertifyOptions, console: Console) -> list[Certificate]:

@@ -16,6 +16,7 @@ FILE = ["--prompts", "prompts.txt"]
     ("words", "said"),
     [
         (["attack", *FILE, "--clusters", "label"], "--clusters"),  # it measures nothing
+        (["certify", *FILE, "--sample", "5"], "--sample belongs to --k above 1"),
         (["evaluate", "--column", "text"], "--column belongs to --prompts FILE"),
         (["evaluate", "--every-caption"], "--every-caption belongs to --prompts FILE"),
         (["evaluate", "--clusters", "label"], "--clusters belongs to --prompts FILE"),
