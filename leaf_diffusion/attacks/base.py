@@ -100,7 +100,7 @@ class Attack(ABC):
     distance_per_edit: ClassVar[int] = 1
     """Levenshtein distance that one of the ``k`` edits may make (2 where neighbours are swapped, say)."""
     unit: ClassVar[str] = "character"
-    """What ``k`` counts: characters, words, tokens, or slips of a kind."""
+    """What ``k`` counts: characters (slips of them, too), words or tokens."""
     largest_k: ClassVar[int | None] = None
     """The largest ``k`` that the attack can be given; None for any."""
     no_result: ClassVar[frozenset[str]] = frozenset()

@@ -65,7 +65,6 @@ class Noise(Attack):
     A prompt in which no such slip is possible stays as it is.
     """
 
-    unit: ClassVar[str] = "slip"
     worst: bool = False
     """Search for the most harmful slip."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leaf_diffusion.attacks import kind_of
 from leaf_diffusion.reports.metrics import attack_notes
 from leaf_diffusion.reports.results import Metric, Results, Setting, sample_said, setting_of
 from leaf_diffusion.reports.verdicts import verdict
 from leaf_diffusion.runs import ResultRow
 from leaf_diffusion.text.visible import isolated
 
+UNITS = {"words": "word", "tokens": "token"}
+"""What the attacks count that do not count characters, by their labels."""
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 
@@ -100,7 +101,7 @@ def _sentence(
 
 def _where(results: Results, setting: Setting) -> str:
     rows = [row for row in results.rows if setting_of(row.protocol, row.source, row.k) == setting]
-    units = {kind_of(name).unit for row in rows for name in (row.attack or "").split("+")}
+    units = {UNITS.get(name, "character") for row in rows for name in (row.attack or "").split("+")}
     count = f"{_NUMBERS.get(setting.k, setting.k)}-{units.pop() if len(units) == 1 else 'edit'}"
     if setting.protocol == "adaptive":
         return f"Under {count} adaptive attacks (k={setting.k})"

@@ -196,7 +196,7 @@ def test_parameters_stand_behind_a_colon() -> None:
 
 def test_what_k_counts_follows_from_a_label() -> None:
     labels = ("charmer", "words", "tokens", "worst-ocr", "ocr", "textfooler", None)
-    units = ["character", "word", "token", "slip", "slip", "character", "character"]
+    units = ["character", "word", "token", "character", "character", "character", "character"]
     assert [kind_of(label).unit for label in labels] == units
     assert kind_of("worst-ocr").distance_per_edit == 2
 

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leaf_diffusion.attacks import ATTACKS
 from leaf_diffusion.metrics.bounds import under_attack
 from leaf_diffusion.reports import gallery_rows, headline, show_gallery
 from leaf_diffusion.reports.gallery import marks
+from leaf_diffusion.reports.headline import UNITS
 from leaf_diffusion.reports.results import Results, Setting
 from leaf_diffusion.runs import ResultRow
 
@@ -105,7 +107,7 @@ def test_less_drift_is_better_and_k_is_spelled() -> None:
     ("attack", "unit"),
     [
         ("words", "word"),
-        ("worst-keyboard", "slip"),
+        ("worst-keyboard", "character"),
         ("tokens", "token"),
         ("charmer+words", "edit"),
         ("given", "character"),
@@ -113,6 +115,10 @@ def test_less_drift_is_better_and_k_is_spelled() -> None:
 )
 def test_what_k_counts_is_said(attack: str, unit: str) -> None:
     assert said(0.71, 0.5, 0.73, attack=attack).text.startswith(f"Under one-{unit} adaptive attacks (k=1)")
+
+
+def test_every_attack_counts_what_the_headline_says() -> None:
+    assert {name: attack.unit for name, attack in ATTACKS.items() if attack.unit != "character"} == UNITS
 
 
 def test_transferred_attacks_name_their_source() -> None:
