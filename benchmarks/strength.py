@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from leaf_diffusion import Drift, Scorer, load_text_encoder
-from leaf_diffusion.attacks import Attack, AttackResult, Charmer, Exhaustive, Genetic, LeafAttack
+from leaf_diffusion.attacks import Attack, AttackResult, Charmer, ExactOrBeam, Exhaustive, Genetic, LeafAttack
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.tasks.text import world_task
 from leaf_diffusion.scoring import Margin
@@ -39,10 +39,11 @@ SEARCHES: dict[str, Attack] = {
     "beam 5, n=20": Charmer(beam=5),
     "beam 5, n=10, probes": Charmer(beam=5, n_positions=10, probe=PROBE),
     "beam 5, n=40": Charmer(beam=5, n_positions=40),
+    "exact or beam": ExactOrBeam(),
     "genetic 100 x 30": Genetic(population=100, generations=30),
     "genetic 200 x 50": Genetic(population=200, generations=50),
 }
-MARGINS = ("charmer n=20", "charmer n=10, probes", "beam 5, n=10, probes", "genetic 200 x 50")
+MARGINS = ("charmer n=20", "charmer n=10, probes", "beam 5, n=10, probes", "exact or beam", "genetic 200 x 50")
 
 
 def timed(

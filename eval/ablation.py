@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, load_encoders, run
+from leaf_diffusion.evaluation.options import check_edits
 from leaf_diffusion.evaluation.t2i.plan import content_id
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.ablation import AblationOptions, probe, probe_values
@@ -43,6 +43,7 @@ class Ablation(Experiment[AblationOptions]):
         self.task = load_task(options.task, images=8, column=options.task_column, split=options.task_split,
                               classes=options.classes, templates=TEMPLATES)  # fmt: skip
         self.numbers = self.task.spread(options.limit)
+        check_edits(options.k, options.attack, [self.task.texts[i] for i in self.numbers])
 
     def labels(self) -> Sequence[str]:
         return [*self.encoders, *self.recipes]
@@ -77,9 +78,9 @@ class Ablation(Experiment[AblationOptions]):
         return found
 
     def attack(self, store: RunStore, label: str, numbers: Sequence[int]) -> list[AttackedUnderRecipe]:
-        options, encoder, attack = self.options, self.encoder(label), Charmer(n_positions=self.options.n_positions)
+        options, encoder = self.options, self.encoder(label)
         return [
-            probe(encoder, label, self.base, self.task, number, attack=attack, ks=options.k,
+            probe(encoder, label, self.base, self.task, number, attack=options.attack, ks=options.k,
                   constraint=options.constraint, seed=options.seed) for number in numbers
         ]  # fmt: skip
 
@@ -87,13 +88,14 @@ class Ablation(Experiment[AblationOptions]):
         return units.numbered_clusters(self.task.clusters)
 
     def values(self, records: Records) -> units.Noted:
-        return probe_values(typed(AttackedUnderRecipe, records["texts"]), self.options.constraint)
+        texts, options = typed(AttackedUnderRecipe, records["texts"]), self.options
+        return probe_values(texts, options.attack.label, options.constraint)
 
     def page(self, rows: Sequence[ResultRow], records: Records) -> Page:
         labels, options = list(self.labels()), self.options
         about = (f"{options.train_steps} updates of {options.batch_size} captions each, from {isolated(labels[0])}; all "
                  "attacked alike.")  # fmt: skip
-        facts = {"texts": str(len(self.numbers)), "constraint": options.constraint}
+        facts = {"texts": str(len(self.numbers)), "attack": options.attack.label, "constraint": options.constraint}
         return ablation_page(rows, labels, about, facts)
 
 

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for k, results in attack_prompts(options, console).items():
             title = f"{options.attack.label} on {label}, k={k}, {options.constraint}"
             console.print(attack_table(results, title, options.rows))
-            console.print(attack_summary(results, exact=options.attack.largest_k is not None))
+            console.print(attack_summary(results))
         return 0
 
     return run_command("attack", work, argv)

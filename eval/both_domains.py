@@ -1,7 +1,8 @@
 """The paper's table of both domains: robust image tower yes or no, robust text tower yes or no.
 
 Paper: section 4, its main table. A row is an image tower together with a text tower. Its images are classified by the
-text tower's class features, clean and under APGD; its texts by the image tower's class features, clean and under Charmer.
+text tower's class features, clean and under APGD; its texts by the image tower's class features, clean and under an attack
+(the paper: Charmer).
 Every row sees the same images, random starts and texts. Runs as `leaf-diffusion both-domains`.
 """
 
@@ -10,8 +11,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Setting, Stage, load_encoders, run
+from leaf_diffusion.evaluation.options import check_edits
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.domains import BothDomainsOptions, measure_images, measure_texts, tower_pairs
 from leaf_diffusion.evaluation.tasks.image_attacks import default_eps
@@ -35,6 +36,7 @@ class BothDomains(Experiment[BothDomainsOptions]):
         self.towers = load_image_encoders(options.image_encoders, options.device)
         self.tower_pairs = tower_pairs(self.towers, self.encoders, self.images, self.texts, options.seen_by)
         self.numbers, self.chosen = self.images.spread(options.limit), self.texts.spread(options.text_limit)
+        check_edits((options.k,), options.attack, [self.texts.texts[i] for i in self.chosen])
         self.radius = default_eps(options.images) if options.eps is None else options.eps
 
     def labels(self) -> Sequence[str]:
@@ -47,8 +49,8 @@ class BothDomains(Experiment[BothDomainsOptions]):
                 "chosen": chosen, "chosen_texts": texts}  # fmt: skip
 
     def stages(self) -> Sequence[Stage]:
-        """Images in every row under APGD on that row; texts of each row under Charmer."""
-        pairs, options, attack = self.tower_pairs, self.options, Charmer(n_positions=self.options.n_positions)
+        """Images in every row under APGD on that row; texts of each row under the attack."""
+        pairs, options = self.tower_pairs, self.options
         images = units.single(
             "images", units.numbered(self.images.names, self.numbers),
             lambda _, numbers: measure_images(pairs, self.images, numbers, eps=self.radius / 255,
@@ -56,7 +58,7 @@ class BothDomains(Experiment[BothDomainsOptions]):
         )  # fmt: skip
         texts = units.stage(
             "texts", pairs, units.numbered(self.texts.texts, self.chosen),
-            lambda _, row, numbers: measure_texts(row, pairs[row], self.texts, numbers, attack=attack, k=options.k,
+            lambda _, row, numbers: measure_texts(row, pairs[row], self.texts, numbers, attack=options.attack, k=options.k,
                                                   constraint=options.constraint),
         )  # fmt: skip
         return [images, texts]
@@ -65,19 +67,19 @@ class BothDomains(Experiment[BothDomainsOptions]):
         return units.numbered_clusters(self.images.clusters) | units.numbered_clusters(self.texts.clusters, "text ")
 
     def values(self, records: Records) -> units.Noted:
-        found, k, rule = units.Noted(), self.options.k, self.options.constraint
+        found, k, rule, attack = units.Noted(), self.options.k, self.options.constraint, self.options.attack.label
         for row in self.tower_pairs:
             places = [(row, IMAGE_ACCURACY.key), (row, BOTH_TEXT_ACCURACY.key)]
             image, text = (Setting(*place, more=(("eps", 0.0),)) for place in places)
             apgd = Setting(*places[0], "adaptive", row, "apgd", more=(("eps", self.radius),))
-            charmer = Setting(*places[1], "adaptive", row, "charmer", rule, k, more=(("eps", 0.0),))
+            searched = Setting(*places[1], "adaptive", row, attack, rule, k, more=(("eps", 0.0),))
             for each in typed(PairImage, records["images"]):
                 found.note(image, each.number, each.right[row])
                 found.note(apgd, each.number, each.held[row])
             for one in (one for one in typed(PairText, records["texts"]) if one.row == row):
                 found.note(text, units.unit_name(one.number, "text "), one.right)
-                found.note(charmer, units.unit_name(one.number, "text "), one.held)
-        return found
+                found.note(searched, units.unit_name(one.number, "text "), one.held, one.exact)
+        return found.with_exact()
 
     def extra(self, records: Records) -> dict[str, int]:
         truncated = sum(record.truncated for record in typed(PairText, records["texts"]))

@@ -14,9 +14,9 @@ from typing import Self
 
 from torch import Tensor
 
-from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.encoders.image_encoder import load_image_encoder
 from leaf_diffusion.evaluation.experiment import Experiment, Records, Stage, load_encoders, run
+from leaf_diffusion.evaluation.options import check_edits
 from leaf_diffusion.evaluation.tasks import units
 from leaf_diffusion.evaluation.tasks.goals import Goals, attack_captions
 from leaf_diffusion.evaluation.tasks.ranks import clean_ranks, packed, rank_attacked, retrieval_values, unpacked
@@ -35,6 +35,7 @@ class Retrieval(Experiment[RetrievalOptions]):
         super().__init__(options)
         self.gallery = options.load_gallery()
         self.targets, self.queries = options.drawn(len(self.gallery.captions))
+        check_edits(options.k, options.attack, [self.gallery.captions[query] for query in self.queries])
         self.encoders = load_encoders(options.encoders, options.device)
         self.images = load_image_encoder(options.image_encoder, device=options.device)
         check_space(self.images, self.encoders, self.gallery, f"--image-encoder {options.image_encoder}")
@@ -76,8 +77,8 @@ class Retrieval(Experiment[RetrievalOptions]):
     def attack(self, store: RunStore, label: str, queries: Sequence[int]) -> list[AttackedCaptions]:
         options, by_image = self.options, self.options.toward == "images"
         goals = Goals(options.goals, self.embedded(store), self.gallery.captions, self.targets, by_image)
-        return attack_captions(self.encoders[label], label, goals, queries, attack=Charmer(n_positions=options.n_positions),
-                               ks=options.k, constraint=options.constraint, seed=options.seed)  # fmt: skip
+        return attack_captions(self.encoders[label], label, goals, queries, attack=options.attack, ks=options.k,
+                               constraint=options.constraint, seed=options.seed)  # fmt: skip
 
     def rank(self, store: RunStore, label: str, queries: Sequence[int]) -> list[Ranked]:
         first, images, captions = next(iter(self.encoders)), self.embedded(store), self.gallery.captions

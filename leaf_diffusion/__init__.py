@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from leaf_diffusion import _compat as _compat
 
 if TYPE_CHECKING:
-    from leaf_diffusion.attacks import Attack, AttackResult, Charmer, Exhaustive, LeafAttack, RandomTypos
+    from leaf_diffusion.attacks import Attack, AttackResult, Charmer, ExactOrBeam, Exhaustive, LeafAttack, RandomTypos
     from leaf_diffusion.encoders import load_text_encoder
     from leaf_diffusion.scoring import Drift, Margin, MeanScorer, Scorer, Toward
     from leaf_diffusion.text import NoNewWords, PublishedNoNewWords
@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "leaf_diffusion.attacks": ("Attack", "AttackResult", "Charmer", "Exhaustive", "LeafAttack", "RandomTypos"),
+    "leaf_diffusion.attacks": (
+        "Attack",
+        "AttackResult",
+        "Charmer",
+        "ExactOrBeam",
+        "Exhaustive",
+        "LeafAttack",
+        "RandomTypos",
+    ),
     "leaf_diffusion.encoders": ("load_text_encoder",),
     "leaf_diffusion.scoring": ("Drift", "Margin", "MeanScorer", "Scorer", "Toward"),
     "leaf_diffusion.text": ("NoNewWords", "PublishedNoNewWords"),
@@ -26,6 +34,7 @@ __all__ = [
     "AttackResult",
     "Charmer",
     "Drift",
+    "ExactOrBeam",
     "Exhaustive",
     "LeafAttack",
     "Margin",

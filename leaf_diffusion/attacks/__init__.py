@@ -9,6 +9,7 @@ import yaml
 
 from leaf_diffusion.attacks.base import Allowed, Attack, AttackResult
 from leaf_diffusion.attacks.charmer import Charmer
+from leaf_diffusion.attacks.exact_or_beam import ExactOrBeam
 from leaf_diffusion.attacks.exhaustive import Exhaustive
 from leaf_diffusion.attacks.genetic import Genetic
 from leaf_diffusion.attacks.leaf import LeafAttack
@@ -37,6 +38,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "Charmer",
+    "ExactOrBeam",
     "Exhaustive",
     "Genetic",
     "Homoglyphs",
@@ -64,7 +66,7 @@ _KINDS: tuple[type[Noise], ...] = (*_EVERYDAY, Homoglyphs, Invisible, Reordered)
 NOISE: dict[str, type[Noise]] = {noise.name: noise for noise in _KINDS}
 """The kinds of noise by name."""
 _SEARCHES: tuple[type[Attack], ...] = (
-    Charmer, LeafAttack, Exhaustive, RandomTypos, Genetic, TokenSubstitution, WordSubstitution,
+    ExactOrBeam, Charmer, LeafAttack, Exhaustive, RandomTypos, Genetic, TokenSubstitution, WordSubstitution,
 )  # fmt: skip
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*_SEARCHES, *_KINDS)}
 """Every attack by the name that configurations use; "worst-" before a kind of noise searches for its worst slips."""

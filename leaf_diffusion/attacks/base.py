@@ -41,7 +41,8 @@ class AttackResult:
     ``token_ids``: what the encoder reads (begin ... end of text, behind its defence). ``distance``: Levenshtein, in
     code points (in tokens or words for an attack on these). ``queries``: candidates scored. ``success``: whether the
     objective is reached, None where it has no such notion. ``truncated``: the perturbed prompt is longer than the
-    encoder's context. ``objective``: what the score is of ("drift(l2, pooled)").
+    encoder's context. ``objective``: what the score is of ("drift(l2, pooled)"). ``exact``: whether nothing that the
+    attack was allowed does worse, over its alphabet, as all of it was scored in full; else there may be.
     """
 
     original: str
@@ -54,6 +55,7 @@ class AttackResult:
     success: bool | None
     truncated: bool
     objective: str = ""
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,19 @@ class Attack(ABC):
         """The hyper-parameters that decide the results, for a run's identity."""
         return {name: getattr(self, name) for name in self.parameters() if name not in self.no_result}
 
+    def exact(self, prompt: str, k: int) -> bool:
+        """Whether the attack scores every text that ``prompt`` may become within ``k`` edits (or, where an objective has an
+        end, until one reaches it)."""
+        return False
+
+    def most_queries(self, prompt: str, k: int) -> int | None:
+        """How many queries ``prompt`` may take, before the constraint; None where the attack does not say."""
+        return None
+
+    def refusal(self, prompts: Sequence[str], k: int) -> str:
+        """Why the attack cannot be given ``k``, or not on these prompts, and what to do; "" where it can."""
+        return f"takes k={self.largest_k} at most" if self.largest_k is not None and k > self.largest_k else ""
+
     @final
     def __call__(
         self,
@@ -145,18 +160,19 @@ class Attack(ABC):
     ) -> list[AttackResult]:
         """Attack ``prompts`` within distance ``k`` under ``constraint``, one result a prompt.
 
-        TypeError for one string instead of a list; ValueError for an empty prompt, a negative ``k`` or a constraint
-        that the attack cannot keep; RuntimeError if the attack broke its own limits.
+        TypeError for one string instead of a list; ValueError for an empty prompt, a negative ``k`` or one that is beyond
+        the attack, or a constraint that it cannot keep; RuntimeError if the attack broke its own limits.
         """
         prompts = check_prompts(prompts)
         check_k(k)
         self.check_constraint("none" if constraint is None else constraint.name)
         if not prompts:
             return []
+        if reason := self.refusal(prompts, k):
+            raise ValueError(f"the attack {self.name}: {reason}")
         score = scorer.bind(prompts)
         outcomes = self.run(Problem.of(prompts, score, k, constraint=constraint, seed=seed, on_step=on_step))
-        within = k * self.distance_per_edit
-        return verify(prompts, outcomes, score.queries, scorer, k=within, constraint=constraint, measure=self.measure)
+        return verify(self, prompts, outcomes, score.queries, scorer, k=k, constraint=constraint)
 
     @abstractmethod
     def run(self, problem: Problem) -> list[Outcome]:
@@ -220,6 +236,7 @@ def generators(prompts: Sequence[str], seed: int) -> list[np.random.Generator]:
 
 
 def verify(
+    attack: Attack,
     prompts: Sequence[str],
     outcomes: Sequence[Outcome],
     queries: Sequence[int],
@@ -227,9 +244,8 @@ def verify(
     *,
     k: int,
     constraint: Constraint | None,
-    measure: Callable[[str, str], int] = distance,
 ) -> list[AttackResult]:
-    """Measure ``outcomes`` with a fresh bind; RuntimeError for one that breaks the distance or the constraint."""
+    """Measure ``outcomes`` of ``attack`` with a fresh bind; RuntimeError for one that breaks the distance or the constraint."""
     if len(outcomes) != len(prompts):
         raise RuntimeError(f"the attack returned {len(outcomes)} results for {len(prompts)} prompts")
     if not prompts:
@@ -242,7 +258,7 @@ def verify(
     results = []
     for i, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True)):
         if isinstance(outcome, str):
-            text, far = outcome, measure(prompt, outcome)
+            text, far = outcome, attack.measure(prompt, outcome)
             given = encoder.preprocess([text])
             tokens, truncated = encoder.tokenize(given)[0], encoder.is_truncated(given)[0]
         else:
@@ -252,9 +268,9 @@ def verify(
                 False,
             )
             far = int(Levenshtein.distance(encoder.tokenize(encoder.preprocess([prompt]))[0], outcome))
-        if far > k:
+        if far > (within := k * attack.distance_per_edit):
             raise RuntimeError(
-                f"the attack moved prompt {i} by {far} edits where {k} are allowed: {prompt!r} -> {text!r}"
+                f"the attack moved prompt {i} by {far} edits where {within} are allowed: {prompt!r} -> {text!r}"
             )
         if constraint is not None and not constraint.holds(prompt, text):
             raise RuntimeError(
@@ -275,6 +291,7 @@ def verify(
                 success,
                 bool(truncated),
                 scorer.objective_name,
+                scorer.in_full and attack.exact(prompt, k),
             )
         )
     return results

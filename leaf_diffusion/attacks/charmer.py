@@ -70,6 +70,17 @@ class Charmer(Attack):
         if not self.probe:
             raise ValueError("probe needs one character at least, to rank positions by")
 
+    def most_queries(self, prompt: str, k: int) -> int:
+        return sum(
+            (self.beam if number > 1 else 1) * self._round_queries(len(prompt) + number - 1)
+            for number in range(1, k + 1)
+        )
+
+    def _round_queries(self, characters: int) -> int:
+        """Of one text."""
+        probes = 1 if self.probe == " " else len(set(self.probe)) + 1
+        return probes * (2 * characters + 1) + self.n_positions * (len(self.alphabet) + 1)
+
     def run(self, problem: Problem) -> list[Outcome]:
         return list(self._rounds(problem)[problem.k][0])
 
@@ -90,7 +101,7 @@ class Charmer(Attack):
         score = scorer.bind(prompts)
         most = max(ks, default=0)
         rounds = self._rounds(Problem.of(prompts, score, most, constraint=constraint, seed=seed, on_step=on_step))
-        return {k: verify(prompts, *rounds[k], scorer, k=k, constraint=constraint) for k in ks}
+        return {k: verify(self, prompts, *rounds[k], scorer, k=k, constraint=constraint) for k in ks}
 
     def _rounds(self, problem: Problem) -> list[tuple[list[str], list[int]]]:
         """Texts and queries of all prompts after 0, 1, ... k rounds."""
@@ -100,14 +111,15 @@ class Charmer(Attack):
         for first in range(0, len(prompts), self.batch_prompts):
             batch = range(first, min(first + self.batch_prompts, len(prompts)))
             for done in range(1, k + 1):
-                self._round([i for i in batch if not state.finished[i]], state, problem.allowed)
+                self._round([i for i in batch if not state.finished[i]], state, problem.allowed, done)
                 texts, queries = after[done]
                 for i in batch:
                     texts[i], queries[i] = state.texts[i], score.queries[i]
                 problem.tell(first * k + done * len(batch), len(prompts) * k)
         return after
 
-    def _round(self, active: list[int], state: Iterates, allowed: Allowed) -> None:
+    def _round(self, active: list[int], state: Iterates, allowed: Allowed, number: int) -> None:
+        """The round of this number, from 1."""
         members = {i: [member.text for member in state.members[i]] for i in active}
         probed = {
             i: Candidates.joined([self._probes(i, text, allowed) for text in texts]) for i, texts in members.items()

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from leaf_diffusion.attacks.base import Attack, AttackResult
-from leaf_diffusion.attacks.charmer import Charmer
+from leaf_diffusion.attacks.exact_or_beam import ExactOrBeam
 from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.diffusion.loading import checked_file, checked_folder, even_dtypes, found
 from leaf_diffusion.diffusion.whole import check_parts, check_single_file
@@ -226,7 +226,7 @@ class LeafPipeline(DiffusionPipeline):
         seed: int = 0,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[AttackResult]:
-        """Worst prompts within `k` edits, found on this pipeline's own CLIP text encoders (default attack: `Charmer()`).
+        """Worst prompts within `k` edits, found on this pipeline's own CLIP text encoders (default attack: `ExactOrBeam()`).
 
         The default objective is the squared L2 drift of what the pipeline's class has of each encoder: pooled features of
         CLIPTextModels (Stable Diffusion, SDXL's first, FLUX), projected ones of those with a projection (SDXL's second, both
@@ -247,7 +247,7 @@ class LeafPipeline(DiffusionPipeline):
         ]
         scorer = scorers[0][0] if len(family.clips) == 1 else MeanScorer(scorers)
         rule = constraint_from_name(constraint) if isinstance(constraint, str) else constraint
-        return list((attack or Charmer())(list(prompts), scorer, k=k, constraint=rule, seed=seed, on_step=on_step))
+        return list((attack or ExactOrBeam())(list(prompts), scorer, k=k, constraint=rule, seed=seed, on_step=on_step))
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As in diffusers; a LoRA that a part carries is merged into what is saved, so that it draws the same images.

@@ -34,6 +34,7 @@ class GivenAttack(Typed):
     score: Number | None = None
     queries: Number | None = None
     fingerprint: str | None = None
+    exact: bool | None = None
 
 
 def read_attacks(path: Path) -> list[GivenAttack]:
@@ -139,12 +140,13 @@ def attack_table(results: Sequence[AttackResult], title: str, rows: int) -> Tabl
     return table
 
 
-def attack_summary(results: Sequence[AttackResult], *, exact: bool = False) -> str:
-    """How many, how far, how strong; truncated and unchanged prompts are counted. exact: every allowed edit was tried."""
+def attack_summary(results: Sequence[AttackResult]) -> str:
+    """How many, how far, how strong, for how many exactly; truncated and unchanged prompts are counted."""
     scores, far = [result.score for result in results], np.mean([result.distance for result in results])
+    exact = [result.exact for result in results]
     return (
         f"{len(results)} prompts: mean distance {far:.2f}, score mean {np.mean(scores):.4g} "
         f"(median {np.median(scores):.4g}, max {max(scores):.4g}), {sum(r.queries for r in results)} queries, "
-        f"{sum(r.perturbed == r.original for r in results)} unchanged, {sum(r.truncated for r in results)} truncated\n"
-        f"{attack_note([exact], higher_is_better=False)}"
+        f"{sum(r.perturbed == r.original for r in results)} unchanged, {sum(r.truncated for r in results)} truncated, "
+        f"exact for {sum(exact)}\n{attack_note(exact, higher_is_better=False)}"
     )

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 
-from leaf_diffusion.attacks import Attack, Charmer, attack_from_text
+from leaf_diffusion.attacks import Attack, ExactOrBeam, attack_from_text
 from leaf_diffusion.command_line import ByName, refuse_idle
 from leaf_diffusion.evaluation.prompts import ClusterName, Prompt, from_file
 from leaf_diffusion.evaluation.results import Setting
@@ -21,7 +21,7 @@ ConstraintName = Literal["no-new-words", "published", "none"]
 AnyAttack = Annotated[Attack, ByName(attack_from_text)]
 """An attack as an option: `--attack leaf --attack.rho 20`, or `--attack leaf:rho=20`."""
 
-CHARMER = Charmer()
+STRONGEST = ExactOrBeam()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,25 +109,32 @@ class MeasuredPromptOptions(PromptOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackOptions:
+class SearchOptions:
+    """What searches, and what it may not write."""
+
+    help_group: ClassVar[str] = "the attack"
+    renamed: ClassVar[Mapping[str, str]] = {"--n-positions": "--attack.n-positions"}
+
+    attack: AnyAttack = STRONGEST
+    """exact-or-beam: all single edits of a text of 80 characters at most (--attack.exact-up-to), a beam for longer ones and
+    further edits; charmer (the paper's), leaf, exhaustive (k=1; k=2 as far as --attack.max-queries goes), genetic,
+    random-typos, tokens (whole tokens substituted), words (replaced by near ones; with --constraint none); or everyday
+    noise: keyboard, ocr, swapped-letters, missing-spaces, punctuation, homoglyphs, invisible, reordered, at random or, with
+    worst- before the name, searched.
+    Its parameters: --attack.n-positions 5, or --attack charmer:n_positions=5."""
+    constraint: ConstraintName = "no-new-words"
+    """no-new-words: no edit makes an English word that was not there; published: the rule of the paper's code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackOptions(SearchOptions):
     """The attack and what it maximises."""
 
     help_group: ClassVar[str] = "the attack"
-    renamed: ClassVar[Mapping[str, str]] = {
-        "--n-positions": "--attack.n-positions",
-        "--rho": "--attack.rho",
-        "--attack-seed": "--seed",
-    }
+    renamed: ClassVar[Mapping[str, str]] = {"--rho": "--attack.rho", "--attack-seed": "--seed"}
 
-    attack: AnyAttack = CHARMER
-    """charmer, leaf, exhaustive (k=1 only), genetic, random-typos, tokens (whole tokens substituted), words (replaced by
-    near ones; with --constraint none); or everyday noise: keyboard, ocr, swapped-letters, missing-spaces, punctuation,
-    homoglyphs, invisible, reordered, at random or, with worst- before the name, searched.
-    Its parameters: --attack.n-positions 5, or --attack charmer:n_positions=5."""
     k: tuple[int, ...] = (1, 2)
     """Numbers of edits: of characters, or what the attack counts (slips, tokens, words)."""
-    constraint: ConstraintName = "no-new-words"
-    """no-new-words: no edit makes an English word that was not there; published: the rule of the paper's code."""
     objective: Literal["l2", "cosine"] = "l2"
     """What the attacker maximises: the drift of the prompt's embedding, squared L2 or 1 - cosine."""
     feature: Literal["auto", "pooled", "projected", "states"] = "auto"
@@ -157,8 +164,8 @@ def check_edits(ks: Sequence[int], attack: Attack | None = None, prompts: Sequen
         raise ValueError(f"--k counts edits and must be at least 1, got {min(ks)}")
     if len(set(ks)) < len(ks):
         raise ValueError(f"--k names a number twice: {tuple(ks)}")
-    if attack is not None and attack.largest_k is not None and max(ks) > attack.largest_k:
-        raise ValueError(f"--attack {attack.name} is exact for --k {attack.largest_k} only")
+    if attack is not None and (reason := attack.refusal(prompts, max(ks))):
+        raise ValueError(f"--attack {attack.name}: {reason}")
     if prompts and max(ks) > len(shortest := min(prompts, key=len)):
         raise ValueError(f"--k {max(ks)} is more than all {len(shortest)} characters of the prompt {shortest!r}")
 

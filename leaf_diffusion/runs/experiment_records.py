@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
+from pydantic import Field
+
 from leaf_diffusion.runs.records import ImagePath, OfImage, OfImages, Record, Typed, as_model
 
 
@@ -24,7 +26,8 @@ def typed(model: type[R], records: Iterable[Record]) -> list[R]:
 
 class AttackedText(Typed):
     """The outcome of a search: `perturbed` in place of `prompt`, its score and that of the prompt, the edits between them
-    (start, end, replacement), and what was searched: `source` is the label of the encoder."""
+    (start, end, replacement), and what was searched: `source` is the label of the encoder; `exact`: no text that the search
+    may make has a higher score."""
 
     prompt: str
     perturbed: str
@@ -39,6 +42,7 @@ class AttackedText(Typed):
     attack: str
     constraint: str
     edits: list[list[int | str]]
+    exact: bool = False
 
 
 class Losses(Measured):
@@ -77,7 +81,8 @@ class Trained(Measured):
 
 
 class AttackedUnderRecipe(Measured):
-    """ablate: whether a text was classified right, whether it `held` at each k, and the relative TextFARE losses."""
+    """ablate: whether a text was classified right, whether it `held` at each k, at which k that is `exact`, and the relative
+    TextFARE losses."""
 
     encoder: str
     number: int
@@ -85,6 +90,7 @@ class AttackedUnderRecipe(Measured):
     held: dict[str, bool]
     clean_loss: float
     loss: float
+    exact: list[int] = Field(default_factory=list)
 
 
 class AllEdits(Typed):
@@ -102,7 +108,7 @@ def search_label(attack: str, n_positions: int | None) -> str:
 
 
 class SearchedText(Typed):
-    """zero-shot-text: whether the label held under a search; `n_positions` are Charmer's."""
+    """zero-shot-text: whether the label held under a search, and whether that is `exact`; `n_positions` are Charmer's."""
 
     attack: str
     n_positions: int | None
@@ -112,6 +118,7 @@ class SearchedText(Typed):
     queries: int
     held: bool
     truncated: bool
+    exact: bool = False
 
     @property
     def label(self) -> str:
@@ -167,7 +174,7 @@ class PairImage(Measured):
 
 
 class PairText(AttackedText, Measured):
-    """both-domains: whether a text was right for the pair of towers `row`, and whether it held under Charmer."""
+    """both-domains: whether a text was right for the pair of towers `row`, and whether it held under the attack."""
 
     row: str
     number: int

@@ -52,7 +52,8 @@ class Record(Typed):
 
 class AttackRecord(Record):
     """An attacked prompt. `source`: the encoder it was found on; `queries`: encoder calls of the search; `shattered`: the
-    words that the attack made, each in the pieces of the tokenizer."""
+    words that the attack made, each in the pieces of the tokenizer; `exact`: no text that the search may make has a higher
+    score."""
 
     prompt_id: str
     prompt: str
@@ -66,6 +67,7 @@ class AttackRecord(Record):
     score: Number | None = None
     queries: Number | None = None
     unseen_tokens: Number | None = None
+    exact: bool | None = None
     shattered: list[list[str]] = Field(default_factory=list)
 
 

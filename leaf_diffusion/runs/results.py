@@ -105,7 +105,7 @@ class SwapCosts(Typed):
 
 
 class AttackSet(Typed):
-    """An attack set: how many prompts, and the means over them."""
+    """An attack set: how many prompts, for how many of them the score is the `exact` worst, and the means over them."""
 
     source: str
     k: Count
@@ -116,6 +116,7 @@ class AttackSet(Typed):
     score: Number | None
     queries: Number | None
     unseen_tokens: Number | None
+    exact: Count | None = None
 
 
 class Counts(Typed):

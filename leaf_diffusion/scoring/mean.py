@@ -36,6 +36,10 @@ class MeanScorer:
     def objective_name(self) -> str:
         return f"mean({', '.join(scorer.objective_name for scorer, _ in self.scorers)})"
 
+    @property
+    def in_full(self) -> bool:
+        return all(scorer.in_full for scorer, _ in self.scorers)
+
     def bind(self, prompts: Sequence[str]) -> MeanScore:
         return MeanScore(self.scorers, list(prompts))
 

@@ -39,6 +39,10 @@ class AnyScorer(Protocol):
     def objective_name(self) -> str: ...
     @property
     def encoder(self) -> TextEncoder: ...
+    @property
+    def in_full(self) -> bool:
+        """Whether every score is of the encoder's own precision."""
+
     def bind(self, prompts: Sequence[str]) -> BoundScore: ...
 
 
@@ -83,6 +87,10 @@ class Scorer:
     def objective_name(self) -> str:
         """What the scores are of, whatever the encoder is called."""
         return self.objective.name
+
+    @property
+    def in_full(self) -> bool:
+        return self.precision == "fp32"
 
     def bind(self, prompts: Sequence[str]) -> PlainScore:
         """The score of each prompt's candidates; the clean features are computed here."""

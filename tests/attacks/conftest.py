@@ -47,6 +47,7 @@ class FakeEncoder:
 
 class FakeScorer:
     objective_name = "a rule"
+    in_full = True
 
     def __init__(self, rule: Rule = drift, threshold: float | None = None) -> None:
         self.rule, self.threshold = rule, threshold

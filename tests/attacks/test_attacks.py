@@ -11,6 +11,7 @@ from leaf_diffusion.attacks import (
     ATTACKS,
     Attack,
     Charmer,
+    ExactOrBeam,
     Exhaustive,
     Genetic,
     LeafAttack,
@@ -24,7 +25,8 @@ from leaf_diffusion.text import NoNewWords, PublishedNoNewWords, distance
 from leaf_diffusion.text.decoding import shows
 
 GENETIC = Genetic(population=6, generations=3)
-FAST: list[Attack] = [Charmer(n_positions=3), LeafAttack(rho=10), Exhaustive(), GENETIC, RandomTypos()]
+BEAM = ExactOrBeam(exact_up_to=6, n_positions=2, beam=2)
+FAST: list[Attack] = [Charmer(n_positions=3), LeafAttack(rho=10), Exhaustive(), GENETIC, BEAM, RandomTypos()]
 OPTIMISING = FAST[:4]
 CONSTRAINTS = [None, NoNewWords(), PublishedNoNewWords(), NoNewWords() & PublishedNoNewWords()]
 PROMPTS = [
@@ -172,8 +174,9 @@ def test_token_rows_are_outcomes_too(fake: Any) -> None:
 def test_attacks_by_name() -> None:
     assert attack_from_name("charmer", n_positions=5) == Charmer(n_positions=5)
     assert attack_from_name("leaf", rho=20) == LeafAttack(rho=20)
-    assert [type(attack_from_name(name)) for name in ATTACKS][:4] == [Charmer, LeafAttack, Exhaustive, RandomTypos]
-    with pytest.raises(ValueError, match="charmer, leaf, exhaustive, random-typos"):
+    first = [ExactOrBeam, Charmer, LeafAttack, Exhaustive, RandomTypos]
+    assert [type(attack_from_name(name)) for name in ATTACKS][:5] == first
+    with pytest.raises(ValueError, match="exact-or-beam, charmer, leaf, exhaustive, random-typos"):
         attack_from_name("charmr")
     with pytest.raises(
         ValueError, match="no parameter rho: it takes n_positions, beam, probe, alphabet, batch_prompts"

@@ -30,7 +30,8 @@ from tests import tiny
 
 PROMPTS = ["a red umbrella", "two cats on a mat", "naïve café", 'a "quoted" 猫']
 QUICK: dict[str, dict[str, object]] = {
-    "charmer": {"n_positions": 3}, "leaf": {"rho": 12}, "tokens": {"top_n": 16},
+    "charmer": {"n_positions": 3}, "leaf": {"rho": 12}, "tokens": {"top_n": 16}, "exhaustive": {"alphabet": "xe 1"},
+    "exact-or-beam": {"exact_up_to": 12, "n_positions": 2, "beam": 2},
     "genetic": {"population": 12, "generations": 4}, "words": {"similarity": -1},
 }  # fmt: skip
 """Parameters for a test; an attack that is not named here runs with its defaults."""

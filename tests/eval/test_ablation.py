@@ -25,6 +25,8 @@ WORDS = [
     "--k",
     "1",
     "2",
+    "--attack",
+    "charmer",
     "--n-positions",
     "1",
 ]

@@ -21,7 +21,18 @@ from leaf_diffusion.world.captions import zero_shot_prompts
 from leaf_diffusion.world.figures import zero_shot_anchors
 from tests import tiny
 
-OPTIONS = ["--limit", "3", "--text-limit", "3", "--attack-steps", "2", "--n-positions", "2", "--per-class", "1"]
+OPTIONS = [
+    "--limit",
+    "3",
+    "--text-limit",
+    "3",
+    "--attack-steps",
+    "2",
+    "--attack",
+    "charmer:n_positions=2",
+    "--per-class",
+    "1",
+]
 ROWS = ["original + original", "fare + original", "original + leaf", "fare + leaf"]
 Towers = tuple[dict[str, ImageEncoder], dict[str, TextEncoder]]
 
@@ -110,7 +121,7 @@ def test_images_texts_and_anchors_of_ones_own(tmp_path: Path, towers: Towers) ->
     lines = [{"text": "my cat sleeps", "label": "cat"}, {"text": "a dog barks", "label": "dog"}]
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     own = ["--images", str(tmp_path / "images"), "--texts", str(tmp_path / "texts.jsonl"), "--steps", "1"]
-    own += ["--n-positions", "1", "--encoders", "original", "--image-encoders", "original", "fare"]
+    own += ["--attack", "charmer:n_positions=1", "--encoders", "original", "--image-encoders", "original", "fare"]
     folder = tmp_path / "run"
     assert both_domains.main([*own, "--anchors", str(tmp_path / "images"), "--output", str(folder)]) == 0
     records = load_run(folder).records("texts", PairText)

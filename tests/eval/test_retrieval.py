@@ -24,7 +24,19 @@ from leaf_diffusion.world.captions import full_prompts
 from leaf_diffusion.world.scenes import pixels
 from leaf_diffusion.world.sources import load_clip
 
-SMALL = ["--gallery", "20", "--limit", "3", "--targets", "2", "--n-positions", "2", "--encoders", "original", "leaf"]
+SMALL = [
+    "--gallery",
+    "20",
+    "--limit",
+    "3",
+    "--targets",
+    "2",
+    "--attack",
+    "charmer:n_positions=2",
+    "--encoders",
+    "original",
+    "leaf",
+]
 
 
 Refused = Callable[..., str]
@@ -191,7 +203,7 @@ def test_files_give_the_first_caption_of_each_image(coco: Path) -> None:
 
 def test_a_run_on_files(coco: Path, tmp_path: Path) -> None:
     words = ["--captions", str(coco / "coco.json"), "--images", str(coco / "images"), "--targets", "1", "--limit", "2",
-             "--encoders", "leaf", "--k", "1", "--n-positions", "1", "--goals", "toward", "--toward", "images"]  # fmt: skip
+             "--encoders", "leaf", "--k", "1", "--attack", "charmer:n_positions=1", "--goals", "toward", "--toward", "images"]  # fmt: skip
     assert retrieval.main([*words, "--output", str(tmp_path / "run")]) == 0
     run = load_run(tmp_path / "run")
     assert len(run.records("gallery", Embedded)) == 14

@@ -24,7 +24,7 @@ from leaf_diffusion.runs import files, log
 from leaf_diffusion.runs.records import AttackRecord, ImageRecord, Record, ScoreRecord, parse
 from leaf_diffusion.world.figures import noise_seed
 
-SMALL = ["--limit", "2", "--n-positions", "2", "--steps", "2", "--batch-size", "16"]
+SMALL = ["--limit", "2", "--attack", "charmer", "--n-positions", "2", "--steps", "2", "--batch-size", "16"]
 COLUMNS = [
     "encoder",
     "baseline",
@@ -300,6 +300,7 @@ def test_a_dry_run_measures_and_keeps_nothing(tmp_path: Path, capsys: pytest.Cap
         assert part in said
     # 2 prompts x 5 sources x 2 k, of which one prompt's were measured
     assert re.search(r"attacks +20 +10 in \d+\.\d s", said)
+    assert re.search(r": 20, about [\d,]{5,} queries at most; images", " ".join(said.split()))
 
 
 def test_attack_sets_of_a_file_are_used_and_not_searched(

@@ -84,7 +84,7 @@ def test_rows_hold_means_and_paired_differences(finished: Path) -> None:
 def test_exhaustive_is_at_least_as_bad_as_every_edit(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (tmp_path / "one.txt").write_text("a red cat\n")
-    options = ["--encoders", "original", "--attacks", "exhaustive", "--constraint", "none"]
+    options = ["--encoders", "original", "--attacks", "exhaustive", "exact-or-beam", "charmer", "--constraint", "none"]
     assert textfare.main([*options, "--prompts", str(tmp_path / "one.txt"), "--output", str(folder)]) == 0
     (record,) = load_run(folder).records("losses", Losses)
     encoder = load_text_encoder("world:original")
@@ -92,6 +92,13 @@ def test_exhaustive_is_at_least_as_bad_as_every_edit(tmp_path: Path) -> None:
     edits = neighbours("a red cat").texts()[::50]
     losses = (encoder.features(encoder.tokenize(edits)) - clean).square().sum(-1)
     assert record.attacked[0].score >= float(losses.max()) * (1 - 1e-5)
+    assert [row.exact for row in record.attacked] == [True, True, False]
+    assert record.attacked[1].perturbed == record.attacked[0].perturbed
+    exact = {row.attack: row.exact for row in load_run(folder).results.rows if row.metric == "textfare"}
+    assert exact == {None: None, "exhaustive": True, "exact-or-beam": True, "charmer": None}
+    page = (folder / "report.html").read_text()
+    assert "exact-or-beam on itself, k=1, unconstrained (exact)" in page
+    assert "charmer on itself, k=1, unconstrained (exact)" not in page
 
 
 def test_a_second_call_computes_nothing_and_writes_the_same(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

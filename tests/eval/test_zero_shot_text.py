@@ -23,7 +23,7 @@ from leaf_diffusion.runs.experiment_records import ClassifiedText
 from leaf_diffusion.scoring import Margin, Scorer
 from leaf_diffusion.text import NoNewWords, distance
 
-WORDS = ["--encoders", "original", "leaf", "--limit", "4", "--images", "1", "--k", "1", "2", "--n-positions", "3", "1",
+WORDS = ["--encoders", "original", "leaf", "--limit", "4", "--images", "1", "--k", "1", "2", "--attacks", "charmer", "--n-positions", "3", "1",
          "--constraints", "no-new-words", "none"]  # fmt: skip
 
 
@@ -107,6 +107,21 @@ def test_rows_follow_from_the_records(finished: Path) -> None:
     assert "random edits" in (finished / "report.html").read_text()
 
 
+def test_the_default_is_exact_at_one_edit_and_says_so(tmp_path: Path) -> None:
+    words = ["--encoders", "original", "leaf", "--limit", "2", "--images", "1", "--k", "1", "2"]
+    assert zero_shot_text.main([*words, "--output", str(tmp_path / "run")]) == 0
+    rows = [row for row in load_run(tmp_path / "run").results.rows if row.metric == "accuracy" and row.k]
+    means = {(row.encoder, row.attack, row.k): row.mean for row in rows if row.baseline is None}
+    for name in ("original", "leaf"):
+        assert means[name, "exact-or-beam", 1] == means[name, "exhaustive", 1]
+    said = {("exhaustive", 1, True), ("exact-or-beam", 1, True), ("exact-or-beam", 2, None)}
+    for paired in (False, True):
+        assert {(row.attack, row.k, row.exact) for row in rows if (row.baseline is not None) == paired} == said
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "exact-or-beam on itself, k=1, no-new-words (exact)" in page
+    assert "exact-or-beam on itself, k=2, no-new-words (exact)" not in page
+
+
 def labelled(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     return str(path)
@@ -121,7 +136,19 @@ def test_a_task_of_a_file_has_the_encoders_own_anchors(tmp_path: Path) -> None:
     features = encoder.features(encoder.tokenize(["a animal", "the animal"]))
     expected = normalize(normalize(features, dim=-1).mean(0), dim=-1)
     assert torch.allclose(task.anchors(encoder)[0], expected, atol=1e-5)
-    words = ["--task", source, "--encoders", "original", "--no-exact", "--k", "1", "--n-positions", "1"]
+    words = [
+        "--task",
+        source,
+        "--encoders",
+        "original",
+        "--no-exact",
+        "--k",
+        "1",
+        "--attacks",
+        "charmer",
+        "--n-positions",
+        "1",
+    ]
     assert zero_shot_text.main([*words, "--output", str(tmp_path / "run")]) == 0
     results = load_run(tmp_path / "run").results
     assert {row.metric for row in results.rows} == {"accuracy"}
@@ -145,7 +172,19 @@ def test_classes_may_be_images_of_a_folder(tmp_path: Path, capsys: pytest.Captur
             Image.new("RGB", (32 + i, 32), colour).save(tmp_path / "shown" / name / f"{i}.png")
     rows: list[dict[str, object]] = [{"text": "a cat", "label": "animal"}, {"text": "a car", "label": "thing"}]
     source = labelled(tmp_path / "t.jsonl", rows)
-    words = ["--task", source, "--encoders", "leaf", "--no-exact", "--k", "1", "--n-positions", "1"]
+    words = [
+        "--task",
+        source,
+        "--encoders",
+        "leaf",
+        "--no-exact",
+        "--k",
+        "1",
+        "--attacks",
+        "charmer",
+        "--n-positions",
+        "1",
+    ]
     shown = ["--anchors", str(tmp_path / "shown"), "--image-encoder", "world:original"]
     assert zero_shot_text.main([*words, *shown, "--output", str(tmp_path / "run")]) == 0
     tower, encoder = load_image_encoder("world:original"), load_text_encoder("world:leaf")

@@ -73,7 +73,7 @@ def test_every_experiment_has_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert re.search(r"losses +20 +8 in \d+\.\d s", said)
     assert "encoder leaf" in said
-    assert retrieval.main([*few, "--gallery", "20", "--limit", "3", "--n-positions", "1"]) == 0
+    assert retrieval.main([*few, "--gallery", "20", "--limit", "3", "--attack", "charmer:n_positions=1"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"attacks +6 +2 in \d+\.\d s", said)
     assert "nothing was kept" in said

@@ -78,7 +78,7 @@ def test_switches_stand_in_a_configuration_file(tmp_path: Path) -> None:
     [
         ["--k", "-1"],
         ["--k", "0"],
-        ["--attack", "exhaustive"],
+        ["--attack", "exhaustive", "--k", "3"],
         ["--attack", "genetic:population=0"],
         ["--limit", "0"],
         ["--k", "1", "1"],

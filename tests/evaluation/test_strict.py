@@ -9,7 +9,18 @@ from leaf_diffusion.evaluation.strict import strict
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.runs.records import KINDS, ImageRecord
 
-ARGUMENTS = ["--encoders", "original", "leaf", "--k", "1", "--n-positions", "2", "--steps", "2", "--strict"]
+ARGUMENTS = [
+    "--encoders",
+    "original",
+    "leaf",
+    "--k",
+    "1",
+    "--attack",
+    "charmer:n_positions=2",
+    "--steps",
+    "2",
+    "--strict",
+]
 
 
 @pytest.mark.slow

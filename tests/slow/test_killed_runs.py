@@ -15,7 +15,7 @@ from leaf_diffusion.runs.records import ImageRecord, Record
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("killed.py")
-ARGUMENTS = ["--encoders", "original", "leaf", "--limit", "6", "--k", "1", "2", "--n-positions", "3", "--steps", "3",
+ARGUMENTS = ["--encoders", "original", "leaf", "--limit", "6", "--k", "1", "2", "--attack", "charmer:n_positions=3", "--steps", "3",
              "--batch-size", "5", "--prompt-seed", "3"]  # fmt: skip
 KINDS = ("attacks", "images", "scores")
 

@@ -63,10 +63,15 @@ class Setup:
     def said(self) -> list[str]:
         """What will be done."""
         options, plan = self.options, self.plan
-        attacks, images = sum(1 for _ in plan.attacks()), sum(1 for _ in plan.images())
+        attacks, images = list(plan.attacks()), sum(1 for _ in plan.images())
+        searched = attacks if not self.given_attacks else []
+        cost = [
+            options.attack.most_queries(unit.prompt.text, unit.k) or 0 for unit in searched if unit.k == max(options.k)
+        ]
+        queries = f", about {sum(cost):,} queries at most" if any(cost) else ""
         return [
             f"{len(plan.prompts)} prompts, encoders {_names(self.encoders)}; attacks ({options.attack.label}, "
-            f"{options.constraint}) on {_names(plan.sources) or 'none'}: {attacks}; images: {images}"
+            f"{options.constraint}) on {_names(plan.sources) or 'none'}: {len(attacks)}{queries}; images: {images}"
         ]
 
     def image_bytes(self) -> int:

@@ -114,6 +114,7 @@ def attack_counts(attacks: Iterable[AttackRecord]) -> list[AttackSet]:
             score=mean(each.score for each in found),
             queries=mean(each.queries for each in found),
             unseen_tokens=mean(each.unseen_tokens for each in found),
+            exact=sum(bool(each.exact) for each in found),
         )
         for (source, k), found in sets.items()
     ]
@@ -170,6 +171,6 @@ def said(counts: Iterable[AttackSet]) -> list[str]:
         unseen = "" if share is None else f", {share:.0%} of the tokens never seen in training"
         sentences.append(
             f"attacks on {isolated(each.source)}, k={each.k}: {each.n} prompts, "
-            f"{each.unchanged} unchanged, {each.truncated} truncated{unseen}"
+            f"{each.unchanged} unchanged, {each.truncated} truncated{unseen}, exact for {each.exact} of {each.n}"
         )
     return sentences

@@ -10,7 +10,7 @@ from leaf_diffusion.attacks import Attack, LeafAttack
 from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.evaluation.experiment import Setting
-from leaf_diffusion.evaluation.options import ConstraintName, RunOptions, check_edits
+from leaf_diffusion.evaluation.options import RunOptions, SearchOptions, check_edits
 from leaf_diffusion.evaluation.tasks.options import check_counts
 from leaf_diffusion.evaluation.tasks.text import Task
 from leaf_diffusion.evaluation.tasks.units import Noted
@@ -27,7 +27,7 @@ PROBE = f"leaf, rho={PROBE_RHO}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationOptions(RunOptions):
+class AblationOptions(RunOptions, SearchOptions):
     """Finetune one encoder several times, each time with one choice changed, and attack the results alike."""
 
     renamed: ClassVar[Mapping[str, str]] = {"--steps": "--train-steps"}
@@ -59,10 +59,6 @@ class AblationOptions(RunOptions):
     limit: int = 96
     """Texts of the task, spread over the classes."""
     k: tuple[int, ...] = (1, 2, 3, 4, 5)
-    n_positions: int = 20
-    """Positions that Charmer keeps a round."""
-    constraint: ConstraintName = "no-new-words"
-    """Of the attacks that the encoders are compared under."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,8 +68,8 @@ class AblationOptions(RunOptions):
             refuse_idle(self, "belongs to --captions", "column", "split")
         if self.task == "world":
             refuse_idle(self, "belongs to a --task of your own", "task_column", "task_split", "classes")
-        check_edits(self.k)
-        check_counts(self, "train_steps", "limit", "n_positions")
+        check_edits(self.k, self.attack)
+        check_counts(self, "train_steps", "limit")
 
     def main_setting(self, labels: Sequence[str]) -> Setting:
         """The relative loss under the LEAF attack."""
@@ -125,11 +121,12 @@ def probe(
         held={str(k): result.score <= 0 for k, result in results.items()},
         clean_loss=worst.clean_score / norm,
         loss=worst.score / norm,
+        exact=[k for k, result in results.items() if result.exact],
     )
 
 
-def probe_values(records: Iterable[AttackedUnderRecipe], constraint: str) -> Noted:
-    """Accuracy at every k, and the loss, of each text."""
+def probe_values(records: Iterable[AttackedUnderRecipe], attack: str, constraint: str) -> Noted:
+    """Accuracy under the attack at every k, and the loss, of each text."""
     found = Noted()
     for record in records:
         name, number = record.encoder, record.number
@@ -138,6 +135,7 @@ def probe_values(records: Iterable[AttackedUnderRecipe], constraint: str) -> Not
         found.note(Setting(name, RELATIVE_TEXTFARE.key), number, record.clean_loss)
         found.note(Setting(name, RELATIVE_TEXTFARE.key, *leaf), number, record.loss)
         for k, held in record.held.items():
-            charmer = ("adaptive", name, "charmer", constraint, int(k))
-            found.note(Setting(name, TEXT_ACCURACY.key, *charmer), number, record.right and held)
-    return found
+            place = ("adaptive", name, attack, constraint, int(k))
+            exact = int(k) in record.exact
+            found.note(Setting(name, TEXT_ACCURACY.key, *place), number, record.right and held, exact)
+    return found.with_exact()

@@ -11,6 +11,7 @@ from torch import Tensor
 from leaf_diffusion.attacks import Attack
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
+from leaf_diffusion.evaluation.options import check_edits
 from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.tasks.image_attacks import Classifier
 from leaf_diffusion.evaluation.tasks.images import ImageTask
@@ -39,13 +40,14 @@ class BothDomainsOptions(LabelledTextOptions, ImageOptions):
     k: int = 1
 
     def __post_init__(self) -> None:
-        check_counts(self, "limit", "text_limit", "attack_steps", "batch_size", "per_class", "k", "n_positions")
+        check_counts(self, "limit", "text_limit", "attack_steps", "batch_size", "per_class")
+        check_edits((self.k,), self.attack)
         if self.eps is not None and not 0 < self.eps <= 255:
             raise ValueError(f"--eps is above 0 and up to 255, got {self.eps}")
 
     def main_setting(self, labels: Sequence[str]) -> Setting:
         """The texts that the last pair of towers keeps right under attack."""
-        place = ("adaptive", labels[-1], "charmer", self.constraint, self.k)
+        place = ("adaptive", labels[-1], self.attack.label, self.constraint, self.k)
         return Setting(labels[-1], BOTH_TEXT_ACCURACY.key, *place, more=(("eps", 0.0),))
 
 
@@ -112,7 +114,7 @@ def measure_texts(
             number=i,
             right=result.clean_score <= 0,
             held=result.score <= 0,
-            **dict(attacked(result, row, k, attack.name, constraint)),
+            **dict(attacked(result, row, k, attack.label, constraint)),
         )
         for i, result in zip(numbers, results, strict=True)
     ]

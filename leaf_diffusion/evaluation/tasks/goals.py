@@ -63,6 +63,6 @@ def attack_captions(
     for goal, target, objective in goals.objectives(queries):
         for k, results in attack.path(texts, Scorer(encoder, objective), ks, constraint=rule, seed=seed).items():
             for mine, result in zip(found, results, strict=True):
-                row = attacked(result, label, k, attack.name, constraint)
+                row = attacked(result, label, k, attack.label, constraint)
                 mine.append(AttackedCaption(goal=goal, target=target, **dict(row)))
     return [AttackedCaptions(encoder=label, number=i, attacked=mine) for i, mine in zip(queries, found, strict=True)]

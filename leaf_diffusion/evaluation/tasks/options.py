@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
-from leaf_diffusion.evaluation.options import ConstraintName, MeasuredPromptOptions, RunOptions
+from leaf_diffusion.evaluation.options import MeasuredPromptOptions, RunOptions, SearchOptions
 from leaf_diffusion.evaluation.prompts import Prompt, from_world
 from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.tasks.image_attacks import ImageAttackName, default_eps
@@ -122,8 +122,8 @@ class ZeroShotImageOptions(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledTextOptions(RunOptions):
-    """Texts with classes, the images of these classes, and Charmer on the texts."""
+class LabelledTextOptions(RunOptions, SearchOptions):
+    """Texts with classes, the images of these classes, and the attack on the texts."""
 
     texts: str = "world"
     """ "world", a file of labelled texts (JSONL, CSV, TSV, Parquet), or dataset:NAME ("dataset:ag_news")."""
@@ -141,9 +141,6 @@ class LabelledTextOptions(RunOptions):
     """Images behind a class of the texts, at most."""
     text_limit: int | None = 96
     """Number of texts, spread over the classes."""
-    n_positions: int = 20
-    """Positions that Charmer keeps a round."""
-    constraint: ConstraintName = "no-new-words"
 
     def load_texts(self) -> Task:
         """The labelled texts."""

@@ -42,7 +42,7 @@ def accuracies(records: Sequence[ClassifiedText]) -> Noted:
         found.note(Setting(name, TEXT_ACCURACY.key), number, record.right)
         for each in record.exact:
             place = ("adaptive", name, "exhaustive", each.constraint, 1)
-            found.note(Setting(name, TEXT_ACCURACY.key, *place, exact=True), number, record.right and not each.flips)
+            found.note(Setting(name, TEXT_ACCURACY.key, *place), number, record.right and not each.flips, exact=True)
             for queries in query_numbers(most):
                 drawn = ("adaptive", name, "random edits", each.constraint, 1)
                 setting = Setting(name, OVER_QUERIES.key, *drawn, more=(("queries", queries),))
@@ -50,8 +50,9 @@ def accuracies(records: Sequence[ClassifiedText]) -> Noted:
                 found.note(setting, number, held)
         for search in record.attacks:
             place = ("adaptive", name, search.label, search.constraint, search.k)
-            found.note(Setting(name, TEXT_ACCURACY.key, *place), number, record.right and search.held)
-    return found
+            held = record.right and search.held
+            found.note(Setting(name, TEXT_ACCURACY.key, *place), number, held, exact=search.exact)
+    return found.with_exact()
 
 
 def sensitivities(records: Iterable[MinimalPairs]) -> Noted:

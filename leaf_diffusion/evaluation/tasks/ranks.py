@@ -143,7 +143,7 @@ def retrieval_values(clean: Iterable[CleanRank], records: Iterable[Ranked], targ
                 found[TARGET_ABOVE.key] = [row.target_above[i] for i in aimed]
                 for cut in CUTS:
                     found[target_recall(cut).key] = [row.target_ranks[i] <= cut for i in aimed]
-            label = None if row.goal is None else f"charmer, {row.goal}"
+            label = None if row.goal is None else f"{row.attack}, {row.goal}"
             place = (row.protocol, row.source, label, row.constraint, row.k)
             for metric, each in found.items():
                 setting = Setting(record.encoder, metric, *place, more=(("captions", "attacked"),))

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.image_encoder import ImageEncoder
-from leaf_diffusion.evaluation.options import ConstraintName, RunOptions, check_edits
+from leaf_diffusion.evaluation.options import RunOptions, SearchOptions, check_edits
 from leaf_diffusion.evaluation.results import Setting
 from leaf_diffusion.evaluation.tasks.gallery import Gallery, file_gallery, world_gallery
 from leaf_diffusion.evaluation.tasks.goals import Goal
@@ -29,7 +29,7 @@ THUMBNAIL = 208
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalOptions(RunOptions):
+class RetrievalOptions(RunOptions, SearchOptions):
     """Text-to-image retrieval, clean and under untargeted and targeted attacks."""
 
     renamed: ClassVar[Mapping[str, str]] = {"--caption-column": "--column", "--pictures": "--images"}
@@ -56,15 +56,12 @@ class RetrievalOptions(RunOptions):
     """What the targeted attack moves the caption's embedding to: that of the target caption, or of its image."""
     k: tuple[int, ...] = (1, 2)
     """Numbers of character edits."""
-    n_positions: int = 10
-    """Positions that Charmer keeps a round."""
-    constraint: ConstraintName = "no-new-words"
     seed: int = 0
     """Which scenes are drawn, and which captions are attacked or are targets."""
 
     def __post_init__(self) -> None:
-        check_edits(self.k)
-        check_counts(self, "gallery", "limit", "targets", "n_positions")
+        check_edits(self.k, self.attack)
+        check_counts(self, "gallery", "limit", "targets")
         if "toward" not in self.goals:
             refuse_idle(self, 'belongs to the goal "toward"', "toward")
         if not self.goals or len(set(self.goals)) < len(self.goals):
@@ -74,7 +71,7 @@ class RetrievalOptions(RunOptions):
 
     def main_setting(self, labels: Sequence[str]) -> Setting:
         """Recall@1 of the attacked captions under the first goal's attack at the smallest k."""
-        place = ("adaptive", labels[1], f"charmer, {self.goals[0]}", self.constraint, min(self.k))
+        place = ("adaptive", labels[1], f"{self.attack.label}, {self.goals[0]}", self.constraint, min(self.k))
         return Setting(labels[1], recall(1).key, *place, more=(("captions", "attacked"),))
 
     def load_gallery(self) -> Gallery:

@@ -50,8 +50,8 @@ class ZeroShotTextOptions(TaskOptions):
     """The image tower of the CLIP that the text encoders belong to: a folder, a Hub id, openclip:..."""
     exact: bool = True
     """Score every allowed single edit. About 191 queries a character: leave it out for long texts (--no-exact)."""
-    attacks: tuple[str, ...] = ("charmer",)
-    """As of `leaf-diffusion attack`: charmer, leaf, genetic, tokens, words, keyboard, worst-keyboard, ..."""
+    attacks: tuple[str, ...] = ("exact-or-beam",)
+    """As of `leaf-diffusion attack`: exact-or-beam, charmer (the paper's), leaf, genetic, tokens, words, keyboard, ..."""
     k: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Numbers of edits."""
     n_positions: tuple[int, ...] = (20,)
@@ -127,6 +127,7 @@ def attack_text(
                     queries=result.queries,
                     held=result.score <= 0,
                     truncated=result.truncated,
+                    exact=result.exact,
                 )
                 found.append(each)
     return ClassifiedText(

@@ -25,11 +25,13 @@ from leaf_diffusion.text.constraints import constraint_from_name
 class TextFareOptions(PromptRunOptions):
     """The TextFARE loss of text encoders on clean prompts and under attacks that maximise it."""
 
-    attacks: tuple[Literal["charmer", "leaf", "exhaustive", "random-typos", "genetic"], ...] = (
-        "random-typos", "leaf", "charmer", "exhaustive",
+    attacks: tuple[Literal["exact-or-beam", "charmer", "leaf", "exhaustive", "random-typos", "genetic"], ...] = (
+        "random-typos", "leaf", "charmer", "exact-or-beam",
     )  # fmt: skip
+    """exact-or-beam: all single edits of a prompt of 80 characters at most, else a beam; charmer: the paper's; exhaustive: all
+    single edits, however long the prompt, and nothing at further k."""
     k: tuple[int, ...] = (1,)
-    """Numbers of character edits; exhaustive search is exact, for k=1 only."""
+    """Numbers of character edits."""
     n_positions: int = 20
     """Positions that Charmer keeps a round."""
     rho: int = 50
@@ -48,14 +50,19 @@ class TextFareOptions(PromptRunOptions):
 
     def main_setting(self, labels: Sequence[str]) -> Setting:
         """The relative loss under the last attack that takes the smallest k."""
-        k, chosen = min(self.k), self.chosen()
-        name = next((name for name in reversed(self.attacks) if k <= (chosen[name].largest_k or k)), self.attacks[0])
+        k = min(self.k)
+        name = next((name for name in reversed(self.attacks) if takes(name, k)), self.attacks[0])
         return Setting(labels[1], RELATIVE_TEXTFARE.key, "adaptive", labels[1], name, self.constraint, k)
 
     def chosen(self) -> dict[str, Attack]:
         """The attacks by name."""
         params = {"charmer": {"n_positions": self.n_positions}, "leaf": {"rho": self.rho}}
         return {name: attack_from_name(name, **params.get(name, {})) for name in self.attacks}
+
+
+def takes(name: str, k: int) -> bool:
+    """Whether an attack is asked for `k` edits."""
+    return name != Exhaustive.name or k == 1
 
 
 def measure_losses(
@@ -77,7 +84,7 @@ def measure_losses(
     )
     scorer = Scorer(encoder, objective)
     for name, attack in attacks.items():
-        mine = [k for k in ks if attack.largest_k is None or k <= attack.largest_k]
+        mine = [k for k in ks if takes(name, k)]
         for k, results in attack.path(texts, scorer, mine, constraint=rule, seed=seed).items():
             for row, result in zip(rows, results, strict=True):
                 row.append(attacked(result, label, k, name, constraint))
@@ -92,12 +99,11 @@ def loss_values(records: Iterable[Losses]) -> Noted:
     """The loss of each prompt, and the same over the squared norm of its clean embedding."""
     found = Noted()
     for record in records:
-        losses = {Setting(record.encoder, TEXTFARE.key): record.clean}
+        losses = {Setting(record.encoder, TEXTFARE.key): (record.clean, False)}
         for row in record.attacked:
             place = ("adaptive", record.encoder, row.attack, row.constraint, row.k)
-            exact = row.attack == Exhaustive.name
-            losses[Setting(record.encoder, TEXTFARE.key, *place, exact=exact)] = row.score
-        for setting, loss in losses.items():
-            found.note(setting, record.prompt_id, loss)
-            found.note(replace(setting, metric=RELATIVE_TEXTFARE.key), record.prompt_id, loss / record.norm)
-    return found
+            losses[Setting(record.encoder, TEXTFARE.key, *place)] = (row.score, row.exact)
+        for setting, (loss, exact) in losses.items():
+            found.note(setting, record.prompt_id, loss, exact)
+            found.note(replace(setting, metric=RELATIVE_TEXTFARE.key), record.prompt_id, loss / record.norm, exact)
+    return found.with_exact()

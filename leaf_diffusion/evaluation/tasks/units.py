@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from leaf_diffusion.attacks import AttackResult
@@ -106,9 +107,22 @@ def single(
 class Noted(dict[Setting, dict[str, float]]):
     """Values by setting and unit, as `Experiment.values` returns them."""
 
-    def note(self, setting: Setting, unit: str | int, value: float) -> None:
-        """Add the value of a unit, which is named by a text or a number."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._searched = set[Setting]()
+
+    def note(self, setting: Setting, unit: str | int, value: float, exact: bool = False) -> None:
+        """Add the value of a unit, which is named by a text or a number; `exact`: no allowed edit makes it worse."""
         self.setdefault(setting, {})[unit_name(unit)] = float(value)
+        if not exact:
+            self._searched.add(setting)
+
+    def with_exact(self) -> Noted:
+        """The same, with settings of which every value is exact marked as such."""
+        found = Noted()
+        for setting, values in self.items():
+            found[replace(setting, exact=setting not in self._searched)] = values
+        return found
 
 
 def attacked(result: AttackResult, source: str, k: int, attack: str, constraint: str) -> AttackedText:

@@ -13,7 +13,9 @@ def ablation_page(rows: Sequence[ResultRow], labels: Sequence[str], about: str, 
     """Every training against the first encoder, and accuracy over k."""
     first = [row for row in rows if row.baseline in (None, labels[0])]
     tables = matrices(first, [TEXT_ACCURACY, RELATIVE_TEXTFARE])
-    plot = curve(rows, TEXT_ACCURACY, labels, x=lambda row: row.k or 0, xlabel="edits k (Charmer)", name="ablation")
+    plot = curve(
+        rows, TEXT_ACCURACY, labels, x=lambda row: row.k or 0, xlabel=f"edits k ({facts['attack']})", name="ablation"
+    )
     sections = [Section("What each choice buys", about, tables, [(TEXT_ACCURACY.title, plot)])]
     said = means_said([row for row in rows if row.k], RELATIVE_TEXTFARE)
     headline = f"Relative loss under the LEAF attack: {said}"

@@ -27,7 +27,7 @@ def both_page(
     """`labels`: "image tower + text tower", the originals first."""
     about = (
         f"A row is an image tower + a text tower. Attacked images: APGD (cross-entropy, then DLR) within {eps:g}/255; attacked "
-        f"texts: Charmer, k={k}; each row is attacked on itself."
+        f"texts: {records[0].attack}, k={k}; each row is attacked on itself."
     )
     sections = [
         Section("Both domains", about, [the_table(rows, labels)]),

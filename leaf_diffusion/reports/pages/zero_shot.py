@@ -96,5 +96,5 @@ def _headline(rows: Sequence[ResultRow]) -> str:
     place = [
         row for row in attacked if all(row.column(name) == first.column(name) for name in ("attack", "k", "constraint"))
     ]
-    what = "the exact worst single edit" if first.attack == "exhaustive" else f"{first.attack}, k={first.k}"
+    what = "the exact worst single edit" if first.exact and first.k == 1 else f"{first.attack}, k={first.k}"
     return f"Right under {what}: {means_said(place, TEXT_ACCURACY)}"
