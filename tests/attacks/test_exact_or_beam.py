@@ -110,4 +110,9 @@ def test_records_and_the_terminal_say_what_is_exact(fake: Any) -> None:
     ]
     records = [AttackRecord(id="a", prompt_id="p", **text.model_dump()) for text in texts]
     assert [(each.k, each.exact, each.n) for each in attack_counts(records)] == [(1, 2, 4), (2, 0, 4)]
-    assert attack_summary(one).endswith("exact for 2 of 4") and attack_summary(two).endswith("exact for 0 of 4")
+    said = {1: attack_summary([one[0]]), 2: attack_summary(one), 3: attack_summary(two)}
+    assert ["truncated, exact for 1\nUnder attack: exact" in said[1], "truncated, exact for 2\n" in said[2]] == [
+        True,
+        True,
+    ]
+    assert all("an upper bound on robustness" in said[i] and "where “exact” is said" in said[2] for i in (2, 3))
