@@ -1,8 +1,7 @@
-"""Text-to-image retrieval under attack: recall@1, 5 and 10 of captions among images, and targeted retrieval.
+"""`leaf-diffusion retrieve`: text-to-image retrieval under attack, recall@1, 5 and 10, and targeted retrieval.
 
-Paper: section 4, retrieval: 1,000 images, Charmer with k=2 and n=10, three target captions. Three attackers: one moves
-the caption away from its clean embedding ("drift"), one knows the images and lifts the best wrong one over the right
-one ("margin"), one moves it towards each target ("toward"). Images have one tower. Runs as `leaf-diffusion retrieve`.
+Paper: section 4, retrieval: 1,000 images, Charmer (k=2, n=10), three target captions. Attackers move a caption off its clean
+embedding ("drift"), lift the best wrong image over the right one ("margin") or near each target ("toward").
 """
 
 from __future__ import annotations
