@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leaf_diffusion.attacks.base import Allowed, Attack, Outcome, Problem
 from leaf_diffusion.attacks.charmer import probes
 from leaf_diffusion.attacks.search import Iterates, best_first
 from leaf_diffusion.text import Candidates, n_slots, slot_edits
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,8 @@ class LeafAttack(Attack):
         state = Iterates(problem.prompts, problem.score)
         for done in range(1, problem.k + 1):
             active = [i for i in range(len(problem.prompts)) if not state.finished[i]]
-            slots = {i: sorted(_draw(n_slots(state.texts[i]), self.slots or self.rho, problem.rngs[i])) for i in active}
+            drawn = {i: _draw(n_slots(state.texts[i]), self.slots or self.rho, problem.rngs[i]) for i in active}
+            slots = {i: np.sort(some).tolist() for i, some in drawn.items()}
             ranking = state.measure({i: probes(state.texts[i], slots[i]) for i in active})
             candidates = {}
             for i, scores in ranking.items():
@@ -64,12 +63,12 @@ class LeafAttack(Attack):
                 continue
             tried.add(slot)
             candidates = slot_edits(text, [slot])
-            candidates = candidates[allowed(i, text, candidates)]
-            if len(candidates):
-                return candidates[np.sort(_draw(len(candidates), self.rho, rng))]
+            fitting = np.flatnonzero(allowed(i, text, candidates))
+            if len(fitting):
+                return candidates[fitting[np.sort(_draw(len(fitting), self.rho, rng))]]
         return Candidates.none()
 
 
-def _draw(n: int, size: int, rng: np.random.Generator) -> list[int]:
+def _draw(n: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """``size`` of ``range(n)`` in random order, each as often as any other (give or take one)."""
-    return [int(x) for x in np.concatenate([rng.permutation(n) for _ in range(-(-size // n))])[:size]]
+    return np.concatenate([rng.permutation(n) for _ in range(-(-size // n))])[:size]

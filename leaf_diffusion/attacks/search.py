@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -74,18 +75,22 @@ class Iterates:
     first), and if it is finished."""
 
     def __init__(self, prompts: Sequence[str], score: BoundScore, width: int = 1) -> None:
-        scores = score.clean() if prompts else []
         self.texts = list(prompts)
-        self.members = [[Member(text, value)] for text, value in zip(prompts, scores, strict=True)]
         self._score, self._width = score, width
         self._ends = [score.solved(i, math.inf) for i in range(len(prompts))]
-        self.finished = [score.solved(i, value) for i, value in enumerate(scores)]
+        self.finished = [
+            score.solved(i, self.members[i][0].score) if ends else False for i, ends in enumerate(self._ends)
+        ]
+
+    @cached_property
+    def members(self) -> list[list[Member]]:
+        """Scored when first asked for: a search without an end has its first candidates made before."""
+        scores = self._score.clean() if self.texts else []
+        return [[Member(text, value)] for text, value in zip(self.texts, scores, strict=True)]
 
     def measure(self, candidates: Mapping[int, Candidates], best: int = 1) -> dict[int, Tensor]:
         """Score some prompts' candidates, of whose best so many are gone on with; the others have none."""
-        if not any(len(c) for c in candidates.values()):
-            return {i: torch.empty(0) for i in candidates}
-        scores = self._score([candidates.get(i, Candidates.none()) for i in range(len(self.members))], best=best)
+        scores = self._score([candidates.get(i, Candidates.none()) for i in range(len(self.texts))], best=best)
         return {i: scores[i].detach().float().cpu() for i in candidates}
 
     def advance(self, candidates: Mapping[int, Candidates]) -> None:
@@ -124,9 +129,10 @@ class Iterates:
         order = [argbest(scores)]
         if self._width > 1:
             order += [j for j in best_few(scores, self._width) if j != order[0]][: self._width - 1]
+        values = scores.numpy(force=True)
         old, new = (
             self.members[i],
-            [Member(candidates.text(j), float(scores[j])) for j in order if scores[j] > -math.inf],
+            [Member(candidates.text(j), float(values[j])) for j in order if values[j] > -math.inf],
         )
         kept = list[Member]()
         while len(kept) < self._width and (old or new):

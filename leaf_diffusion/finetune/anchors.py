@@ -12,6 +12,7 @@ from leaf_diffusion.attacks.base import Problem
 from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.scoring import Goal, Precision, Scorer
 from leaf_diffusion.scoring.objectives import squared_distance
+from leaf_diffusion.scoring.plain import PlainScore
 from leaf_diffusion.text import Constraint
 
 
@@ -133,11 +134,15 @@ def attack_captions(
     constraint: Constraint | None,
     seed: int,
     precision: Precision = "fp32",
+    search: Callable[[PlainScore], list[str]] | None = None,
 ) -> list[str]:
-    """Each caption as `attack` perturbs it on `encoder` as it is now, away from its target.
+    """Each caption as `attack` (or `search`, which runs it elsewhere: `AttackWorkers`) perturbs it on `encoder` as it is now,
+    away from its target.
 
     Runs the attack without the verification of its call, which would cost a training step another pass.
     """
     score = Scorer(encoder, AnchorDrift(targets, learnt(encoder)), precision=precision).bind(captions)
+    if search is not None:
+        return search(score)
     found = attack.run(Problem.of(list(captions), score, k, constraint=constraint, seed=seed))
     return [str(text) for text in found]

@@ -161,6 +161,9 @@ class TextFAREConfig(TextAttackConfig):
     attack_precision: Literal["fp32", "half"] = "fp32"
     """What the attack's candidates are scored in: "half" is bfloat16 (float16 on GPUs without it), much faster where the
     machine multiplies such numbers; what is learnt is computed as `mixed_precision` says."""
+    workers: int = 0
+    """Processes that make the attack's candidates while the device scores them and learns (Linux): 2 to 4 where a GPU waits
+    for them. The encoder is the same with any number."""
     replay: float = 0.0
     """Share of a batch (0 to below 1) whose attacked texts are those of earlier updates, drawn from the last
     `replay_size` of a process: finding an attack costs more than learning from it."""
@@ -181,7 +184,9 @@ class TextFAREConfig(TextAttackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_numbers(counts=("states_captions", "replay_size"), from_zero=("states_weight",))
+        self._check_numbers(counts=("states_captions", "replay_size"), from_zero=("states_weight", "workers"))
+        if self.workers and self.attack != "leaf":
+            raise ValueError(f"workers make the LEAF attack's candidates, {self.attack} has none: workers=0")
         if not 0 <= self.replay < 1:
             raise ValueError(f"replay must be a share of at least 0 and below 1, got {self.replay}")
         if self.replayed > self.replay_size:
@@ -202,7 +207,7 @@ class TextFAREConfig(TextAttackConfig):
         return LeafAttack(rho=self.rho, slots=self.slots) if self.attack == "leaf" else RandomTypos()
 
     def _immaterial(self) -> set[str]:
-        names = super()._immaterial()
+        names = super()._immaterial() | {"workers"}
         if self.states_weight or self.replay:  # some of each batch, or pairs of each process
             names -= {"batch_size", "accumulation"}
         if not self.replay:

@@ -109,6 +109,10 @@ class Task(ABC, Generic[Batch]):
         """What a row of the log tells beside the figures."""
         return {}
 
+    def seed(self, number: int) -> int:
+        """The seed of batch `number`'s attack: that of its update."""
+        return self.config.seed * 1_000_003 + number // self.config.accumulation
+
     def indices(self, number: int) -> list[int]:
         """The examples of batch `number` of this process."""
         fresh, rank, processes = self.config.fresh, self.accelerator.process_index, self.accelerator.num_processes
@@ -191,7 +195,7 @@ def _loop(
                 log({"step": 0, **before})
         while step < steps and not floor.stopped:
             started, losses = monotonic(), list[Tensor]()
-            seed = config.seed * 1_000_003 + step
+            seed = task.seed(step * config.accumulation)
             torch.manual_seed(seed * processes + rank)  # for towers with dropout
             for group in optimiser.param_groups:
                 group["lr"] = rate(step)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ from leaf_diffusion.finetune.tower import (
     token_states,
     trainable_copy,
 )
+from leaf_diffusion.finetune.workers import AttackWorkers
 from leaf_diffusion.scoring import Scorer
 from leaf_diffusion.text import Constraint, constraint_from_name
 
@@ -151,6 +152,12 @@ class TextFARE(Task[Pairs]):
         self.trained = HFTextEncoder(self.tower, self.original.tokenizer, name="trained")
         self.attacker, self.replay = config.new_attack(), Replay(config.replayed, config.replay_size)
         self.anchors, self.spelling = Anchors(self.original, self.captions_at, batches), None
+        self.workers: AttackWorkers | None = None
+        if config.workers:
+            self.workers = AttackWorkers(
+                config.workers, self.attacker, self.trained, lambda number: (self.captions_at(number), self.seed(number)),
+                batches, k=config.k, constraint=self.constraint,
+            )  # fmt: skip
         return Features(self.trained)
 
     def captions_at(self, number: int) -> list[str]:
@@ -162,6 +169,7 @@ class TextFARE(Task[Pairs]):
             attacked = attack_captions(
                 self.attacker, self.trained, self.captions_at(number), clean, k=self.config.k,
                 constraint=self.constraint, seed=seed, precision=self.config.attack_precision,
+                search=None if self.workers is None else partial(self.workers, number),
             )  # fmt: skip
         fresh = Pairs(self.indices(number), self.trained.tokenize(attacked), clean)
         draw = number * self.accelerator.num_processes + self.accelerator.process_index
@@ -195,6 +203,8 @@ class TextFARE(Task[Pairs]):
         self.replay.resume(stored, self.accelerator)
 
     def finish(self) -> None:
+        if self.workers is not None:
+            self.workers.close()
         self.spelling = merge_table(self.tower)
 
     def card(self) -> Card:

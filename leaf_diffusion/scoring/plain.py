@@ -80,6 +80,8 @@ class PlainScore:
     def checked(self, scores: Iterable[Tensor]) -> list[Tensor]:
         """The scores of each prompt; ValueError that names the encoder and the prompt of one that is NaN or infinite."""
         found = list(scores)
+        if not found or torch.isfinite(torch.cat(found)).all():
+            return found
         for prompt, each in zip(self.prompts, found, strict=True):
             if not torch.isfinite(each).all():
                 raise ValueError(f"{self.encoder.name}: a candidate of the prompt {prompt!r} scores NaN or infinity")

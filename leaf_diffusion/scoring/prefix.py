@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from leaf_diffusion.scoring.forest import distinct
 from leaf_diffusion.scoring.objectives import Objective
 from leaf_diffusion.scoring.plain import PlainScore, Precision, one_each
 from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, half_dtype
-from leaf_diffusion.text import Candidates
+from leaf_diffusion.text import DELETE, Candidates
 from leaf_diffusion.tokens.token_rows import Ints, Row, TokenRows
 
 Fetch = Callable[[], Tensor]
@@ -54,17 +54,8 @@ class PrefixScore(PlainScore):
     def __call__(self, candidates: Sequence[Candidates], *, best: int = 1) -> list[Float[Tensor, " _len"]]:
         """Scores, float32 on the CPU, one tensor a prompt; an empty `Candidates` gives an empty one."""
         self.count(candidates)
-        forest, started = self._rough or self._exact, list[tuple[TokenRows, Fetch]]()
-        with torch.inference_mode():
-            # some prompts at a time: a GPU computes them while the next ones are tokenized
-            for some in _together(candidates):
-                read = self.encoder.read_candidates(candidates[some.start : some.stop])
-                started.append((read, self._start(read, forest, some.start)))
-            scores = torch.cat([torch.empty(0), *(fetch() for _, fetch in started)])
-            if not torch.isfinite(scores).all():
-                self._name([self.encoder.tokenize_candidates(each) if len(each) else [] for each in candidates])
-            joined = TokenRows.joined([read for read, _ in started]) if self._rough else None
-            return self._finish(joined, scores, candidates, best)
+        groups = _together([len(each) for each in candidates])
+        return self._scored((self.encoder.read_candidates(candidates[some]) for some in groups), best)
 
     def rows(self, candidates: Sequence[Candidates]) -> TokenRows:
         """The candidates' token rows, counted as queries."""
@@ -72,14 +63,29 @@ class PrefixScore(PlainScore):
         return self.encoder.read_candidates(candidates)
 
     def score_rows(self, asked: Sequence[Sequence[Row]], *, best: int = 1) -> list[Float[Tensor, " _len"]]:
-        """Scores of token rows, one list a prompt."""
+        """Scores of token rows, one list a prompt: those of the same candidates, to the bit."""
         one_each("lists of token rows", len(asked), len(self.prompts))
         read = TokenRows.of(asked)
+        return self._scored((read.of_prompts(some) for some in _together(read.counts.tolist())), best)
+
+    def _scored(self, reads: Iterable[TokenRows], wanted: int) -> list[Tensor]:
+        """Scores of what is read of some prompts after the other: a GPU computes them while the next ones are read."""
+        started, first = list[tuple[TokenRows, Fetch]](), 0
         with torch.inference_mode():
-            scores = self._start(read, self._rough or self._exact)()
+            for read in reads:
+                started.append((read, self._start(read, self._rough or self._exact, first)))
+                first += len(read)
+            scores = torch.cat([torch.empty(0), *(fetch() for _, fetch in started)])
+            read = TokenRows.joined([read for read, _ in started])
             if not torch.isfinite(scores).all():
-                self._name(asked)
-            return self._finish(read, scores, read, best)
+                self._name(read)
+            return self._finish(read, scores, wanted)
+
+    def clean(self) -> list[float]:
+        """Scores of the untouched prompts; no queries are counted."""
+        # as an edit that changes nothing a prompt is read from remembered chunks, which its candidates share
+        read = self.encoder.read_candidates([Candidates.edits(prompt, [0], [DELETE]) for prompt in self.prompts])
+        return [float(scores[0]) for scores in self.score_rows(read)]
 
     def _name(self, asked: Sequence[Sequence[Row]]) -> None:
         """ValueError that names the text whose features are no numbers: rows of one forest spoil each other, those of the
@@ -127,13 +133,11 @@ class PrefixScore(PlainScore):
         found = [self.goals[i](features[at]).float() for i, at in zip(owner[firsts].tolist(), chosen, strict=True)]
         return torch.cat(found), order
 
-    def _finish(
-        self, read: TokenRows | None, scores: Tensor, sizes: Sequence[Candidates] | TokenRows, wanted: int
-    ) -> list[Tensor]:
+    def _finish(self, read: TokenRows, scores: Tensor, wanted: int) -> list[Tensor]:
         """The scores of each prompt; screened ones with the best computed in full, those of all prompts together."""
-        counts = sizes.counts.tolist() if isinstance(sizes, TokenRows) else [len(each) for each in sizes]
+        counts = read.counts.tolist()
         found = list(scores.split(counts))
-        if self._rough is None or read is None:
+        if self._rough is None:
             return self.checked(found)
         least = wanted + wanted // 4
         best = [each.topk(min(len(each), max(least, min(max(len(each) // 4, 12), SCREENED)))).indices for each in found]
@@ -152,13 +156,13 @@ class PrefixScore(PlainScore):
         return self.checked(found)
 
 
-def _together(candidates: Sequence[Candidates]) -> Iterator[range]:
-    """Prompts in groups of few candidates."""
+def _together(counts: Sequence[int]) -> Iterator[slice]:
+    """Prompts in groups of few candidates, of which each has so many."""
     first, size = 0, 0
-    for i, each in enumerate(candidates):
-        if i > first and size + len(each) > TOGETHER:
-            yield range(first, i)
+    for i, count in enumerate(counts):
+        if i > first and size + count > TOGETHER:
+            yield slice(first, i)
             first, size = i, 0
-        size += len(each)
-    if candidates:
-        yield range(first, len(candidates))
+        size += count
+    if counts:
+        yield slice(first, len(counts))

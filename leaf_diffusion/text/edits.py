@@ -190,12 +190,12 @@ class Candidates:
 
     def __getitem__(self, index: Any) -> Candidates:
         """The sub-list that an index array, a boolean mask or a slice selects (a single text is ``text(i)``)."""
-        if isinstance(index, SupportsIndex) and not isinstance(index, np.ndarray):
-            raise TypeError("index candidates with an array, a mask or a slice; one text is text(i)")
-        if not isinstance(index, slice):
+        if not isinstance(index, np.ndarray | slice):
+            if isinstance(index, SupportsIndex):
+                raise TypeError("index candidates with an array, a mask or a slice; one text is text(i)")
             index = np.asarray(index)
-            if index.size == 0 and index.dtype != np.bool_:
-                index = index.astype(np.int64)
+        if isinstance(index, np.ndarray) and index.size == 0 and index.dtype != np.bool_:
+            index = index.astype(np.int64)
         if self._parts:
             return self._chosen(np.arange(len(self))[index])
 

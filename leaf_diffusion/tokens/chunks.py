@@ -9,7 +9,6 @@ the whole text.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,7 +19,6 @@ from leaf_diffusion.tokens.memo import NOTHING, TokenMemo
 from leaf_diffusion.tokens.token_rows import Ints, Rows, TokenRows, present
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
-_CHUNK = re.compile("[^ ]+")
 _DIGIT, _OTHER = 2, 3
 _KIND = np.array(
     [0 if c <= 32 else 1 if chr(c).isalpha() else _DIGIT if chr(c).isdigit() else _OTHER for c in range(128)]
@@ -103,13 +101,14 @@ class ChunkTokenizer:
         of_text = np.searchsorted(2 * begins, slot, side="right") - 1
         start, end = slot >> 1, (slot >> 1) + (slot & 1)
         letters = np.frombuffer(text.encode("ascii"), np.uint8)
-        low, high = _reach(letters == 32)
+        space = letters == 32
+        low, high = _reach(space)
         first, last = low[start], high[end]
         parts = self._parts(text, letters, slot, code, first, last)
         # the texts' own tokens: those before and behind an edit's chunks
-        spans = [match.span() for match in _CHUNK.finditer(text)]
-        own = self._memo.numbers([text[a:b] for a, b in spans])
-        chunk_begins, chunk_ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+        own = self._memo.numbers(text.split())
+        edges = np.flatnonzero(np.diff(space, prepend=True))  # the text ends with a space
+        chunk_begins, chunk_ends = edges[::2], edges[1::2]
         lengths = np.concatenate([[0], np.cumsum(self._memo.lengths[own])])
         of_chunk = np.searchsorted(chunk_begins, begins)  # the first chunk of each text
         # two more tokens a text, its begin before its chunks and its end behind them

@@ -107,6 +107,15 @@ class TokenRows(Sequence[list[Row]]):
             np.concatenate([none, *(part.counts for part in parts)]),
         )
 
+    def of_prompts(self, some: slice) -> TokenRows:
+        """What is read of some prompts that stand behind each other."""
+        if some == slice(0, len(self)):
+            return self
+        ends = np.concatenate([[0], np.cumsum(self.counts)])
+        which = self.which[ends[some.start] : ends[some.stop]]
+        used, of_candidate = np.unique(which, return_inverse=True)
+        return TokenRows(self.rows[used], of_candidate, self.counts[some])
+
     @property
     def owners(self) -> Ints:
         """[rows] the prompt of each row."""

@@ -14,6 +14,7 @@ from leaf_diffusion.finetune import TextFAREConfig, anchors, finetune_text_encod
 from leaf_diffusion.finetune.anchors import Anchors, attack_captions, bucketed, embed, textfare_loss
 from leaf_diffusion.finetune.captions import batch_indices
 from leaf_diffusion.finetune.textfare import held_out_figures
+from leaf_diffusion.scoring import prefix_forest
 from leaf_diffusion.scoring.forest import SortedRows
 from leaf_diffusion.scoring.prefix_forest import PrefixForest
 from leaf_diffusion.text import NoNewWords, distance
@@ -158,7 +159,10 @@ def test_anchors_are_computed_ahead_and_the_same_from_any_batch_on(encoder: HFTe
     assert len(Anchors(encoder, batches.__getitem__, len(batches), at_once=1)[6]) == 3
 
 
-def test_an_attack_in_half_precision_finds_about_as_much(encoder: HFTextEncoder, tmp_path: Path) -> None:
+def test_an_attack_in_half_precision_finds_about_as_much(
+    encoder: HFTextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_forest, "multiplies_bfloat16", lambda: True)
     targets = embed(encoder, CAPTIONS)
     settings = {"k": 1, "constraint": NoNewWords(), "seed": 3}
     drifts = []

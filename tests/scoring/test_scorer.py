@@ -113,6 +113,24 @@ def test_clean_scores() -> None:
     assert toward.clean() == pytest.approx([1, 1, 1], abs=1e-5)
 
 
+@pytest.mark.parametrize("defence", [None, Speller(["a", "red", "umbrella"])])
+def test_the_engine_reads_the_clean_prompts_as_the_tokenizer_does(defence: Speller | None) -> None:
+    prompts = [
+        "A Red  umbrlla",
+        "",
+        "a",
+        "café 😀",
+        "fish &amp; chips",
+        "<|endoftext|> a",
+        "red " * 100,
+        "it's 4k, 'tis",
+    ]
+    mine, anchor = encoder(defence=defence), Drift("l2", anchor=encoder(1))
+    fast, slow = (Scorer(mine, anchor, engine).bind(prompts).clean() for engine in ("prefix", "plain"))
+    assert fast == pytest.approx(slow, rel=1e-5)
+    assert len({round(score, 6) for score in fast}) > 5
+
+
 def test_the_defence_reads_the_candidates_first() -> None:
     speller = Speller(["a", "red", "umbrella"])
     bound = Scorer(encoder(defence=speller)).bind(["a red umbrella"])
