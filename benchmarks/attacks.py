@@ -1,19 +1,24 @@
 """Time of an attack by three scorers in one process, in turn, as ratios.
 
     python benchmarks/attacks.py --shape small vit-l
-    python benchmarks/attacks.py --shape vit-l --device cuda --dtype bf16 fp32
+    python benchmarks/attacks.py --shape --world 48
 
 "published" is the algorithm as the paper's code runs it, "plain" a sensible engineer's version (candidates
 deduplicated, sorted by length, trimmed, batched), "prefix" the engine, also with screening. The last column is the
 share of the machine's matrix-product rate, measured in the same turn, that the tokens truly needed reach.
 
-On a GPU (`gpu_attacks.py`) the sides differ too much to attack equally many captions: each says how many it attacked, its
-captions a second and its peak memory, all sides on the one device.
+`--world N` compares searches on N prompts of the embedded world, no new words: Charmer with the paper's 20 positions against 10
+that several probes rank (seconds, and the mean drift found), and margin attacks on N captions of the zero-shot task that end
+at the first flip against those that do not (queries and seconds; as many captions hold). The ratio of seconds is the median
+of its turns. A GPU is measured by `gpu.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import process_time
 
 import numpy as np
 import torch
@@ -28,32 +33,25 @@ from cases import CASES, counting, run
 from rich.console import Console
 from rich.table import Table
 
-from leaf_diffusion.encoders import Hidden
+from leaf_diffusion.attacks import Attack, AttackResult, Charmer, Exhaustive
+from leaf_diffusion.encoders import Hidden, load_text_encoder
+from leaf_diffusion.encoders.base import Feature, TextEncoder
+from leaf_diffusion.evaluation.tasks.text import world_task
+from leaf_diffusion.scoring import Drift, Goal, Margin, Objective, Scorer
+from leaf_diffusion.text import Constraint, NoNewWords
+from leaf_diffusion.world.captions import world_prompts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=["small"])
+    parser.add_argument("--shape", nargs="*", choices=list(SHAPES), default=["small"])
     parser.add_argument("--sentences", choices=list(SENTENCES), default="coco", help="what is attacked")
     parser.add_argument("--turns", type=int, default=3, help="turns; the fastest of each side counts")
     parser.add_argument(
         "--cases", nargs="+", type=int, help=f"rows of the table, of 0 to {len(CASES) - 1}; default: all"
     )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", nargs="+", choices=["fp32", "bf16", "fp16"], default=["fp32"], help="on a GPU")
-    parser.add_argument("--captions", type=int, help="on a GPU: captions that the engine attacks; default 96")
-    parser.add_argument("--profile", action="store_true", help="on a GPU: also where the engine's time goes")
+    parser.add_argument("--world", type=int, metavar="N", help="also the searches on N prompts of the embedded world")
     options = parser.parse_args()
-    if torch.device(options.device).type != "cpu":
-        from gpu_attacks import measure
-
-        for shape in options.shape:
-            given = options.captions or 96, options.turns, options.cases
-            for dtype in options.dtype:
-                measure(shape, torch.device(options.device), dtype, *given, profile=options.profile)
-        return
-    if options.dtype != ["fp32"] or options.captions or options.profile:
-        parser.error("--dtype, --captions and --profile are for --device cuda; on a CPU towers are float32")
     torch.set_num_threads(1)  # one thread: its CPU time is that of the work, whatever else the machine does
     console = Console(width=140)
     for shape in options.shape:
@@ -89,6 +87,75 @@ def main() -> None:
                 f"{rate / np.max(limits):.0%}",
             )
         console.print(table)
+    if options.world:
+        searches(console, options.world, max(1, options.turns))
+
+
+def searches(console: Console, n: int, turns: int) -> None:
+    """Two tables: what probes and the early end of a margin attack are worth."""
+    prompts, task = [prompt.text for prompt in world_prompts(n, seed=7, two=0.3)], world_task(8)
+    numbers = task.spread(n)
+    texts, labels = [task.texts[i] for i in numbers], [task.labels[i] for i in numbers]
+    probes = Table("encoder", "k", "seconds, n=20 / n=10 with probes", "queries", "drift, with probes / n=20")
+    margins = Table("encoder", "attack", "hold, without / with an end", "queries", "seconds")
+    for name in ("world:original", "world:leaf"):
+        encoder, rule = load_text_encoder(name), NoNewWords()
+        scorer = Scorer(encoder, Drift("l2"))
+        for k in (1, 2):
+            sides = [timed(Charmer(), prompts, scorer, rule, k), timed(PROBED, prompts, scorer, rule, k)]
+            seconds, queries, (old, new) = compared(sides, turns)
+            drift = np.mean([r.score for r in new]) / np.mean([r.score for r in old])
+            probes.add_row(name, str(k), f"{seconds:.2f}x", f"{queries:.2f}x", f"{drift:.3f}x")
+        ends = Margin(task.anchors(encoder), labels)
+        for attack in (Exhaustive(), Charmer()):
+            sides = [timed(attack, texts, Scorer(encoder, each), rule, 1) for each in (Endless(ends), ends)]
+            seconds, queries, results = compared(sides, turns)
+            hold = " / ".join(str(sum(r.score <= 0 for r in each)) for each in results)
+            margins.add_row(name, attack.name, hold, f"{queries:.1f}x", f"{seconds:.1f}x")
+    console.print(probes, margins)
+
+
+PROBED = Charmer(n_positions=10, probe=" xe1-")
+Side = Callable[[], tuple[float, list[AttackResult]]]
+
+
+@dataclass(frozen=True)
+class Endless:
+    """An objective whose attacks go on when they have reached it."""
+
+    objective: Objective
+
+    @property
+    def name(self) -> str:
+        return self.objective.name
+
+    @property
+    def feature(self) -> Feature:
+        return self.objective.feature
+
+    def goals(self, encoder: TextEncoder, prompts: Sequence[str]) -> list[Goal]:
+        return [replace(goal, solved_above=float("inf")) for goal in self.objective.goals(encoder, prompts)]
+
+
+def timed(attack: Attack, prompts: list[str], scorer: Scorer, rule: Constraint, k: int) -> Side:
+    """CPU seconds of the attack, and what it finds."""
+
+    def call() -> tuple[float, list[AttackResult]]:
+        started = process_time()
+        results = attack(prompts, scorer, k=k, constraint=rule)
+        return process_time() - started, results
+
+    return call
+
+
+def compared(sides: Sequence[Side], turns: int) -> tuple[float, float, list[list[AttackResult]]]:
+    """First over second: the median ratio of seconds, the ratio of queries; and the results."""
+    for side in sides:  # memo warm for both
+        side()
+    pairs = [[side() for side in sides] for _ in range(turns)]
+    results = [found for _, found in pairs[0]]
+    first, second = (sum(r.queries for r in each) for each in results)
+    return float(np.median([a[0] / b[0] for a, b in pairs])), first / second, results
 
 
 if __name__ == "__main__":

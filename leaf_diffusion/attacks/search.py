@@ -126,10 +126,10 @@ class Iterates:
         """Keep the best of scored candidates of a prompt and of the texts at hand."""
         if not len(scores):
             return
-        order = [argbest(scores)]
+        values = scores.numpy(force=True)
+        order = [_argbest(values, 0.0)]
         if self._width > 1:
             order += [j for j in best_few(scores, self._width) if j != order[0]][: self._width - 1]
-        values = scores.numpy(force=True)
         old, new = (
             self.members[i],
             [Member(candidates.text(j), float(values[j])) for j in order if values[j] > -math.inf],

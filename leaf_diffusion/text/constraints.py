@@ -112,15 +112,15 @@ class _WordConstraint(Constraint):
     ) -> NDArray[np.bool_]:
         """Of edits of ASCII by classes of characters: few different lists of words come out at a slot."""
         windows, found, which = _Windows(base.lower(), judge, self.known), list[bool](), list[NDArray[np.int64]]()
-        distinct, of_edit = np.unique(slots, return_inverse=True)
-        for slot in distinct.tolist():
+        runs = np.diff(slots, prepend=-1) != 0  # attacks ask slot by slot
+        for slot in slots[runs].tolist():
             left, right, verdict = windows[slot]
             outcomes, of_kind = self._outcomes[left, right]
             which.append(of_kind + len(found))
             found += [verdict(words) for words in outcomes]
         if not which:
             return np.empty(0, dtype=bool)
-        return np.array(found)[np.stack(which)[of_edit.reshape(-1), kinds]]
+        return np.array(found)[np.stack(which)[np.cumsum(runs) - 1, kinds]]
 
 
 class _Windows(dict[int, tuple[str, str, Verdict]]):

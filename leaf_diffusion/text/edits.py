@@ -278,7 +278,7 @@ def random_edits(text: str, n: int, rng: np.random.Generator, alphabet: str = AL
 def _checked(text: str, slots: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     """The slots as an array of its own; ValueError where one is outside the text."""
     array = np.array(slots, dtype=np.int64).reshape(-1)
-    wrong = (array < 0) | (array >= n_slots(text))
+    wrong = array.view(np.uint64) >= n_slots(text)  # a negative one is huge then
     if wrong.any():
         raise ValueError(f"slot {array[wrong][0]} is outside 0..{n_slots(text) - 1}, the slots of {text!r}")
     return array
