@@ -131,6 +131,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", FILES)
 def test_what_a_page_adds_works_in_the_package(found: dict[str, str], page: str) -> None:
     assert not found[page], found[page]

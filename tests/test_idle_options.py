@@ -21,6 +21,8 @@ FILE = ["--prompts", "prompts.txt"]
         (["evaluate", "--every-caption"], "--every-caption belongs to --prompts FILE"),
         (["evaluate", "--clusters", "label"], "--clusters belongs to --prompts FILE"),
         (["evaluate", *FILE, "--two-objects", "0.5"], "--two-objects chooses among the world's own prompts"),
+        (["evaluate", "--attacked-prompts", "attacked.jsonl", "--k", "1"], "--k is of a search"),
+        (["evaluate", "--attacked-prompts", "attacked.jsonl", "--attack", "charmer"], "--attack is of a search"),
         (["textfare", "--split", "test"], "--split belongs to --prompts FILE"),
         (["textfare", *FILE, "--prompt-seed", "3"], "--prompt-seed is of the world's own prompts"),
         (["textfare", "--attacks", "leaf", "--n-positions", "5"], "--n-positions belongs to the attack charmer"),
@@ -52,10 +54,11 @@ def test_it_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a red cat\n")
+    Path("attacked.jsonl").write_text('{"prompt": "a red cat", "perturbed": "a red ct", "source": "mine", "k": 1}\n')
     Path("folder").mkdir()
     assert main(words) == 2
     assert said in " ".join(capsys.readouterr().err.split())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "prompts.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attacked.jsonl", "folder", "prompts.txt"]
 
 
 def test_epochs_beside_updates() -> None:

@@ -66,6 +66,7 @@ def results(folder: Path) -> Results:
     return found
 
 
+@pytest.mark.slow
 def test_clean_drift_is_measured_from_the_first_encoders_image_of_the_same_noise(run: Path) -> None:
     records = [json.loads(line) for line in (run / "records" / "images.jsonl").read_text().splitlines()]
     clean = {(r["encoder"], r["prompt_id"], r["seed_index"]): r["image"] for r in records if r["protocol"] == "clean"}
@@ -91,6 +92,7 @@ def test_clean_drift_is_measured_from_the_first_encoders_image_of_the_same_noise
         assert (score["drift"] is None) == (record["protocol"] == "clean")
 
 
+@pytest.mark.slow
 def test_a_swap_cost_runs_figures_are_taken_over_unchanged(run: Path, swap: Path) -> None:
     kept, theirs = results(run)["swap_cost"], results(swap)
     identity = json.loads((swap / "spec.json").read_text())["identity"]

@@ -238,7 +238,7 @@ def finished_few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.parametrize("stage", ["attack", "image"])
+@pytest.mark.parametrize("stage", [pytest.param("attack", marks=pytest.mark.slow), "image"])
 def test_a_killed_run_continues_to_the_same_results(
     finished_few: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,8 +264,9 @@ def test_a_killed_run_continues_to_the_same_results(
 @pytest.mark.parametrize(
     "kind",
     [
-        "attacks.jsonl", "images/", "results.",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("images.jsonl", "scores.jsonl", "report.")),
+        "attacks.jsonl",
+        *(pytest.param(kind, marks=pytest.mark.slow)
+          for kind in ("images/", "results.", "images.jsonl", "scores.jsonl", "report.")),
     ],
 )  # fmt: skip
 def test_a_full_disk_stops_any_write_clearly_and_the_run_goes_on(
@@ -308,7 +309,8 @@ def test_attack_sets_of_a_file_are_used_and_not_searched(
 ) -> None:
     monkeypatch.setattr(Charmer, "path", lambda *_, **__: pytest.fail("nothing to search"))
     given = finished.parent / "attacked.jsonl"
-    assert run(tmp_path / "run", "--attacked-prompts", str(given), "--encoders", "original", "leaf") == 0
+    drawn = [*SMALL[:2], *SMALL[6:], "--encoders", "original", "leaf"]
+    assert main([*drawn, "--attacked-prompts", str(given), "--output", str(tmp_path / "run")]) == 0
     images = image_lines(tmp_path / "run")
     assert {row.protocol for row in images} == {"clean", "floor", "transfer"}
     wanted = {(row.source, row.k, row.perturbed) for row in attack_lines(finished)}

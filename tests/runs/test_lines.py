@@ -106,7 +106,7 @@ FITTING: dict[str, list[object]] = {
     **{key: [None, *NUMBERS] for key in ("clip_score_attacked_caption", "drift", "drift_features")},
     **{key: [None, *NUMBERS] for key in ("swap_drift", "swap_drift_features")},
     "truncated": [True],
-    "scene_correct": [None, True],
+    **{key: [None, True] for key in ("scene_correct", "exact")},
     "shattered": [[], [[]], [["a"]]],
     "protocol": [],
     "image": [],
@@ -123,7 +123,7 @@ def fits(kind: str, name: str, value: object) -> bool:
 FULL: dict[str, dict[str, object]] = {
     "attacks": {"id": "a", "prompt_id": "p", "prompt": "a cat", "perturbed": "a czt", "source": "original", "k": 1,
                 "truncated": False, "attack": "charmer", "constraint": None, "distance": 1, "score": 0.5, "queries": 9,
-                "unseen_tokens": 0.0, "shattered": [["c", "zt"]]},
+                "unseen_tokens": 0.0, "exact": True, "shattered": [["c", "zt"]]},
     "images": {"id": "a", "prompt_id": "p", "prompt": "a cat", "original": "a cat", "encoder": "leaf",
                  "protocol": "clean", "source": None, "k": 0, "seed_index": 0, "image": f"images/{'0' * 24}.png",
                  "given": "a cat", "truncated": False, "sha256": "0" * 64, "size": 9},

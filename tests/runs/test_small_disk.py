@@ -130,12 +130,14 @@ def in_namespace(options: list[str], setup: str, program: str, *words: str) -> l
     return [*begin, sys.executable, "-c", program, *words]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     command = in_namespace(["--mount"], f"mount -t tmpfs -o size=3m none '{tmp_path}'", WRITES, str(tmp_path))
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert "all was tried" in ran.stdout, ran.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_workers_of_two_machines_share_a_folder(tmp_path: Path) -> None:
     """Other host names and the same process id, as two machines may have them: nothing depends on either."""
     workers = [

@@ -130,6 +130,9 @@ def load_prompts(options: Options, given: Sequence[GivenAttack]) -> list[Prompt]
         options.of_no_file()
     if options.prompts is not None or given:
         refuse_idle(options, "chooses among the world's own prompts", "two_objects", "three_objects", "counted")
+    if given:
+        search = "attack", "k", "constraint", "objective", "precision"
+        refuse_idle(options, "is of a search, and --attacked-prompts are taken as they are", *search)
     if options.prompts is not None:
         prompts = options.read(options.prompts)
     elif given:
