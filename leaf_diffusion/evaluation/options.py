@@ -143,7 +143,7 @@ class AttackOptions(SearchOptions):
     Diffusion's denoiser is given. auto: projected in the world and where every text encoder of the pipeline's class (or the
     one encoder) has a projection, else pooled, so that it does not depend on which encoders are compared."""
     precision: Literal["fp32", "screen"] = "fp32"
-    """screen: candidates are scored in bfloat16 first, the best again in full; faster, and nearly always the same."""
+    """screen: candidates are scored in bfloat16 or int8 first, the best again in full; faster, and nearly always the same."""
     seed: int = 0
     """Seed of what is random in the command: attacks that draw (leaf, random-typos, genetic, noise)."""
 

@@ -14,7 +14,7 @@ from leaf_diffusion.scoring.attention import on_device
 from leaf_diffusion.scoring.forest import distinct
 from leaf_diffusion.scoring.objectives import Objective
 from leaf_diffusion.scoring.plain import PlainScore, Precision, one_each
-from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, half_dtype
+from leaf_diffusion.scoring.prefix_forest import PrefixForest, autocast_dtype, half_dtype, screening_dtype
 from leaf_diffusion.text import DELETE, Candidates
 from leaf_diffusion.tokens.token_rows import Ints, Row, TokenRows
 
@@ -42,9 +42,13 @@ class PrefixScore(PlainScore):
     ) -> None:
         super().__init__(encoder, objective, prompts, precision, max_bytes)
         device, own = encoder.device, encoder.dtype
-        full, half = autocast_dtype(device) or own, half_dtype(device) if own == torch.float32 else own
-        self._exact = PrefixForest(encoder, half if precision == "half" else full)
-        self._rough = PrefixForest(encoder, half) if precision == "screen" and half != own else None
+        exact, rough = autocast_dtype(device) or own, own
+        if own == torch.float32 and precision == "half":
+            exact = half_dtype(device)
+        elif own == torch.float32 and precision == "screen":
+            rough = screening_dtype(device)
+        self._exact = PrefixForest(encoder, exact)
+        self._rough = PrefixForest(encoder, rough) if rough != own else None
         # where all goals compare with a vector each, they are computed together
         pairs = {goal.compare for goal in self.goals}
         self._compare = pairs.pop() if len(pairs) == 1 else None

@@ -22,20 +22,26 @@ from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.causal import QUICK, Affine, Block, CausalParts, causal_parts, detached
 from leaf_diffusion.scoring.attention import ALIGNED, MOST_CHUNKS, attend, chunk_size, mask, on_device
 from leaf_diffusion.scoring.forest import SortedRows, build_forest, cut
+from leaf_diffusion.scoring.int8 import Int8, multiplies_int8
 from leaf_diffusion.tokens.token_rows import Ints, Rows
 
 
 class PrefixForest:
     """Features of token rows of one tower as it is now: make a new one after its weights have changed.
 
-    `dtype` is that of the matrix products; residuals stay in float32. Raises UnsupportedTowerError for towers whose parts are
-    not known.
+    `dtype` is that of the matrix products; residuals stay in float32. int8 is of the blocks' products but the last attention's;
+    attention itself is float32 then. Raises UnsupportedTowerError for towers whose parts are not known.
     """
 
     def __init__(self, encoder: TextEncoder, dtype: torch.dtype | None = None) -> None:
-        self.dtype = dtype or encoder.dtype
+        int8 = dtype == torch.int8
+        self.dtype = torch.float32 if int8 else dtype or encoder.dtype
         self.few_launches = few_launches(encoder.device)
-        self.parts = _prepared(causal_parts(encoder), self.dtype, fold=self.few_launches)
+        self._folded = self.few_launches or int8
+        self.parts = _prepared(causal_parts(encoder), self.dtype, fold=self._folded)
+        blocks = self.parts.blocks if int8 else []
+        layers = [layer for each in blocks for layer in (*each.qkv, each.out, each.up, each.down)]
+        self._int8 = {id(layer): Int8.of(layer) for layer in layers}
         width = self.parts.positions.shape[1]
         widest = max(len(block.up.weight) for block in self.parts.blocks)
         compiled = encoder.device.type == "cpu" and self.dtype.itemsize < 4
@@ -46,6 +52,7 @@ class PrefixForest:
         full = 12 * width  # residual, normed, distinct
         # queries, keys, values, cast, attention and its like; the keys and values of chunks; the widest layer twice
         own = self.dtype.itemsize * (6 * width + 2 * width * keys // self.chunk + 2 * widest)
+        own += widest if int8 else 0
         masks = keys * (self.dtype.itemsize + 3)  # and what they are made of
         self.bytes_per_node = full + own + masks
         if self.few_launches and self.dtype.itemsize < 4:
@@ -143,7 +150,7 @@ class PrefixForest:
             x, attended = x[only], attended[only]
         self._add(x, attended, block.out)
         if block.quick:  # 1.702 goes into one product and comes out of the next
-            scale = 1.0 if self.few_launches else QUICK
+            scale = 1.0 if self._folded else QUICK
             h = silu(self._linear("up", _norm(block.norm2, x), block.up, scale), inplace=True)
             return self._add(x, h, block.down, 1 / scale)
         h = gelu(self._linear("up", _norm(block.norm2, x), block.up))
@@ -151,12 +158,16 @@ class PrefixForest:
 
     def _linear(self, name: str, x: Tensor, layer: Affine, scale: float = 1.0) -> Tensor:
         """scale * layer(x), in the memory of that name."""
+        if small := self._int8.get(id(layer)):
+            return small(x)
         out, h = self._workspace(name, len(x), len(layer.weight)), x.to(self.dtype)
         bias = h.new_zeros(()) if layer.bias is None else layer.bias
         return torch.addmm(bias, h, layer.weight.T, beta=scale, alpha=scale, out=out)
 
     def _add(self, x: Tensor, h: Tensor, layer: Affine, scale: float = 1.0) -> Tensor:
         """x + weight h * scale + bias, in the place of x."""
+        if small := self._int8.get(id(layer)):
+            return x.add_(small(h))
         if self.few_launches and scale == 1.0:
             return x.add_(linear(h, layer.weight, layer.bias))
         if h.dtype == x.dtype:
@@ -209,7 +220,7 @@ def _kernels(device: torch.device) -> AbstractContextManager[None]:
 def _prepared(parts: CausalParts, dtype: torch.dtype, *, fold: bool) -> CausalParts:
     """Without gradients, products in `dtype`, norms and positions in float32, query, key and value as one layer.
 
-    `fold`: QuickGELU's factor goes into the weights around it, where a GPU adds the bias within the product.
+    `fold`: QuickGELU's factor goes into the weights around it, where the bias is added within the product.
     """
     full = torch.float32
     blocks = []
@@ -254,6 +265,12 @@ def half_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu" and not multiplies_bfloat16():
         return torch.float32
     return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported(False) else torch.bfloat16
+
+
+def screening_dtype(device: torch.device) -> torch.dtype:
+    """That of `half_dtype`, or int8 on a CPU that has no products in bfloat16."""
+    half = half_dtype(device)
+    return torch.int8 if half == torch.float32 and multiplies_int8() else half
 
 
 def _times(layer: Affine, factor: float) -> Affine:

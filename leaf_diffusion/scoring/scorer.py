@@ -16,7 +16,7 @@ from leaf_diffusion.encoders.causal import UnsupportedTowerError
 from leaf_diffusion.scoring.objectives import Drift, Objective
 from leaf_diffusion.scoring.plain import PlainScore, Precision
 from leaf_diffusion.scoring.prefix import PrefixScore
-from leaf_diffusion.scoring.prefix_forest import half_dtype
+from leaf_diffusion.scoring.prefix_forest import half_dtype, screening_dtype
 from leaf_diffusion.text.edits import Candidates
 
 
@@ -54,9 +54,9 @@ class Scorer:
     `engine`: "prefix" computes shared beginnings of candidates once (`prefix_forest.py`), "plain" forwards each
     candidate; the scores are the same but for rounding. A tower that the engine does not understand is scored plainly,
     with a warning. `precision`: "fp32" computes in the encoder's own precision, "screen" scores all candidates in
-    bfloat16 (float16 on GPUs without it) and the best of each prompt, `prefix.SCREENED` at most, again in the encoder's own,
-    so that the best score is exact; the others are only ranked. "half" stops before the second step: all scores are
-    rough, which an attack in a training can live with. On a CPU without products in bfloat16 both are float32, with a
+    bfloat16 (float16 on GPUs without it, int8 on CPUs without it) and the best of each prompt, `prefix.SCREENED` at most,
+    again in the encoder's own, so that the best score is exact; the others are only ranked. "half" stops before the second
+    step: all scores are rough, which an attack in a training can live with; on CPUs without bfloat16 it is float32, with a
     warning. `max_bytes` bounds the activations of a forward pass
     (default: `plain.MAX_BYTES`, on a CUDA device half of what is free).
     """
@@ -99,8 +99,8 @@ class Scorer:
         """The score of each prompt's candidates; the clean features are computed here."""
         if isinstance(prompts, str):
             raise TypeError("expected a list of prompts, got one string: put it in a list")
-        half = half_dtype(self.encoder.device)
-        if self.precision != "fp32" and half == self.encoder.dtype == torch.float32:
+        rough = {"half": half_dtype, "screen": screening_dtype}.get(self.precision)
+        if rough and rough(self.encoder.device) == self.encoder.dtype == torch.float32:
             _warn_once(f'precision="{self.precision}": this CPU has no products in bfloat16, all is scored in float32')
         what = (self.encoder, self.objective, list(prompts), self.precision, self.max_bytes)
         try:
