@@ -38,7 +38,8 @@ class CertifyOptions(PromptOptions):
     """Which edits are allowed. no-new-words: none that makes an English word that was not there; published: the rule of the
     paper's code."""
     k: int = 1
-    """Number of character edits. For more than one so many are drawn at random (`sample`) and nothing is certified."""
+    """Number of character edits. For more than one so many are drawn at random (`sample`), which refutes certificates and gives
+    none."""
     sample: int = 2000
     """Edits drawn a prompt where k is more than 1."""
     seed: int = 0

@@ -26,8 +26,8 @@ class Certificate(Typed):
 
     `edits`: allowed edits of the prompt, all of them (`sampled`: so many drawn at random); `undone`: those that are read as
     the same tokens as the prompt; `certified`: all are, so the image is the same to the bit, whatever seed, encoder and
-    sampler (None where they were drawn); `edit`: one that is not undone; `left`: all of those, by what they are read as;
-    `reads`: the prompt behind the defence; `basis`: of tokenizer, defence, constraint and k.
+    sampler (None where all that were drawn are, as others may not be); `edit`: one that is not undone; `left`: all of
+    those, by what they are read as; `reads`: the prompt behind the defence; `basis`: of tokenizer, defence, constraint and k.
     """
 
     prompt: str

@@ -75,8 +75,9 @@ def test_without_a_defence_nothing_is_certified() -> None:
 
 def test_more_edits_are_drawn(encoder: TextEncoder) -> None:
     one = certify(encoder, "a red umbrella", RULE, 2, sample=50)
-    assert (one.edits, one.sampled, one.certified, one.k) == (50, True, None, 2)
-    assert one.undone > 0
+    assert (one.edits, one.sampled, one.certified, one.k) == (50, True, False, 2)
+    assert 0 < one.undone < 50
+    assert certify(encoder, "a red umbrella", None, 2, sample=0).certified is None
     assert one == certify(encoder, "a red umbrella", RULE, 2, sample=50)
     assert one != certify(encoder, "a red umbrella", RULE, 2, sample=50, seed=1)
 

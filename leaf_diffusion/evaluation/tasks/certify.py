@@ -32,7 +32,8 @@ def certify(
     sample: int = 0,
     seed: int = 0,
 ) -> Certificate:
-    """Read every allowed edit of a prompt; with `k` > 1, where there are millions, `sample` of them drawn at random."""
+    """Read every allowed edit of a prompt; with `k` > 1, where there are millions, `sample` of them drawn at random, of
+    which one can refute a certificate and all cannot give it."""
     if k == 1:
         everything = neighbours(prompt)
         if constraint is not None:
@@ -57,7 +58,7 @@ def certify(
         prompt=prompt,
         edits=edits,
         undone=edits - left.total(),
-        certified=not left if k == 1 else None,
+        certified=False if left else True if k == 1 else None,
         edit=groups[0].edit if groups else None,
         reads=encoder.rows.text(clean),
         left=groups,
