@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import is_offline_mode
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 
 from leaf_diffusion.diffusion.families import FAMILIES, family_of, named_pipeline
+from leaf_diffusion.diffusion.whole import check_parts
 from leaf_diffusion.encoders.load import dtype_from_name
 from leaf_diffusion.encoders.single_file import places_in
 from leaf_diffusion.weights.errors import looks_like_path
@@ -19,14 +21,35 @@ from leaf_diffusion.weights.files import read_header
 from leaf_diffusion.weights.pickles import SUFFIXES, conversion, refuse_pickle, refuse_pickled_folder
 
 INDEX = "model_index.json"
+DENOISERS = ("unet", "transformer")
+"""How the names of components begin that draw and read no text."""
 
 
-def checked_folder(source: str | Path, options: dict[str, object], leaf: type) -> str:
-    """The folder or Hub id for `from_pretrained` of the Leaf class; `options` get safetensors and a dtype that is one."""
+def load_for_text(source: str | Path, *, device: str = "cpu", dtype: str | None = None) -> DiffusionPipeline:
+    """A pipeline of whatever class with its text encoders, and without its denoiser, which is the larger part.
+
+    Raises FileNotFoundError where there is none; ValueError for pickles, code of its own, and tensors that do not fit.
+    """
+    options: dict[str, object] = {} if dtype is None else {"dtype": dtype}
+    source = checked_folder(source, options, None)
+    with found(source, options):
+        index = DiffusionPipeline.load_config(source)
+        if isinstance(index["_class_name"], list):
+            raise ValueError(f"{source} brings code of its own ({index['_class_name'][0]}), which is not run")
+        absent = [name for name, value in index.items() if name.startswith(DENOISERS) or value == [None, None]]
+        options |= dict.fromkeys(absent)
+        pipe = DiffusionPipeline.from_pretrained(source, trust_remote_code=False, **options)
+    check_parts(pipe, options)
+    return pipe.to(device)
+
+
+def checked_folder(source: str | Path, options: dict[str, object], leaf: type | None) -> str:
+    """The folder or Hub id for `from_pretrained` of the Leaf class, or (None) of any; `options` get safetensors and a dtype that
+    is one."""
     _checked_options(options)
-    source, stock = str(source), family_of(leaf).stock
+    source = str(source)
     if (named := named_pipeline(source)) is not None:
-        if named[0].stock != stock:
+        if leaf is not None and named[0].stock != (stock := family_of(leaf).stock):
             raise ValueError(f'"{source}" is a {named[0].stock}, no {stock}: use Leaf{named[0].stock}')
         return str(named[1])
     folder = Path(source).expanduser()
@@ -35,7 +58,8 @@ def checked_folder(source: str | Path, options: dict[str, object], leaf: type) -
         return str(folder)
     if folder.is_file():
         refuse_pickle(folder)
-        raise ValueError(f"{source} is a file, no folder: load it with {leaf.__name__}.from_single_file")
+        way = f"load it with {leaf.__name__}.from_single_file" if leaf else "give the folder of a pipeline"
+        raise ValueError(f"{source} is a file, no folder: {way}")
     if looks_like_path(source):
         raise FileNotFoundError(f"no pipeline {source!r}: the folder {folder.absolute()} does not exist")
     return source
@@ -67,7 +91,7 @@ def _checked_options(options: dict[str, object]) -> None:
             options[name] = dtype_from_name(dtype)
 
 
-def _check_index(folder: Path, options: Mapping[str, object], leaf: type) -> None:
+def _check_index(folder: Path, options: Mapping[str, object], leaf: type | None) -> None:
     if not (folder / INDEX).is_file():
         hint = "it holds an encoder, which is given as text_encoder=" if (folder / "config.json").is_file() else ""
         raise FileNotFoundError(f"no pipeline in {folder}: there is no {INDEX}" + (f"; {hint}" if hint else ""))
@@ -76,7 +100,8 @@ def _check_index(folder: Path, options: Mapping[str, object], leaf: type) -> Non
         parts = {name: value for name, value in index.items() if isinstance(value, list) and value[:1] != [None]}
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is damaged ({error})") from error
-    if (kind := str(index.get("_class_name")).removeprefix("Leaf")) in FAMILIES.keys() - {family_of(leaf).stock}:
+    kind = str(index.get("_class_name")).removeprefix("Leaf")
+    if leaf is not None and kind in FAMILIES.keys() - {family_of(leaf).stock}:
         raise ValueError(f"{folder} is a {kind}, which {leaf.__name__} cannot run: use Leaf{kind}")
     variant = options.get("variant")
     wanted = (folder / name for name in parts if name not in options)

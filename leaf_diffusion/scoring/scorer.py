@@ -32,15 +32,25 @@ class BoundScore(Protocol):
     def solved(self, i: int, score: float) -> bool: ...
 
 
+class Reader(Protocol):
+    """What an attack's results say of a text: as what an encoder is given it, its tokens, and whether these are cut."""
+
+    name: str
+
+    def preprocess(self, texts: Sequence[str]) -> list[str]: ...
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def is_truncated(self, texts: Sequence[str]) -> list[bool]: ...
+
+
 class AnyScorer(Protocol):
-    """What attacks take: `Scorer` or `MeanScorer`."""
+    """What attacks take: `Scorer`, `MeanScorer` or `diffusion.PipelineScorer`."""
 
     @property
     def name(self) -> str: ...
     @property
     def objective_name(self) -> str: ...
     @property
-    def encoder(self) -> TextEncoder: ...
+    def encoder(self) -> Reader: ...
     @property
     def in_full(self) -> bool:
         """Whether every score is of the encoder's own precision."""

@@ -1,0 +1,176 @@
+"""What the denoiser of any diffusers pipeline is given of a prompt, by the pipeline's own `encode_prompt`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils import is_bs4_available, is_ftfy_available
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from leaf_diffusion.weights.fingerprints import fingerprint
+
+PLAIN = {
+    "num_images_per_prompt": 1, "num_videos_per_prompt": 1, "num_waveforms_per_prompt": 1,
+    "do_classifier_free_guidance": False,
+}  # fmt: skip
+"""What `encode_prompt` is told besides the prompt: one image of it, and nothing of what it is not."""
+
+
+@dataclass(frozen=True)
+class PromptEmbedding:
+    """What a denoiser is given of one prompt: sequences of token states, without places that it may not attend to, and single
+    vectors, each in the order in which `encode_prompt` returns them."""
+
+    states: tuple[Float[Tensor, "_t _width"], ...]
+    pooled: tuple[Float[Tensor, " _d"], ...]
+
+
+class PipelineEncoder:
+    """The text encoders of a pipeline as one: the definition that every faster way is tested against.
+
+    Nothing is known of the pipeline but that it has `encode_prompt`. Prompts are encoded one at a time: where a pipeline fills
+    a batch up to its longest prompt, what a prompt is depends on its neighbours. `arguments`: what else `encode_prompt` shall
+    be given. ValueError where it is missing, or asks for what is not known here.
+    """
+
+    def __init__(self, pipeline: Any, **arguments: Any) -> None:
+        self.pipeline, self.name = pipeline, type(pipeline).__name__
+        if not callable(getattr(pipeline, "encode_prompt", None)):
+            raise ValueError(f"{self.name} has no encode_prompt, so what its denoiser is given is not known")
+        self._arguments = _filled(pipeline, arguments)
+
+    def __call__(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
+        """What each prompt becomes, float32. ValueError for numbers that are not finite."""
+        if isinstance(prompts, str):
+            raise TypeError("expected a list of prompts, got one string: put it in a list")
+        with torch.inference_mode():
+            return [self._encode(prompt) for prompt in prompts]
+
+    def _encode(self, prompt: str) -> PromptEmbedding:
+        device = getattr(self.pipeline, "_execution_device", None)
+        told = {"device": device} if "device" in self._arguments and self._arguments["device"] is None else {}
+        found = read_embedding(self.pipeline.encode_prompt(prompt, **{**self._arguments, **told}))
+        if not found.states and not found.pooled:
+            raise ValueError(f"{self.name}: encode_prompt gives nothing of {prompt!r} that is known here")
+        if not all(torch.isfinite(each).all() for each in (*found.states, *found.pooled)):
+            raise ValueError(f"{self.name}: what it gives of {prompt!r} holds NaN or infinity")
+        return found
+
+    # -- what attacks ask of the text ----------------------------------------------------------------------------
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The pipeline's tokenizers by the names of their components, in their order."""
+        parts: Mapping[str, Any] = self.pipeline.components
+        return {name: part for name, part in parts.items() if "tokenizer" in name and callable(part)}
+
+    def preprocess(self, texts: Sequence[str]) -> list[str]:
+        """The texts: what a pipeline does to them is its own."""
+        return list(texts)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token rows of the first tokenizer, neither cut nor filled up nor in a template."""
+        tokenizer = next(iter(self.tokenizers.values()), None)
+        return [[] if tokenizer is None else list(tokenizer(text)["input_ids"]) for text in texts]
+
+    def is_truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Whether the first tokenizer makes more tokens of each text than it, or `encode_prompt`, says that it takes."""
+        tokenizer = next(iter(self.tokenizers.values()), None)
+        told = [getattr(tokenizer, "model_max_length", None)]
+        if len(self.tokenizers) == 1:
+            told.append(self._arguments.get("max_sequence_length"))
+        limits = [limit for limit in told if isinstance(limit, int)]
+        return [bool(limits) and len(row) > min(limits) for row in self.tokenize(texts)]
+
+    # -- identity ------------------------------------------------------------------------------------------------
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The pipeline's text encoders by the names of their components."""
+        parts: Mapping[str, Any] = self.pipeline.components
+        return {k: part for k, part in parts.items() if "text_encoder" in k and isinstance(part, nn.Module)}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex over the pipeline's class, its text encoders and tokenizers."""
+        backends = (getattr(each, "backend_tokenizer", None) for each in self.tokenizers.values())
+        read = "\n".join("" if each is None else each.to_str() for each in backends)
+        return fingerprint(*self.modules.values(), f"{self.name}\n{read}")
+
+
+def _filled(pipeline: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `encode_prompt` besides the prompt: those that are given, else what the pipeline's own call gives it
+    (an instruction before the prompt, a longest prompt), else its defaults."""
+    name = type(pipeline).__name__
+    parameters = inspect.signature(pipeline.encode_prompt).parameters
+    called = inspect.signature(type(pipeline).__call__).parameters
+    if "prompt" not in parameters:
+        raise ValueError(f"{name}.encode_prompt takes no prompt; it takes: {', '.join(parameters)}")
+    if unknown := [each for each in given if each not in parameters]:
+        raise ValueError(f"{name}.encode_prompt has no {', '.join(unknown)}; it has: {', '.join(parameters)}")
+    found = {each: value for each, value in {**PLAIN, "device": None}.items() if each in parameters} | dict(given)
+    for each in parameters.values():
+        if each.name in found or each.name == "prompt" or each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL):
+            continue
+        if each.name in called and called[each.name].default is not each.empty:
+            found[each.name] = called[each.name].default
+        elif each.default is each.empty and each.name.startswith(("prompt_", "negative_prompt")):
+            found[each.name] = None  # the same prompt, or none
+        elif each.default is each.empty:
+            raise ValueError(
+                f"{name}.encode_prompt asks for {each.name}, which is not known here: PipelineEncoder(pipeline, {each.name}=...)"
+            )
+    if found.get("clean_caption") and not (is_bs4_available() and is_ftfy_available()):
+        found["clean_caption"] = False  # as the pipeline would have it, with a warning for every prompt
+    return found
+
+
+def read_embedding(returned: Any) -> PromptEmbedding:
+    """What `encode_prompt` returned of one prompt, told apart by shapes.
+
+    Token states are floating-point [1, t, width], or a list of one [t, width]; a mask [1, t] of 0 and 1 behind them says which
+    of their places may be attended to; a vector is floating-point [1, width]. States of several layers, [1, layers, t, width]
+    or [layers, 1, t, width], are so many sequences after one another. Anything else (places of tokens) says nothing of the prompt.
+    """
+    states, pooled, waiting = list[Tensor](), list[Tensor](), list[int]()
+    for each in _tensors(returned):
+        if _is_mask(each, states, waiting):
+            kept = waiting.pop()
+            states[kept] = states[kept][each[0].bool().to(states[kept].device)]
+        elif not each.is_floating_point():
+            continue
+        elif each.ndim == 3 and len(each) == 1:
+            waiting = [len(states)]
+            states.append(each[0].float())
+        elif each.ndim == 4 and 1 in each.shape[:2]:
+            waiting = []
+            states.append(each.flatten(0, 2).float())
+        elif each.ndim == 2 and len(each) == 1:
+            pooled.append(each[0].float())
+    return PromptEmbedding(tuple(states), tuple(pooled))
+
+
+def _is_mask(each: Tensor, states: Sequence[Tensor], waiting: Sequence[int]) -> bool:
+    if not waiting or each.ndim != 2 or tuple(each.shape) != (1, len(states[waiting[-1]])):
+        return False
+    return each.dtype == torch.bool or bool(((each == 0) | (each == 1)).all())
+
+
+def _tensors(returned: Any) -> Iterable[Tensor]:
+    """The tensors, in their order; those of a list of one prompt as a batch of one."""
+    if isinstance(returned, Tensor):
+        yield returned
+    elif isinstance(returned, Mapping):
+        for each in returned.values():
+            yield from _tensors(each)
+    elif isinstance(returned, tuple):
+        for each in returned:
+            yield from _tensors(each)
+    elif isinstance(returned, list):
+        for each in returned:
+            yield from ([each[None]] if isinstance(each, Tensor) and each.ndim == 2 else _tensors(each))
