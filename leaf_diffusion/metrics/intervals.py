@@ -120,8 +120,12 @@ class _Spread:
         squares = float((sums**2).sum())
         variance = g / (g - 1) * squares / n**2
         independent = float((rest**2).sum()) / n / (n - 1)
-        # a sum of squares that a few clusters make up has the degrees of freedom of a few
-        freedom = min(g - 1.0, max(1.0, 3 * squares**2 / float((sums**4).sum()))) if squares > 0 else g - 1.0
+        freedom = g - 1.0
+        if squares > 0:  # a sum of squares that a few clusters make up has the degrees of freedom of a few
+            parts = (
+                sums / np.abs(sums).max()
+            ) ** 2  # fourth powers of the sums themselves may be too small for a float
+            freedom = min(freedom, max(1.0, 3 * float(parts.sum()) ** 2 / float((parts**2).sum())))
         return cls(max(variance, independent), freedom if g < n else n - 1.0, g, g == n)
 
     def effective(self, variance: float) -> float:

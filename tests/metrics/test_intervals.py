@@ -193,3 +193,12 @@ def test_wrong_input_is_refused() -> None:
         mean_interval([1.5], share=True)
     with pytest.raises(ValueError, match="0 < level < 1"):
         mean_interval([1.0, 2.0], level=95)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e-40, 1e60])
+def test_the_size_of_the_numbers_does_not_matter(scale: float) -> None:
+    values = {f"{i}": 1.0 + i % 7 for i in range(24)}
+    clusters = {name: f"c{int(name) % 12}" for name in values}
+    plain = mean_interval(values, clusters=clusters)
+    scaled = mean_interval({name: scale * value for name, value in values.items()}, clusters=clusters)
+    assert (scaled.ci_low / scale, scaled.ci_high / scale) == pytest.approx((plain.ci_low, plain.ci_high), rel=1e-9)
