@@ -3,13 +3,17 @@ from importlib import import_module
 import pytest
 
 from leaf_diffusion import __version__
-from leaf_diffusion.cli.main import COMMANDS, main
+from leaf_diffusion.cli.main import COMMANDS, GROUPS, main
 
 
 def test_every_command_has_its_function() -> None:
     for target, _ in COMMANDS.values():
         module, function = target.split(":")
         assert callable(getattr(import_module(module), function))
+
+
+def test_every_command_stands_in_one_group() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,14 +52,29 @@ COMMANDS = {
         "leaf_diffusion.cli.export:main",
         "write a text encoder, or a checkpoint around it, as the single file that ComfyUI loads",
     ),
+    "doctor": ("leaf_diffusion.cli.doctor:main", "versions, devices, files: what works here, what cannot and why"),
     "world": ("leaf_diffusion.cli.world:main", "train or show the embedded world"),
 }
 
 
+GROUPS = {
+    "attack prompts and draw them": ("evaluate", "attack", "exact-images", "certify", "swap-cost"),
+    "make encoders robust": ("finetune", "finetune-image", "finetune-both", "translate-token"),
+    "measure encoders without drawing": (
+        "textfare", "zero-shot-text", "zero-shot-image", "both-domains", "retrieve", "invert", "ablate",
+    ),
+    "runs and files": ("status", "report", "convert", "export"),
+    "this installation": ("doctor", "world"),
+}  # fmt: skip
+"""The commands as the help shows them."""
+
+
 def usage() -> str:
     """The help text."""
-    rows = "\n".join(f"  {name:<16}{what}" for name, (_, what) in COMMANDS.items())
-    return f"usage: leaf-diffusion <command> [options]\n\ncommands:\n{rows}\n\n`leaf-diffusion <command> --help` lists its options."
+    lines = ["usage: leaf-diffusion <command> [options]", ""]
+    for group, names in GROUPS.items():
+        lines += [f"{group}:", *(f"  {name:<16}{COMMANDS[name][1]}" for name in names), ""]
+    return "\n".join([*lines, "`leaf-diffusion <command> --help` lists its options."])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
