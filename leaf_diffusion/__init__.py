@@ -7,6 +7,7 @@ from leaf_diffusion import _compat as _compat
 
 if TYPE_CHECKING:
     from leaf_diffusion.attacks import Attack, AttackResult, Charmer, ExactOrBeam, Exhaustive, LeafAttack, RandomTypos
+    from leaf_diffusion.diffusion.harden import harden
     from leaf_diffusion.diffusion.pipeline_scorer import attack
     from leaf_diffusion.encoders import load_text_encoder
     from leaf_diffusion.scoring import Drift, Margin, MeanScorer, Scorer, Toward
@@ -24,6 +25,7 @@ _HOMES = {
         "LeafAttack",
         "RandomTypos",
     ),
+    "leaf_diffusion.diffusion.harden": ("harden",),
     "leaf_diffusion.diffusion.pipeline_scorer": ("attack",),
     "leaf_diffusion.encoders": ("load_text_encoder",),
     "leaf_diffusion.scoring": ("Drift", "Margin", "MeanScorer", "Scorer", "Toward"),
@@ -48,6 +50,7 @@ __all__ = [
     "Toward",
     "__version__",
     "attack",
+    "harden",
     "load_text_encoder",
 ]
 

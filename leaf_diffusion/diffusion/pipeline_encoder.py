@@ -12,6 +12,7 @@ from diffusers.utils import is_bs4_available, is_ftfy_available
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from leaf_diffusion.encoders.base import Defence
 from leaf_diffusion.weights.fingerprints import fingerprint
 
 PLAIN = {
@@ -70,8 +71,8 @@ class PipelineEncoder:
         return {name: part for name, part in parts.items() if "tokenizer" in name and callable(part)}
 
     def preprocess(self, texts: Sequence[str]) -> list[str]:
-        """The texts: what a pipeline does to them is its own."""
-        return list(texts)
+        """The texts after the pipeline's defence; what else it does to them is its own."""
+        return list(texts) if self.defence is None else self.defence(list(texts))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token rows of the first tokenizer, neither cut nor filled up nor in a template."""
@@ -87,6 +88,11 @@ class PipelineEncoder:
         limits = [limit for limit in told if isinstance(limit, int)]
         return [bool(limits) and len(row) > min(limits) for row in self.tokenize(texts)]
 
+    @property
+    def defence(self) -> Defence | None:
+        """What the prompts go through before the pipeline's own `encode_prompt`, by its Leaf class or `harden`."""
+        return getattr(self.pipeline, "_defence", None)
+
     # -- identity ------------------------------------------------------------------------------------------------
 
     @property
@@ -97,10 +103,11 @@ class PipelineEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 hex over the pipeline's class, its text encoders and tokenizers."""
+        """sha256 hex over the pipeline's class, its text encoders, tokenizers and defence."""
         backends = (getattr(each, "backend_tokenizer", None) for each in self.tokenizers.values())
         read = "\n".join("" if each is None else each.to_str() for each in backends)
-        return fingerprint(*self.modules.values(), f"{self.name}\n{read}")
+        defence = self.defence.fingerprint if self.defence else ""
+        return fingerprint(*self.modules.values(), f"{self.name}\n{read}\n{defence}")
 
 
 def _filled(pipeline: Any, given: Mapping[str, Any]) -> dict[str, Any]:
