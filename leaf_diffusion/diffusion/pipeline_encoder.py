@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,13 +35,15 @@ class PromptEmbedding:
 class PipelineEncoder:
     """The text encoders of a pipeline as one: the definition that every faster way is tested against.
 
-    Nothing is known of the pipeline but that it has `encode_prompt`. Prompts are encoded one at a time: where a pipeline fills
-    a batch up to its longest prompt, what a prompt is depends on its neighbours. `arguments`: what else `encode_prompt` shall
-    be given. ValueError where it is missing, or asks for what is not known here.
+    Nothing is known of the pipeline but that it has `encode_prompt`. A prompt encoded by itself is the definition: where a
+    pipeline fills a batch up to its longest prompt, what a prompt is may depend on its neighbours. So many as `batch_size` are
+    encoded together once the first of them came out as by themselves; where they did not, a warning says so, and each is encoded
+    alone. `arguments`: what else `encode_prompt` shall be given. ValueError where it is missing, or asks for what is not known here.
     """
 
-    def __init__(self, pipeline: Any, **arguments: Any) -> None:
-        self.pipeline, self.name = pipeline, type(pipeline).__name__
+    def __init__(self, pipeline: Any, *, batch_size: int = 16, **arguments: Any) -> None:
+        self.pipeline, self.name, self.batch_size = pipeline, type(pipeline).__name__, batch_size
+        self._tried = False
         if not callable(getattr(pipeline, "encode_prompt", None)):
             raise ValueError(f"{self.name} has no encode_prompt, so what its denoiser is given is not known")
         self._arguments = _filled(pipeline, arguments)
@@ -49,18 +52,42 @@ class PipelineEncoder:
         """What each prompt becomes, float32. ValueError for numbers that are not finite."""
         if isinstance(prompts, str):
             raise TypeError("expected a list of prompts, got one string: put it in a list")
+        found = list[PromptEmbedding]()
         with torch.inference_mode():
-            return [self._encode(prompt) for prompt in prompts]
+            while len(found) < len(prompts):
+                some = prompts[len(found) : len(found) + self.batch_size]
+                found += self._encode(some) if len(some) == 1 or self._tried else self._try(some)
+        return found
 
-    def _encode(self, prompt: str) -> PromptEmbedding:
+    def _encode(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
         device = getattr(self.pipeline, "_execution_device", None)
         told = {"device": device} if "device" in self._arguments and self._arguments["device"] is None else {}
-        found = read_embedding(self.pipeline.encode_prompt(prompt, **{**self._arguments, **told}))
-        if not found.states and not found.pooled:
-            raise ValueError(f"{self.name}: encode_prompt gives nothing of {prompt!r} that is known here")
-        if not all(torch.isfinite(each).all() for each in (*found.states, *found.pooled)):
-            raise ValueError(f"{self.name}: what it gives of {prompt!r} holds NaN or infinity")
+        # a list for one as well: some pipelines write into what they are given
+        returned = self.pipeline.encode_prompt(list(prompts), **{**self._arguments, **told})
+        found = [read_embedding(each) for each in split(returned, len(prompts))]
+        for prompt, one in zip(prompts, found, strict=True):
+            if not one.states and not one.pooled:
+                raise ValueError(f"{self.name}: encode_prompt gives nothing of {prompt!r} that is known here")
+            if not all(torch.isfinite(each).all() for each in (*one.states, *one.pooled)):
+                raise ValueError(f"{self.name}: what it gives of {prompt!r} holds NaN or infinity")
         return found
+
+    def _try(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
+        """Each prompt by itself; from now on several together if these come out as that."""
+        alone = [each for prompt in prompts for each in self._encode([prompt])]
+        try:
+            same = all(map(near, self._encode(prompts), alone))
+        except (ValueError, RuntimeError):  # lists are not taken, or what comes back is not one a prompt
+            same = False
+        if same:
+            self._tried = len(set(map(len, prompts))) > 1  # of different lengths: else they tell little
+        else:
+            warnings.warn(
+                f"{self.name}: prompts encoded together differ from those by themselves: one at a time, slowly",
+                stacklevel=3,
+            )
+            self.batch_size = 1
+        return alone
 
     # -- what attacks ask of the text ----------------------------------------------------------------------------
 
@@ -135,6 +162,33 @@ def _filled(pipeline: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     if found.get("clean_caption") and not (is_bs4_available() and is_ftfy_available()):
         found["clean_caption"] = False  # as the pipeline would have it, with a warning for every prompt
     return found
+
+
+def near(some: PromptEmbedding, other: PromptEmbedding) -> bool:
+    """Whether two embeddings are the same but for rounding."""
+    pairs = [(some.states, other.states), (some.pooled, other.pooled)]
+    if any([each.shape for each in a] != [each.shape for each in b] for a, b in pairs):
+        return False
+    return all(bool((x - y).norm() <= 1e-4 * y.norm()) for a, b in pairs for x, y in zip(a, b, strict=True))
+
+
+def split(returned: Any, n: int) -> list[Any]:
+    """What was returned of n prompts as what is returned of each; what has no dimension of n goes to all."""
+    if isinstance(returned, Tensor):
+        for dim in range(min(2, returned.ndim)):
+            if returned.shape[dim] == n and (dim == 0 or returned.ndim == 4):
+                return list(returned.split(1, dim))
+    elif isinstance(returned, Mapping):
+        return split(tuple(returned.values()), n)
+    elif (
+        isinstance(returned, list)
+        and len(returned) == n
+        and all(isinstance(x, Tensor) and x.ndim == 2 for x in returned)
+    ):
+        return [[each] for each in returned]
+    elif isinstance(returned, tuple | list) and returned:
+        return [type(returned)(each) for each in zip(*(split(each, n) for each in returned), strict=True)]
+    return [returned] * n
 
 
 def read_embedding(returned: Any) -> PromptEmbedding:

@@ -16,6 +16,8 @@ from leaf_diffusion.scoring.sequence import Readout, SequenceFeature
 from leaf_diffusion.text import Candidates, Constraint, constraint_from_name
 
 FEATURE = Readout()
+AT_ONCE = 64
+"""Texts whose states are held at a time: those of a large T5 are 8 MB each."""
 
 
 def attack(
@@ -32,8 +34,8 @@ def attack(
     """Worst prompts within `k` edits for any diffusers pipeline: those that move what its own `encode_prompt` gives the
     denoiser furthest, all text encoders together (default attack: `ExactOrBeam()`).
 
-    Each candidate is encoded as the pipeline does it, one at a time, which is slow: about 191 of them a character for all single
-    edits; `attack=Charmer(n_positions=5)` takes some 500. ValueError for pipelines without `encode_prompt`.
+    Each candidate is encoded as the pipeline does it, which is slow: about 191 of them a character for all single edits;
+    `attack=Charmer(n_positions=5)` takes some 500. ValueError for pipelines without `encode_prompt`.
     """
     rule = constraint_from_name(constraint) if isinstance(constraint, str) else constraint
     scorer = PipelineScorer(PipelineEncoder(pipeline), feature)
@@ -68,24 +70,22 @@ class PipelineScore:
     def __init__(self, encoder: PipelineEncoder, feature: SequenceFeature, prompts: Sequence[str]) -> None:
         self._encoder, self._feature = encoder, feature
         self._clean = [self._vectors(each) for each in encoder(prompts)]
-        self._known: list[dict[str, float]] = [{} for _ in prompts]
+        self._known: list[dict[str, float]] = [{prompt: 0.0} for prompt in prompts]
         self.queries = [0] * len(prompts)
 
     def __call__(self, candidates: Sequence[Candidates], *, best: int = 1) -> list[Tensor]:
         """Scores, float32 on the CPU, one tensor a prompt. ValueError for candidates that are tokens and no texts."""
         one_each("candidate lists", len(candidates), len(self.queries))
-        found = []
-        for i, each in enumerate(candidates):
-            texts = each.texts()
-            self.queries[i] += len(texts)
-            found.append(torch.tensor([self._score(i, text) for text in texts], dtype=torch.float32))
-        return found
-
-    def _score(self, i: int, text: str) -> float:
-        if text not in self._known[i]:
-            (embedding,) = self._encoder([text])
-            self._known[i][text] = self._drift(self._clean[i], self._vectors(embedding))
-        return self._known[i][text]
+        asked = [each.texts() for each in candidates]
+        self.queries = [count + len(texts) for count, texts in zip(self.queries, asked, strict=True)]
+        new = [
+            (i, text) for i, texts in enumerate(asked) for text in dict.fromkeys(texts) if text not in self._known[i]
+        ]
+        for first in range(0, len(new), AT_ONCE):
+            some = new[first : first + AT_ONCE]
+            for (i, text), embedding in zip(some, self._encoder([text for _, text in some]), strict=True):
+                self._known[i][text] = self._drift(self._clean[i], self._vectors(embedding))
+        return [torch.tensor([known[text] for text in texts]) for known, texts in zip(self._known, asked, strict=True)]
 
     def _vectors(self, embedding: PromptEmbedding) -> list[Tensor]:
         return [*map(self._feature, embedding.states), *embedding.pooled]

@@ -29,8 +29,8 @@ class AttackPromptsOptions(AttackOptions, PromptOptions):
     """A source ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" puts spelling correction before it."""
     pipeline: str | None = None
     """In the place of --encoder: a diffusers pipeline of any class (a folder, a Hub id, "world"), attacked by what its own
-    encode_prompt gives its denoiser, all text encoders together. Nothing of it is known here, so each candidate is encoded by
-    itself, which is slow: --attack charmer:n_positions=5 takes few."""
+    encode_prompt gives its denoiser, all text encoders together. Nothing of it is known here, so each candidate is encoded
+    whole, which is slow: --attack charmer:n_positions=5 takes few."""
     k: tuple[int, ...] = (1,)
     """Numbers of edits: of characters, or what the attack counts (slips, tokens, words)."""
     output: Path | None = None

@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 import leaf_diffusion
 from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.diffusion.loading import load_for_text
-from leaf_diffusion.diffusion.pipeline_encoder import PipelineEncoder, read_embedding
+from leaf_diffusion.diffusion.pipeline_encoder import PipelineEncoder, near, read_embedding
 from leaf_diffusion.diffusion.pipeline_scorer import PipelineScorer
 from leaf_diffusion.eval.attack import main
 from leaf_diffusion.scoring.sequence import MeanState, Readout
@@ -83,6 +83,34 @@ def test_the_call_decides_what_the_signature_of_encode_prompt_leaves_open() -> N
     instructed, bare = PipelineEncoder(pipe), PipelineEncoder(pipe, complex_human_instruction=None)
     (a,), (b,) = instructed(PROMPTS[:1]), bare(PROMPTS[:1])
     assert not torch.equal(a.states[0], b.states[0])  # Sana's own call puts an instruction before the prompt
+
+
+@pytest.mark.parametrize("name", MAKERS.keys() - {"sana"})
+def test_prompts_encoded_together_are_what_each_is_by_itself(name: str) -> None:
+    pipe, prompts = MAKERS[name](), ["a red umbrella", "two cats", "x", "a dog and a red umbrella on a beach"]
+    together, alone = PipelineEncoder(pipe, batch_size=3), PipelineEncoder(pipe, batch_size=1)
+    for _ in range(2):  # tried, then used
+        for mine, theirs in zip(together(prompts), alone(prompts), strict=True):
+            assert near(mine, theirs)
+    assert together.batch_size == 3
+
+
+def test_a_pipeline_whose_prompts_depend_on_their_neighbours_is_asked_one_at_a_time() -> None:
+    pipe = LANGUAGES["z-image"]()
+    encode = pipe.encode_prompt
+
+    def leaking(prompt: list[str], **given: Any) -> Any:
+        states, rest = encode(prompt, **given)
+        mean = torch.stack([each.mean() for each in states]).mean()
+        return [each + mean for each in states], rest
+
+    pipe.encode_prompt = wraps(encode)(leaking)
+    prompts = ["a red umbrella", "two cats", "x"]
+    encoder = PipelineEncoder(pipe)
+    with pytest.warns(UserWarning, match="prompts encoded together differ from those by themselves"):
+        found = encoder(prompts)
+    assert encoder.batch_size == 1
+    assert all(map(near, found, PipelineEncoder(pipe, batch_size=1)(prompts)))
 
 
 def test_flux_has_states_and_a_vector_and_no_places(new_tower: Callable[..., PreTrainedModel]) -> None:
