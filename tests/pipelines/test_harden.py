@@ -33,7 +33,7 @@ def states(pipe: Any) -> torch.Tensor:
     return found.states[0]
 
 
-@pytest.mark.parametrize("name", LANGUAGES.keys() - {"sana"})
+@pytest.mark.parametrize("name", [each for each in LANGUAGES if each != "sana"])
 def test_a_language_model_is_exchanged_saved_and_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
     pipe = LANGUAGES[name]()
     before = states(pipe)

@@ -85,7 +85,7 @@ def test_the_call_decides_what_the_signature_of_encode_prompt_leaves_open() -> N
     assert not torch.equal(a.states[0], b.states[0])  # Sana's own call puts an instruction before the prompt
 
 
-@pytest.mark.parametrize("name", MAKERS.keys() - {"sana"})
+@pytest.mark.parametrize("name", [each for each in MAKERS if each != "sana"])
 def test_prompts_encoded_together_are_what_each_is_by_itself(name: str) -> None:
     pipe, prompts = MAKERS[name](), ["a red umbrella", "two cats", "x", "a dog and a red umbrella on a beach"]
     together, alone = PipelineEncoder(pipe, batch_size=3), PipelineEncoder(pipe, batch_size=1)
@@ -135,7 +135,7 @@ def test_tensors_are_told_apart_by_their_shapes() -> None:
         assert read_embedding(nothing).states == read_embedding(nothing).pooled == ()
 
 
-@pytest.mark.parametrize("name", MAKERS.keys() - {"sana"})  # whose instruction has 900 letters
+@pytest.mark.parametrize("name", [each for each in MAKERS if each != "sana"])  # whose instruction has 900 letters
 def test_an_attack_on_any_pipeline_moves_what_its_denoiser_is_given(name: str) -> None:
     pipe = MAKERS[name]()
     (result,) = leaf_diffusion.attack(pipe, PROMPTS[:1], attack=Charmer(n_positions=1, alphabet="xz"), k=1)
