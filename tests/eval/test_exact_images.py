@@ -232,7 +232,7 @@ def test_rows_and_page(bright: Brightness, tmp_path: Path) -> None:
     bright.least = float(np.median([brightness(image) for image in images]))  # half of the clean images are wrong
     attacked = ["--attack", "exhaustive", "--k", "1", "--protocols", "adaptive", "--neutral-source", "none"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("leaf_diffusion.attacks.exhaustive.neighbours", exact.neighbours)
+        patch.setattr("leaf_diffusion.attacks.exhaustive.neighbours", lambda text, alphabet: exact.neighbours(text))
         assert t2i_robustness.main([*probe, *attacked, "--output", str(tmp_path / "evaluated")]) == 0
     assert exact_images.main([*SMALL, "--output", str(tmp_path / "exact")]) == 0
     found, evaluated = (
