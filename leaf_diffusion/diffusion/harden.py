@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from leaf_diffusion.diffusion.pipeline import LeafPipeline
 from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.load import load_defence
 from leaf_diffusion.encoders.lora import lora_layers
@@ -32,7 +33,8 @@ def harden(pipeline: P, *, defence: str | Defence | None = None, **encoders: str
     A CLIP is given as to the Leaf pipelines (a folder, a Hub id, "openclip:...", a module); any other text encoder (T5, a
     language model) as a module, or a folder or Hub id that transformers loads in the class of the old one. It has to have the
     old one's tensors and settings, gets its device and dtype, and reads with the pipeline's tokenizer. `defence`: what prompts
-    go through first, as in `load_text_encoder`; it is not saved with the pipeline.
+    go through first, as in `load_text_encoder`; one that `pipeline` has stays, and none is saved. A module is moved and cast as it is,
+    not copied.
 
     Raises ValueError that names every misfit, and for text encoders that the pipeline does not have.
     """
@@ -49,7 +51,10 @@ def harden(pipeline: P, *, defence: str | Defence | None = None, **encoders: str
             new[name] = _other(name, current, source)
     kind: Any = type(pipeline)
     hardened: P = kind.from_pipe(pipeline, **new)
-    if (reader := load_defence(defence)) is not None:
+    reader = load_defence(defence) or getattr(pipeline, "_defence", None)  # one that was given before stays
+    if reader is not None and isinstance(hardened, LeafPipeline):
+        hardened._defence = reader
+    elif reader is not None:
         _defend(hardened, reader)
     return hardened
 

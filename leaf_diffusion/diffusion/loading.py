@@ -34,8 +34,10 @@ def load_for_text(source: str | Path, *, device: str = "cpu", dtype: str | None 
     source = checked_folder(source, options, None)
     with found(source, options):
         index = DiffusionPipeline.load_config(source)
-        if isinstance(index["_class_name"], list):
-            raise ValueError(f"{source} brings code of its own ({index['_class_name'][0]}), which is not run")
+        if isinstance(kind := index.get("_class_name"), list):
+            raise ValueError(f"{source} brings code of its own ({', '.join(map(str, kind[:1]))}), which is not run")
+        if not isinstance(kind, str):
+            raise ValueError(f"{source}: {INDEX} names no pipeline class (_class_name)")
         absent = [name for name, value in index.items() if name.startswith(DENOISERS) or value == [None, None]]
         options |= dict.fromkeys(absent)
         pipe = DiffusionPipeline.from_pretrained(source, trust_remote_code=False, **options)

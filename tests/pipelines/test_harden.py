@@ -118,3 +118,22 @@ def test_a_defence_reads_prompts_first_and_an_attack_goes_through_it() -> None:
         leaf_diffusion.attack(each, [PROMPT], attack=attack, constraint=None)[0].score for each in (pipe, hardened)
     ]
     assert scores[1] < scores[0]
+
+
+def test_a_defence_stays_with_a_second_exchange_and_reads_once() -> None:
+    calls = list[list[str]]()
+
+    class Counting(Speller):
+        def __call__(self, texts: Any) -> list[str]:
+            calls.append(list(texts))
+            return super().__call__(texts)
+
+    speller = Counting(["a", "red", "umbrella"])
+    again = leaf_diffusion.harden(leaf_diffusion.harden(LANGUAGES["z-image"](), defence=speller), text_encoder=moved(
+        LANGUAGES["z-image"]().text_encoder))  # fmt: skip
+    kind = KINDS["sd"]
+    leaf = leaf_diffusion.harden(kind.leaf.from_pipe(kind.stock(**kind.parts())), defence=speller)
+    for pipe in (again, leaf):
+        calls.clear()
+        PipelineEncoder(pipe)(["a red umbrlla"])
+        assert calls == [["a red umbrlla"]]

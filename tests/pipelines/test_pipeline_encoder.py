@@ -226,4 +226,7 @@ def test_code_that_a_pipeline_brings_is_not_run(folder: Path, tmp_path: Path) ->
     (tmp_path / "mine.py").write_text("raise SystemExit('run')\n")
     with pytest.raises(ValueError, match=r"brings code of its own \(mine\)"):
         load_for_text(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({k: v for k, v in index.items() if k != "_class_name"}))
+    with pytest.raises(ValueError, match="names no pipeline class"):
+        load_for_text(tmp_path)
     assert isinstance(load_for_text(folder), DiffusionPipeline)
