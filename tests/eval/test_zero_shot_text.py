@@ -26,6 +26,8 @@ from leaf_diffusion.text import NoNewWords, distance
 WORDS = ["--encoders", "original", "leaf", "--limit", "4", "--images", "1", "--k", "1", "2", "--attacks", "charmer", "--n-positions", "3", "1",
          "--constraints", "no-new-words", "none"]  # fmt: skip
 
+ONE_SEARCH = ["--no-exact", "--k", "1", "--attacks", "charmer", "--n-positions", "1"]
+
 
 Declared = Callable[[Path], dict[str, Any]]
 
@@ -136,19 +138,7 @@ def test_a_task_of_a_file_has_the_encoders_own_anchors(tmp_path: Path) -> None:
     features = encoder.features(encoder.tokenize(["a animal", "the animal"]))
     expected = normalize(normalize(features, dim=-1).mean(0), dim=-1)
     assert torch.allclose(task.anchors(encoder)[0], expected, atol=1e-5)
-    words = [
-        "--task",
-        source,
-        "--encoders",
-        "original",
-        "--no-exact",
-        "--k",
-        "1",
-        "--attacks",
-        "charmer",
-        "--n-positions",
-        "1",
-    ]
+    words = ["--task", source, "--encoders", "original", *ONE_SEARCH]
     assert zero_shot_text.main([*words, "--output", str(tmp_path / "run")]) == 0
     results = load_run(tmp_path / "run").results
     assert {row.metric for row in results.rows} == {"accuracy"}
@@ -172,19 +162,7 @@ def test_classes_may_be_images_of_a_folder(tmp_path: Path, capsys: pytest.Captur
             Image.new("RGB", (32 + i, 32), colour).save(tmp_path / "shown" / name / f"{i}.png")
     rows: list[dict[str, object]] = [{"text": "a cat", "label": "animal"}, {"text": "a car", "label": "thing"}]
     source = labelled(tmp_path / "t.jsonl", rows)
-    words = [
-        "--task",
-        source,
-        "--encoders",
-        "leaf",
-        "--no-exact",
-        "--k",
-        "1",
-        "--attacks",
-        "charmer",
-        "--n-positions",
-        "1",
-    ]
+    words = ["--task", source, "--encoders", "leaf", *ONE_SEARCH]
     shown = ["--anchors", str(tmp_path / "shown"), "--image-encoder", "world:original"]
     assert zero_shot_text.main([*words, *shown, "--output", str(tmp_path / "run")]) == 0
     tower, encoder = load_image_encoder("world:original"), load_text_encoder("world:leaf")
