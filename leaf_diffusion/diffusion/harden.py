@@ -14,6 +14,7 @@ from leaf_diffusion.diffusion.pipeline import LeafPipeline
 from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.load import load_defence
 from leaf_diffusion.encoders.lora import lora_layers
+from leaf_diffusion.encoders.settings import settings
 from leaf_diffusion.encoders.swap import exchanged
 from leaf_diffusion.weights.files import check_finite
 from leaf_diffusion.weights.models import load_config, load_model
@@ -21,9 +22,6 @@ from leaf_diffusion.weights.models import load_config, load_model
 P = TypeVar("P")
 PROMPTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
 """Arguments of `encode_prompt` that a defence reads. Negative prompts are the user's own words."""
-IDLE = ("dropout", "initializer", "use_cache", "dtype", "transformers_version", "architectures", "name_or_path", "id2label",
-        "label2id", "output_", "return_dict", "attn_implementation", "experts_implementation")  # fmt: skip
-"""Parts of the names of settings that change no state of a tower that is not trained."""
 
 
 def harden(pipeline: P, *, defence: str | Defence | None = None, **encoders: str | Path | nn.Module | TextEncoder) -> P:
@@ -87,20 +85,10 @@ def _other(name: str, current: nn.Module, source: str | Path | nn.Module | TextE
 def check_settings(name: str, current: nn.Module, config: Any) -> None:
     """ValueError that names the settings in which a text encoder's configuration differs from the current one's."""
     own: Any = current.config
-    before, after = (_flat(each.to_dict()) for each in (own, config))
+    before, after = (settings(each.to_dict()) for each in (own, config))
     differing = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     if misfits := [f"{key}: {before.get(key)} here, {after.get(key)} there" for key in differing]:
         raise ValueError(f"{name}: the text encoder does not fit the pipeline: {'; '.join(misfits)}")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
-    """The settings that decide a tower's states, those of parts behind a dot."""
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        if any(part in str(key) for part in IDLE):
-            continue
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _defend(pipeline: Any, defence: Defence) -> None:

@@ -159,9 +159,14 @@ def _filled(pipeline: Any, given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{name}.encode_prompt asks for {each.name}, which is not known here: PipelineEncoder(pipeline, {each.name}=...)"
             )
-    if found.get("clean_caption") and not (is_bs4_available() and is_ftfy_available()):
+    if found.get("clean_caption") and not cleans_captions():
         found["clean_caption"] = False  # as the pipeline would have it, with a warning for every prompt
     return found
+
+
+def cleans_captions() -> bool:
+    """Whether the packages are there that pipelines clean captions with; without them they do not."""
+    return bool(is_bs4_available() and is_ftfy_available())
 
 
 def near(some: PromptEmbedding, other: PromptEmbedding) -> bool:

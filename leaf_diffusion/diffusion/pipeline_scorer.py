@@ -11,8 +11,8 @@ from torch import Tensor
 
 from leaf_diffusion.attacks import Attack, AttackResult, ExactOrBeam
 from leaf_diffusion.diffusion.pipeline_encoder import PipelineEncoder, PromptEmbedding
+from leaf_diffusion.encoders.features import Readout, SequenceFeature
 from leaf_diffusion.scoring.plain import one_each
-from leaf_diffusion.scoring.sequence import Readout, SequenceFeature
 from leaf_diffusion.text import Candidates, Constraint, constraint_from_name
 
 FEATURE = Readout()
@@ -88,7 +88,9 @@ class PipelineScore:
         return [torch.tensor([known[text] for text in texts]) for known, texts in zip(self._known, asked, strict=True)]
 
     def _vectors(self, embedding: PromptEmbedding) -> list[Tensor]:
-        return [*map(self._feature, embedding.states), *embedding.pooled]
+        whole = (each.new_ones(1, len(each), dtype=torch.bool) for each in embedding.states)
+        read = [self._feature(each[None], there)[0] for each, there in zip(embedding.states, whole, strict=True)]
+        return [*read, *embedding.pooled]
 
     def _drift(self, clean: Sequence[Tensor], other: Sequence[Tensor]) -> float:
         drifts = [

@@ -4,35 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from leaf_diffusion.encoders.features import Feature, SequenceFeature, hidden_of
 from leaf_diffusion.text import Candidates
 from leaf_diffusion.tokens.chunks import ChunkTokenizer
 from leaf_diffusion.tokens.token_rows import TokenRows
 from leaf_diffusion.tokens.tokenizer import RowTokenizer
 from leaf_diffusion.weights.fingerprints import fingerprint
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """The token states a denoiser is conditioned on, flattened to one vector of `context_length * width` numbers.
-
-    `layer=-1` is the last state after the final layer norm (what SD-1.5 sees); any other layer is the raw state of
-    that depth as transformers counts them (0 = embeddings, -2 = penultimate, what SDXL sees).
-    `positions="content"` sets the states behind end-of-text to zero; `"all"` keeps the real states of the padding.
-    """
-
-    layer: int = -1
-    positions: Literal["content", "all"] = "content"
-
-
-Feature = Literal["pooled", "projected"] | Hidden
 
 
 @runtime_checkable
@@ -157,6 +141,16 @@ class TextEncoder(ABC):
             raise ValueError(f"{self.name}: the features of {self.rows.text(row)!r} hold NaN or infinity")
         return found
 
+    def computed(self, length: int, what: Feature) -> int:
+        """How many tokens are computed for such a feature of a row of `length` tokens."""
+        hidden = hidden_of(what)
+        return self.context_length if hidden is not None and hidden.positions == "all" else length
+
+    @property
+    def own_feature(self) -> Feature:
+        """What is looked at unless told otherwise."""
+        return "projected"
+
     def features_from_embeddings(
         self, embeds: Float[Tensor, "n t width"], token_rows: Sequence[Sequence[int]], what: Feature = "projected"
     ) -> Float[Tensor, "n d"]:
@@ -194,24 +188,29 @@ class TextEncoder(ABC):
                     f"token row {i} has {len(row)} tokens; {self.name} takes at most {limit}, "
                     f"end-of-text ({eos}) among them"
                 )
-        everything = isinstance(what, Hidden) and what.positions == "all"
-        length = limit if everything else max(map(len, token_rows))
+        length = self.computed(max(map(len, token_rows)), what)
         padded = [[*row, *[self.pad_id] * (length - len(row))] for row in token_rows]
         return torch.tensor(padded, dtype=torch.long, device=self.device)
 
     def _features(
         self, ids: Int[Tensor, "n t"], embeds: Tensor | None, token_rows: Sequence[Sequence[int]], what: Feature
     ) -> Float[Tensor, "n d"]:
-        if what not in ("pooled", "projected") and not isinstance(what, Hidden):
-            raise ValueError(f'unknown feature {what!r}; choose "pooled", "projected" or Hidden(layer, positions)')
+        hidden = hidden_of(what)
+        if what not in ("pooled", "projected") and hidden is None:
+            raise ValueError(
+                f'unknown feature {what!r}; choose "pooled", "projected", Hidden(layer, positions), Readout() or MeanState()'
+            )
         if what == "projected":
             self.require_projection()
-        states = self._states(ids, embeds, what.layer if isinstance(what, Hidden) else -1)
-        if isinstance(what, Hidden):
-            if what.positions == "content":
-                lengths = torch.tensor([len(row) for row in token_rows], device=ids.device)
-                content = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-                states = torch.where(content[..., None], states, torch.zeros_like(states))
+        states = self._states(ids, embeds, hidden.layer if hidden else -1)
+        if hidden is not None:
+            lengths = torch.tensor([len(row) for row in token_rows], device=ids.device)
+            content = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            if hidden.positions == "all":
+                content = torch.ones_like(content)
+            if isinstance(what, SequenceFeature):
+                return what(states, content)
+            states = torch.where(content[..., None], states, torch.zeros_like(states))
             states = nn.functional.pad(states, (0, 0, 0, self.context_length - states.shape[1]))
             return states.flatten(1).float()
         # the first end-of-text, whatever stands behind it: what transformers and open_clip pool as well

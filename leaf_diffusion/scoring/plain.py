@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from leaf_diffusion.encoders.base import Hidden, TextEncoder
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.scoring.objectives import Goal, Objective
 from leaf_diffusion.text import Candidates
 from leaf_diffusion.tokens.token_rows import Row
@@ -93,12 +93,11 @@ class PlainScore:
         self.queries = [count + len(each) for count, each in zip(self.queries, candidates, strict=True)]
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[Sequence[Row], Tensor]]:
-        everything = isinstance(self.feature, Hidden) and self.feature.positions == "all"
         # per token: states, normed, queries, keys, values, attention, and the MLP's inner layer twice
         most = self.at_once(16 * self.encoder.token_embedding().shape[1] * self.encoder.dtype.itemsize)
         batch: list[Row] = []
         for row in sorted(rows, key=lambda row: (len(row), row)):  # the row at hand is the batch's longest
-            length = self.encoder.context_length if everything else len(row)
+            length = self.encoder.computed(len(row), self.feature)
             if batch and (len(batch) + 1) * length > most:
                 yield batch, self.encoder.features(batch, self.feature)
                 batch = []

@@ -18,12 +18,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import gelu, layer_norm, linear, pad, silu
 
-from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
+from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.causal import QUICK, Affine, Block, CausalParts, causal_parts, detached
+from leaf_diffusion.encoders.features import Feature, SequenceFeature, hidden_of
 from leaf_diffusion.scoring.attention import ALIGNED, MOST_CHUNKS, attend, chunk_size, mask, on_device
 from leaf_diffusion.scoring.forest import SortedRows, build_forest, cut
 from leaf_diffusion.scoring.int8 import Int8, multiplies_int8
 from leaf_diffusion.tokens.token_rows import Ints, Rows
+
+STATES = 1 << 22
+"""Numbers of token states that are read together as sequences."""
 
 
 class PrefixForest:
@@ -61,8 +65,8 @@ class PrefixForest:
 
     def read(self, rows: Rows, feature: Feature) -> Rows:
         """What of the rows is read: tokens up to the first end-of-text or, for all states, up to the context's end."""
-        if isinstance(feature, Hidden):
-            everything = feature.positions == "all"
+        if (hidden := hidden_of(feature)) is not None:
+            everything = hidden.positions == "all"
             return rows.padded(self.parts.pad_id, self.parts.context_length) if everything else rows
         ends = rows.tokens == self.parts.eos_id
         if not ends.any(1).all():
@@ -72,7 +76,7 @@ class PrefixForest:
 
     def batches(self, rows: SortedRows, feature: Feature, max_nodes: int) -> Iterator[tuple[slice, Tensor]]:
         """Parts of the rows (as read) with their features [n, d], float32; `max_nodes` tokens are computed at once."""
-        if isinstance(feature, Hidden):
+        if hidden_of(feature) is not None:
             max_nodes //= 4  # the features themselves are as large
         chunk = max(1, min(max_nodes, self.chunk))
         max_nodes = min(max_nodes // chunk, MOST_CHUNKS) * chunk  # the last chunk is filled up
@@ -85,7 +89,8 @@ class PrefixForest:
     def _features(self, rows: SortedRows, feature: Feature, chunk: int) -> Tensor:
         parts, device = self.parts, self.parts.positions.device
         forest = build_forest(rows, chunk, ALIGNED, self._filled)
-        states = isinstance(feature, Hidden)
+        hidden = hidden_of(feature)
+        states = hidden is not None
         pairs, last = self._filled(len(forest.tokens)), self._filled(len(rows))
         arrays = [
             _fill(forest.tokens, pairs), _fill(forest.positions, pairs), forest.pairs,
@@ -99,18 +104,19 @@ class PrefixForest:
         first = parts.embed(tokens).float() + parts.positions[positions]
         x = first[of_pair]
         depth = len(parts.blocks)
-        if isinstance(feature, Hidden) and feature.layer != -1:
-            depth = range(depth + 1)[feature.layer]
+        if hidden is not None and hidden.layer != -1:
+            depth = range(depth + 1)[hidden.layer]
         for i, block in enumerate(parts.blocks[:depth]):
             only = ends if i == depth - 1 and not states else None
             x = self._block(block, x, keys, masked, only, (first, of_pair) if i == 0 else None)
         if not states and not depth:
             x = x[ends]
-        if not isinstance(feature, Hidden) or feature.layer == -1:
+        if hidden is None or hidden.layer == -1:
             x = _norm(parts.norm, x)
-        if isinstance(feature, Hidden):
-            paths, lengths = whole
-            return _states(x, paths, lengths, parts.context_length)
+        if isinstance(feature, SequenceFeature):
+            return sequences(feature, x, *whole)
+        if hidden is not None:
+            return _states(x, *whole, parts.context_length)
         if feature == "projected":
             assert parts.projection is not None
             x = linear(x.to(self.dtype), parts.projection.weight, parts.projection.bias).float()
@@ -203,6 +209,15 @@ def _states(x: Tensor, paths: Tensor, lengths: Tensor, context: int) -> Tensor:
     there = torch.arange(longest, device=x.device) < lengths[:, None]
     states = torch.where(there[..., None], x[paths.flatten()].view(n, longest, -1), 0.0)
     return pad(states, (0, 0, 0, context - longest)).flatten(1)
+
+
+def sequences(feature: SequenceFeature, x: Tensor, paths: Tensor, lengths: Tensor) -> Tensor:
+    """The feature of each row's states [rows, d], of few rows at a time: their states side by side are many."""
+    n, longest = paths.shape
+    there = torch.arange(longest, device=x.device) < lengths[:, None]
+    some = max(1, STATES // (longest * x.shape[1]))
+    parts = zip(paths.split(some), there.split(some), strict=True)
+    return torch.cat([feature(x[path.flatten()].view(len(path), longest, -1), kept) for path, kept in parts])
 
 
 def few_launches(device: torch.device) -> bool:

@@ -90,7 +90,7 @@ class Scorer:
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
         self.encoder, self.engine, self.precision, self.max_bytes = encoder, engine, precision, max_bytes
-        self.objective: Objective = Drift("l2") if objective is None else objective
+        self.objective: Objective = Drift("l2", feature=encoder.own_feature) if objective is None else objective
 
     @property
     def name(self) -> str:

@@ -71,6 +71,9 @@ class RowTokenizer:
     `padding=True` anywhere else would leave padding on in a shared one.
     """
 
+    needs_ends = True
+    """Whether there have to be tokens for the begin and the end of a text."""
+
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._backend: Tokenizer | None = None
@@ -97,7 +100,7 @@ class RowTokenizer:
                 f"{type(tokenizer).__name__} is no tokenizer known here; "
                 "pass a transformers fast tokenizer (CLIPTokenizer) or an open_clip SimpleTokenizer"
             )
-        if self.bos_id is None or self.eos_id is None:
+        if self.needs_ends and (self.bos_id is None or self.eos_id is None):
             raise ValueError("the tokenizer has no begin- or end-of-text token, so nothing could be pooled")
 
     @cached_property

@@ -8,6 +8,8 @@ import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Lumina2Pipeline,
     PixArtSigmaPipeline,
     QwenImagePipeline,
     SanaPipeline,
@@ -21,6 +23,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
 )
 
@@ -75,6 +78,18 @@ def qwen_image() -> QwenImagePipeline:
     vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
     encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
     return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(), None, encoder, byte_level_tokenizer(), None)
+
+
+def klein() -> Flux2KleinPipeline:
+    torch.manual_seed(0)
+    encoder = Qwen3ForCausalLM(Qwen3Config(vocab_size=320, **{**SIZES, "num_hidden_layers": 28})).eval()
+    return Flux2KleinPipeline(FlowMatchEulerDiscreteScheduler(), None, encoder, byte_level_tokenizer(), None)
+
+
+def lumina() -> Lumina2Pipeline:
+    torch.manual_seed(0)
+    encoder = Gemma2Model(Gemma2Config(vocab_size=320, sliding_window=8, **SIZES)).eval()
+    return Lumina2Pipeline(None, FlowMatchEulerDiscreteScheduler(), None, encoder, byte_level_tokenizer())
 
 
 LANGUAGES = {"pixart": pixart, "sana": sana, "z-image": z_image, "qwen-image": qwen_image}

@@ -18,8 +18,8 @@ from leaf_diffusion.attacks import Charmer
 from leaf_diffusion.diffusion.loading import load_for_text
 from leaf_diffusion.diffusion.pipeline_encoder import PipelineEncoder, near, read_embedding
 from leaf_diffusion.diffusion.pipeline_scorer import PipelineScorer
+from leaf_diffusion.encoders.features import MeanState, Readout
 from leaf_diffusion.eval.attack import main
-from leaf_diffusion.scoring.sequence import MeanState, Readout
 from leaf_diffusion.text import Candidates
 from tests.pipelines.conftest import KINDS, Kind
 from tests.pipelines.languages import LANGUAGES
@@ -149,12 +149,16 @@ def test_an_attack_on_any_pipeline_moves_what_its_denoiser_is_given(name: str) -
 
 
 def test_a_readout_does_not_ask_where_a_state_stands() -> None:
-    states = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    states = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(1))
+    there = torch.ones(1, 5, dtype=torch.bool)
     for feature in (Readout(8), MeanState()):
-        assert torch.allclose(feature(states), feature(states[torch.randperm(5)]), atol=1e-6)
-        assert not torch.allclose(feature(states), feature(states[:4]))
-    large = torch.cat([1000 * torch.ones(1, 16), states])
-    read = Readout(8)(large).view(8, 16)
+        whole = feature(states, there)
+        assert torch.allclose(whole, feature(states[:, torch.randperm(5)], there), atol=1e-6)
+        assert not torch.allclose(whole, feature(states[:, :4], there[:, :4]))
+        filled = torch.cat([states, torch.full((1, 2, 16), torch.nan)], 1)  # what stands behind the end says nothing
+        assert torch.allclose(whole, feature(filled, torch.arange(7)[None] < 5), atol=1e-6)
+    large = torch.cat([1000 * torch.ones(1, 1, 16), states], 1)
+    read = Readout(8)(large, torch.ones(1, 6, dtype=torch.bool)).view(8, 16)
     assert (read - 1).norm() > 0.5 * read.norm()  # one huge state is not all that is read
 
 
