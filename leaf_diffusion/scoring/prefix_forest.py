@@ -213,7 +213,7 @@ def _states(x: Tensor, paths: Tensor, lengths: Tensor, context: int) -> Tensor:
 
 def sequences(feature: SequenceFeature, x: Tensor, paths: Tensor, lengths: Tensor) -> Tensor:
     """The feature of each row's states [rows, d], of few rows at a time: their states side by side are many."""
-    n, longest = paths.shape
+    longest = paths.shape[1]
     there = torch.arange(longest, device=x.device) < lengths[:, None]
     some = max(1, STATES // (longest * x.shape[1]))
     parts = zip(paths.split(some), there.split(some), strict=True)
