@@ -40,6 +40,9 @@ class TextEncoder(ABC):
     (`weights`, `architecture`).
     """
 
+    causal = True
+    """Whether a state depends on the tokens up to it alone, so that rows that begin alike share states."""
+
     def __init__(
         self,
         module: nn.Module,

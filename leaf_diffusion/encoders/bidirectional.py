@@ -12,6 +12,8 @@ class BidirectionalTextEncoder(SequenceTextEncoder):
     """`T5EncoderModel`, `UMT5EncoderModel` or `BertModel`. Every state depends on all tokens, so nothing is shared between
     candidates but what is the same after tokenization; padding is not computed unless the tower attends to it."""
 
+    causal = False
+
     @classmethod
     def tower_of(cls, module: nn.Module) -> nn.Module:
         if isinstance(module, T5EncoderModel | UMT5EncoderModel | BertModel):

@@ -99,46 +99,46 @@ def causal_parts(encoder: TextEncoder) -> CausalParts:
 def _transformers(encoder: HFTextEncoder) -> CausalParts:
     model: Any = encoder.text_model
     inner = getattr(model, "text_model", model)
-    _hookless(encoder.module)
+    check_hookless(encoder.module)
     blocks = []
     for layer in inner.encoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        qkv = tuple(_linear(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj))
+        qkv = tuple(read_linear(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj))
         blocks.append(
             Block(
-                _norm(layer.layer_norm1), qkv, _linear(attention.out_proj), _norm(layer.layer_norm2),
-                _linear(mlp.fc1), _is_quick(mlp.activation_fn), _linear(mlp.fc2), attention.num_heads,
+                _norm(layer.layer_norm1), qkv, read_linear(attention.out_proj), _norm(layer.layer_norm2),
+                read_linear(mlp.fc1), _is_quick(mlp.activation_fn), read_linear(mlp.fc2), attention.num_heads,
             )
         )  # fmt: skip
-    projection = None if encoder.projection is None else _linear(encoder.projection)
+    projection = None if encoder.projection is None else read_linear(encoder.projection)
     positions = inner.embeddings.position_embedding
-    _exactly(positions, nn.Embedding)
+    exactly(positions, nn.Embedding)
     norm = _norm(inner.final_layer_norm)
     return CausalParts(token_table(model), positions.weight, blocks, norm, projection, *_reading(encoder))
 
 
 def _open_clip(encoder: OpenCLIPTextEncoder) -> CausalParts:
     tower: Any = encoder.tower
-    _hookless(encoder.module)
+    check_hookless(encoder.module)
     blocks = []
     for block in tower.transformer.resblocks:
         if type(block).__name__ != "ResidualAttentionBlock" or hasattr(block, "ln_1_kv"):
             raise UnsupportedTowerError(f"its blocks are {type(block).__name__}")
         attention = block.attn
-        _exactly(attention, nn.MultiheadAttention)
+        exactly(attention, nn.MultiheadAttention)
         if attention.in_proj_weight is None or attention.bias_k is not None:
             raise UnsupportedTowerError("its attention has separate or extra keys")
-        out, down = _linear(attention.out_proj), _linear(block.mlp.c_proj)
+        out, down = read_linear(attention.out_proj), read_linear(block.mlp.c_proj)
         blocks.append(
             Block(
                 _norm(block.ln_1), (Affine(attention.in_proj_weight, attention.in_proj_bias),), _scaled(out, block.ls_1),
-                _norm(block.ln_2), _linear(block.mlp.c_fc), _is_quick(block.mlp.gelu), _scaled(down, block.ls_2),
+                _norm(block.ln_2), read_linear(block.mlp.c_fc), _is_quick(block.mlp.gelu), _scaled(down, block.ls_2),
                 attention.num_heads,
             )
         )  # fmt: skip
     projection = tower.text_projection
     if isinstance(projection, nn.Module):
-        projection = _linear(projection)
+        projection = read_linear(projection)
     elif projection is not None:
         projection = Affine(projection.T, None)
     norm, positions = _norm(tower.ln_final), tower.positional_embedding
@@ -149,24 +149,26 @@ def _reading(encoder: TextEncoder) -> tuple[int, int, int]:
     return encoder.context_length, encoder.rows.eos_id, encoder.pad_id
 
 
-def _exactly(module: nn.Module, *classes: type[nn.Module]) -> None:
+def exactly(module: nn.Module, *classes: type[nn.Module]) -> None:
+    """UnsupportedTowerError for a module of another class."""
     # a subclass (a LoRA layer, a quantised one) computes something else
     if type(module) not in classes:
         raise UnsupportedTowerError(f"it holds a {type(module).__name__} where a {classes[0].__name__} was expected")
 
 
-def _linear(module: nn.Module) -> Affine:
+def read_linear(module: nn.Module) -> Affine:
+    """A linear layer, or a LoRA layer of PEFT as what it amounts to now. Raises UnsupportedTowerError."""
     base = getattr(module, "base_layer", None)
     if base is not None and type(module).__module__ == "peft.tuners.lora.layer":
         return _merged(module, base)
-    _exactly(module, nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    exactly(module, nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
     assert isinstance(module, nn.Linear)
     return Affine(module.weight, module.bias)
 
 
 def _merged(layer: Any, base: nn.Module) -> Affine:
     """A LoRA layer of PEFT as the linear layer that it amounts to now."""
-    linear = _linear(base)
+    linear = read_linear(base)
     if layer.disable_adapters or layer.merged:  # merged: the base's weight holds the adapters already
         return linear
     if layer.lora_variant or any(layer.lora_bias.values()) or (layer.training and _drops(layer)):
@@ -204,7 +206,7 @@ def _scaled(layer: Affine, scale: nn.Module) -> Affine:
     return Affine(layer.weight * gamma[:, None], None if layer.bias is None else layer.bias * gamma)
 
 
-def _hookless(module: nn.Module) -> None:
+def check_hookless(module: nn.Module) -> None:
     """Offloading moves weights in hooks, and adapters may act in hooks: neither is seen from the weights."""
     for name, each in module.named_modules():
         hooks = [*each._forward_pre_hooks.values(), *each._forward_hooks.values()]

@@ -136,7 +136,10 @@ class SequenceTextEncoder(TextEncoder):
         if hasattr(self.module, "_hf_hook") and self.module is not self.tower:
             self.module._hf_hook.pre_forward(self.module)  # offloading waits for calls of the whole module
         table: Any = self.tower.get_input_embeddings()
-        handle = None if embeds is None else table.register_forward_hook(lambda *_: embeds)
+        handle = None
+        if embeds is not None:
+            written = embeds * getattr(table, "embed_scale", 1.0)  # Gemma's table multiplies what it holds
+            handle = table.register_forward_hook(lambda *_: written)
         try:
             output = self._forward(ids, mask, layers != (-1,))
         finally:

@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from leaf_diffusion.encoders.base import TextEncoder
+from leaf_diffusion.encoders.decoder import DecoderTextEncoder
 from leaf_diffusion.scoring.attention import on_device
+from leaf_diffusion.scoring.decoder_forest import DecoderForest
 from leaf_diffusion.scoring.forest import distinct
 from leaf_diffusion.scoring.objectives import Objective
 from leaf_diffusion.scoring.plain import PlainScore, Precision, one_each
@@ -47,8 +49,10 @@ class PrefixScore(PlainScore):
             exact = half_dtype(device)
         elif own == torch.float32 and precision == "screen":
             rough = screening_dtype(device)
-        self._exact = PrefixForest(encoder, exact)
-        self._rough = PrefixForest(encoder, rough) if rough != own else None
+        if rough == torch.int8 and isinstance(encoder, DecoderTextEncoder):
+            rough = own
+        self._exact = _forest(encoder, exact)
+        self._rough = _forest(encoder, rough) if rough != own else None
         # where all goals compare with a vector each, they are computed together
         pairs = {goal.compare for goal in self.goals}
         self._compare = pairs.pop() if len(pairs) == 1 else None
@@ -96,7 +100,7 @@ class PrefixScore(PlainScore):
         plain engine do not."""
         super().score_rows(asked)
 
-    def _start(self, read: TokenRows, forest: PrefixForest, first: int = 0) -> Fetch:
+    def _start(self, read: TokenRows, forest: PrefixForest | DecoderForest, first: int = 0) -> Fetch:
         """Start the scores of the rows of the prompts from `first` on; each distinct row is computed once, whoever asks for
         it."""
         if not len(read.rows):
@@ -158,6 +162,10 @@ class PrefixScore(PlainScore):
                 mine.clamp_(max=float(exact.min()) - 1e-6 * abs(float(exact.min())))
             mine[some] = exact
         return self.checked(found)
+
+
+def _forest(encoder: TextEncoder, dtype: torch.dtype) -> PrefixForest | DecoderForest:
+    return DecoderForest(encoder, dtype) if isinstance(encoder, DecoderTextEncoder) else PrefixForest(encoder, dtype)
 
 
 def _together(counts: Sequence[int]) -> Iterator[slice]:

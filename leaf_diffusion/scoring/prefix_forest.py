@@ -8,14 +8,12 @@ but end-of-text itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import gelu, layer_norm, linear, pad, silu
 
 from leaf_diffusion.encoders.base import TextEncoder
@@ -24,6 +22,7 @@ from leaf_diffusion.encoders.features import Feature, SequenceFeature, hidden_of
 from leaf_diffusion.scoring.attention import ALIGNED, MOST_CHUNKS, attend, chunk_size, mask, on_device
 from leaf_diffusion.scoring.forest import SortedRows, build_forest, cut
 from leaf_diffusion.scoring.int8 import Int8, multiplies_int8
+from leaf_diffusion.scoring.kernels import forest_kernels
 from leaf_diffusion.tokens.token_rows import Ints, Rows
 
 STATES = 1 << 22
@@ -83,7 +82,10 @@ class PrefixForest:
         if self._filled(max_nodes) > max_nodes:
             max_nodes = max_nodes * 8 // 9
         for part in cut(rows, max_nodes):
-            with torch.autocast(self.parts.positions.device.type, enabled=False), _kernels(self.parts.positions.device):
+            with (
+                torch.autocast(self.parts.positions.device.type, enabled=False),
+                forest_kernels(self.parts.positions.device),
+            ):
                 yield part, self._features(rows[part], feature, chunk)
 
     def _features(self, rows: SortedRows, feature: Feature, chunk: int) -> Tensor:
@@ -223,13 +225,6 @@ def sequences(feature: SequenceFeature, x: Tensor, paths: Tensor, lengths: Tenso
 def few_launches(device: torch.device) -> bool:
     """Whether a kernel's launch costs more than some padding: so on GPUs."""
     return device.type == "cuda"
-
-
-def _kernels(device: torch.device) -> AbstractContextManager[None]:
-    """cuDNN's attention plans anew for each shape, and here each forest has its own."""
-    if device.type != "cuda":
-        return nullcontext()
-    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def _prepared(parts: CausalParts, dtype: torch.dtype, *, fold: bool) -> CausalParts:

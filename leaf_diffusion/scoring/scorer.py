@@ -113,6 +113,8 @@ class Scorer:
         if rough and rough(self.encoder.device) == self.encoder.dtype == torch.float32:
             _warn_once(f'precision="{self.precision}": this CPU has no products in bfloat16, all is scored in float32')
         what = (self.encoder, self.objective, list(prompts), self.precision, self.max_bytes)
+        if not self.encoder.causal:
+            return PlainScore(*what)
         try:
             return ENGINES[self.engine](*what)
         except UnsupportedTowerError as error:
