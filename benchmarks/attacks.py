@@ -2,6 +2,7 @@
 
     python benchmarks/attacks.py --shape small vit-l
     python benchmarks/attacks.py --shape --world 48
+    python benchmarks/attacks.py --shape qwen3-tiny gemma2-2b
 
 "published" is the algorithm as the paper's code runs it, "plain" a sensible engineer's version (candidates
 deduplicated, sorted by length, trimmed, batched), "prefix" the engine, also with screening. The last column is the
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 from time import process_time
 
 import numpy as np
+import sequences
 import torch
 from baselines import (
     SENTENCES,
@@ -32,6 +34,7 @@ from baselines import (
 from cases import CASES, counting, run
 from rich.console import Console
 from rich.table import Table
+from sequences import SIZES
 
 from leaf_diffusion.attacks import Attack, AttackResult, Charmer, Exhaustive
 from leaf_diffusion.encoders import Hidden, load_text_encoder
@@ -44,7 +47,7 @@ from leaf_diffusion.world.captions import world_prompts
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="*", choices=list(SHAPES), default=["small"])
+    parser.add_argument("--shape", nargs="*", choices=[*SHAPES, *SIZES], default=["small"])
     parser.add_argument("--sentences", choices=list(SENTENCES), default="coco", help="what is attacked")
     parser.add_argument("--turns", type=int, default=3, help="turns; the fastest of each side counts")
     parser.add_argument(
@@ -55,6 +58,9 @@ def main() -> None:
     torch.set_num_threads(1)  # one thread: its CPU time is that of the work, whatever else the machine does
     console = Console(width=140)
     for shape in options.shape:
+        if shape in SIZES:
+            console.print(sequences.table(shape, options.sentences, options.turns))
+            continue
         encoder = tower(shape)
         table = Table(title=f"{shape}, {options.sentences} captions, one thread, float32: CPU seconds, and ratios")
         for column in ("attack", "published", "plain", "prefix", "screened", "published / prefix", "plain / prefix",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import Gemma2Model, LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
@@ -27,5 +27,5 @@ class DecoderTextEncoder(SequenceTextEncoder):
         known = ", ".join(each.__name__ for each in DECODERS)
         raise ValueError(f"{type(module).__name__} holds no language model that is known here; known: {known}")
 
-    def _forward(self, ids: Tensor, mask: Tensor | None, hidden: bool) -> Any:
-        return self.tower(input_ids=ids, attention_mask=mask, output_hidden_states=hidden, use_cache=False)
+    def _forward(self, **told: Any) -> Any:
+        return self.tower(use_cache=False, **told)

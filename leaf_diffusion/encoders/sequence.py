@@ -135,23 +135,17 @@ class SequenceTextEncoder(TextEncoder):
         layers, mask = self.reading.layers, content.long() if self.reading.masked else None
         if hasattr(self.module, "_hf_hook") and self.module is not self.tower:
             self.module._hf_hook.pre_forward(self.module)  # offloading waits for calls of the whole module
-        table: Any = self.tower.get_input_embeddings()
-        handle = None
-        if embeds is not None:
-            written = embeds * getattr(table, "embed_scale", 1.0)  # Gemma's table multiplies what it holds
-            handle = table.register_forward_hook(lambda *_: written)
-        try:
-            output = self._forward(ids, mask, layers != (-1,))
-        finally:
-            if handle is not None:
-                handle.remove()
+        told: dict[str, Tensor] = {"input_ids": ids}
+        if embeds is not None:  # Gemma's table multiplies what it holds
+            told = {"inputs_embeds": embeds * getattr(self.tower.get_input_embeddings(), "embed_scale", 1.0)}
+        output = self._forward(attention_mask=mask, output_hidden_states=layers != (-1,), **told)
         if layers == (-1,):
             states: Tensor = output.last_hidden_state
             return states
         return torch.cat([output.hidden_states[layer] for layer in layers], -1)
 
-    def _forward(self, ids: Tensor, mask: Tensor | None, hidden: bool) -> Any:
-        return self.tower(input_ids=ids, attention_mask=mask, output_hidden_states=hidden)
+    def _forward(self, **told: Any) -> Any:
+        return self.tower(**told)
 
     def _states(self, ids: Tensor, embeds: Tensor | None, layer: int) -> Tensor:
         raise NotImplementedError("states are read by `states`")

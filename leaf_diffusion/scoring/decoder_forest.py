@@ -63,8 +63,14 @@ class DecoderForest:
         self.reading, self.pad_id, self.name = encoder.reading, encoder.pad_id, encoder.name
         self.device = self.parts.cos.device
         windows = [each.window for each in self.parts.blocks if each.window is not None]
-        if self.reading.padded and self.reading.masked and min(windows, default=self.reading.longest) < self.reading.longest:
-            raise UnsupportedTowerError("padding that stands further behind a text than its windows reach reads nothing")
+        if (
+            self.reading.padded
+            and self.reading.masked
+            and min(windows, default=self.reading.longest) < self.reading.longest
+        ):
+            raise UnsupportedTowerError(
+                "padding that stands further behind a text than its windows reach reads nothing"
+            )
         blocks = len(self.parts.blocks)
         self.layers = [range(blocks + 1)[layer] for layer in self.reading.layers]
         self._padding = encoder.token_embedding().shape[0]  # a token of its own, as a text may hold the padding's

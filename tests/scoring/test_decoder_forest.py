@@ -82,7 +82,9 @@ def scores(tower: DecoderTextEncoder, engine: Any, feature: Any, **options: Any)
     return bound([edits(prompt) for prompt in PROMPTS])
 
 
-CASES = [(model, "template") for model in MODELS] + [("qwen3", reading) for reading in READINGS if reading != "template"]
+CASES = [(model, "template") for model in MODELS] + [
+    ("qwen3", reading) for reading in READINGS if reading != "template"
+]
 
 
 @pytest.mark.parametrize(("model", "reading"), CASES)

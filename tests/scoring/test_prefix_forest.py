@@ -13,6 +13,7 @@ from leaf_diffusion.attacks import Charmer, Exhaustive, LeafAttack
 from leaf_diffusion.encoders import HFTextEncoder, Hidden
 from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.encoders.causal import Block, UnsupportedTowerError
+from leaf_diffusion.encoders.features import MeanState, Readout
 from leaf_diffusion.encoders.openclip import OpenCLIPTextEncoder
 from leaf_diffusion.scoring import Drift, Margin, Scorer, prefix_forest, scorer
 from leaf_diffusion.scoring.forest import Forest, SortedRows, distinct
@@ -27,6 +28,7 @@ ODD = ["", "a cat", 'the "so-called" cat &amp; dog', "a  double\tspace", "café 
        "a cat <|endoftext|>", "a cat <|endoftext|><|endoftext|>"]  # fmt: skip
 DEEPER: tiny.Changes = tiny.WIDER | {"num_hidden_layers": 3, "num_attention_heads": 4, "initializer_factor": 4.0}
 FEATURES: list[Feature] = ["pooled", "projected", Hidden(), Hidden(-2), Hidden(0), Hidden(2, "all"), Hidden(-1, "all")]
+FEATURES += [Readout(4), MeanState(hidden=Hidden(-2))]
 
 
 def hf(
@@ -95,7 +97,7 @@ def test_features_are_the_towers_own(
     if feature == "projected" and not encoder.has_projection:
         pytest.skip("no projection")
     rows = rows_of(encoder, ODD + random_edits(ODD[2], 20, np.random.default_rng(0)).texts())
-    if not isinstance(feature, Hidden):
+    if isinstance(feature, str):
         rows = list(dict.fromkeys(row[: row.index(49407) + 1] for row in rows))
     got = features_of(PrefixForest(encoder, torch.float32), rows, feature, 150)
     wanted = encoder.features(rows, feature)
