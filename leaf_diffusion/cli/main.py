@@ -47,6 +47,7 @@ COMMANDS = {
     "status": ("leaf_diffusion.cli.status:main", "how far a run is, who works on it, how long its stage takes"),
     "swap-cost": ("leaf_diffusion.eval.swap_cost:main", "what a robust encoder costs on clean prompts"),
     "report": ("leaf_diffusion.cli.report:main", "write the report of a run folder again"),
+    "leaderboard": ("leaf_diffusion.cli.leaderboard:main", "the encoders of several runs in one page to sort"),
     "convert": ("leaf_diffusion.cli.convert:main", "convert a CLIP between transformers and open_clip"),
     "export": (
         "leaf_diffusion.cli.export:main",
@@ -63,7 +64,7 @@ GROUPS = {
     "measure encoders without drawing": (
         "textfare", "zero-shot-text", "zero-shot-image", "both-domains", "retrieve", "invert", "ablate",
     ),
-    "runs and files": ("status", "report", "convert", "export"),
+    "runs and files": ("status", "report", "leaderboard", "convert", "export"),
     "this installation": ("doctor", "world"),
 }  # fmt: skip
 """The commands as the help shows them."""

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from leaf_diffusion.reports import write_comparison, write_report
+from leaf_diffusion.reports.leaderboard import write_leaderboard
 from leaf_diffusion.reports.metrics import TEXT_ACCURACY
 from leaf_diffusion.reports.pages.experiment import write_page
 from leaf_diffusion.reports.pages.zero_shot import zero_shot_page
@@ -223,5 +224,35 @@ def test_an_experiments_page_keeps_its_order_whatever_the_letters_of_its_encoder
         assert left == sorted(left)
     assert "\u202e" not in page.locator("body").inner_text()
     assert "x\\u202ey" in page.locator("h1").inner_text()
+    assert visit.overflow() <= 0
+    visit.quiet()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_leaderboard_sorts_by_any_column_and_by_the_keyboard(browser: Browser, make_run: Make, width: int) -> None:
+    path = make_run(encoders={"a": 0.9, "b": 0.1, "c": 0.5})
+    visit = Visit(browser, write_leaderboard([path], path / "board.html", ["scene_accuracy"]), width)
+    page = visit.page
+
+    def order() -> list[str]:
+        return [row.inner_text() for row in page.locator("tbody th").all()]
+
+    def numbers(column: int) -> list[float]:
+        return [
+            float(cell.get_attribute("data-number") or "nan")
+            for cell in page.locator(f"tbody td:nth-child({column})").all()
+        ]
+
+    best, heads = order(), page.locator("thead button")
+    assert best[0] == "a"
+    heads.nth(0).click()
+    assert order() == ["c", "b", "a"]
+    heads.nth(0).press("Enter")
+    assert order() == ["a", "b", "c"]
+    assert page.locator("thead th").nth(0).get_attribute("aria-sort") == "ascending"
+    heads.nth(2).click()
+    assert numbers(3) == sorted(numbers(3), reverse=True)
+    heads.nth(2).click()
+    assert numbers(3) == sorted(numbers(3))
     assert visit.overflow() <= 0
     visit.quiet()
