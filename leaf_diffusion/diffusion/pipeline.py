@@ -59,7 +59,7 @@ def defended(method: Callable[P, R]) -> Callable[P, R]:
         for name in [each for each in given if "prompt" in each]:
             if isinstance(prompt := given[name], list):
                 given[name] = prompt = list(prompt)
-            if defence is not None and prompt is not None and name in ("prompt", "prompt_2", "prompt_3"):
+            if defence is not None and isinstance(prompt, str | list) and name in ("prompt", "prompt_2", "prompt_3"):
                 given[name] = defence([prompt])[0] if isinstance(prompt, str) else defence(prompt)
         call: Callable[..., R] = method
         pipe._defence = None
