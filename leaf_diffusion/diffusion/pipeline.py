@@ -16,12 +16,13 @@ from torch import nn
 
 from leaf_diffusion.diffusion.attacked import AttackedPipeline
 from leaf_diffusion.diffusion.families import family_of
-from leaf_diffusion.diffusion.loading import checked_file, checked_folder, even_dtypes, found
+from leaf_diffusion.diffusion.loading import absent_components, checked_file, checked_folder, even_dtypes, found
 from leaf_diffusion.diffusion.whole import check_parts, check_single_file
 from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.load import load_defence
 from leaf_diffusion.encoders.lora import lora_layers, without_lora
+from leaf_diffusion.encoders.sequence import SequenceTextEncoder
 from leaf_diffusion.encoders.swap import exchanged
 from leaf_diffusion.encoders.swap_sequence import exchanged_sequence, is_quantised
 
@@ -105,6 +106,8 @@ class LeafPipeline(AttackedPipeline):
         sources = cls._sources((text_encoder, text_encoder_2, text_encoder_3), components, kwargs)
         source = checked_folder(pretrained_model_name_or_path, kwargs, cls)
         with found(source, kwargs):
+            if any(isinstance(one, nn.Module | SequenceTextEncoder) for one in sources.values()):
+                kwargs |= dict.fromkeys(sources.keys() & absent_components(source, kwargs))
             pipe = super().from_pretrained(source, **kwargs)
         check_parts(pipe, kwargs)
         even_dtypes(pipe, kwargs)

@@ -217,6 +217,10 @@ def image(pipe: Any, prompt: str | list[str] | None = "a red umbrella", /, **opt
     }
     if isinstance(pipe, PixArtAlphaPipeline | PixArtSigmaPipeline | SanaPipeline):
         asked["use_resolution_binning"] = False
+    if isinstance(pipe, SanaPipeline):
+        asked["complex_human_instruction"] = None  # 900 tokens of it
+    if isinstance(pipe, Flux2KleinPipeline):
+        asked["max_sequence_length"] = 64
     side = 32 if isinstance(pipe, SanaPipeline) else 16
     found: np.ndarray = pipe(prompt=prompt, height=side, width=side, **asked | options).images
     return found

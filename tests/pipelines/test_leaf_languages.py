@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from leaf_diffusion.attacks import Charmer
@@ -164,6 +165,17 @@ def test_objectives_on_states(z_image: Any) -> None:
 def test_single_files_are_refused_where_diffusers_has_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="diffusers loads no PixArtSigmaPipeline from a single file: give its folder"):
         LeafPixArtSigmaPipeline.from_single_file(tmp_path / "pixart.safetensors")
+
+
+def test_a_language_model_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    drawing("qwen-image").save_pretrained(tmp_path)
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    stored = load_file(file)
+    assert not any("language_model" in name for name in stored)  # older names than the module's own
+    del stored["model.layers.1.mlp.up_proj.weight"]
+    save_file(stored, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 tensors of Qwen2_5_VL\w+ are missing, such as .*layers.1.mlp.up_proj"):
+        LeafQwenImagePipeline.from_pretrained(tmp_path)
 
 
 @pytest.fixture
