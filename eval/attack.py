@@ -31,7 +31,7 @@ def attack_prompts(options: AttackPromptsOptions, console: Console) -> dict[int,
         with explained(options.output.parent, "creating"):
             options.output.parent.mkdir(parents=True, exist_ok=True)
         probe(options.output.parent)
-    scorer, label = options.scorer(), options.label
+    (scorer, fingerprint), label = options.loaded(), options.label
     found: dict[int, list[AttackResult]] = {k: [] for k in options.k}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
@@ -42,7 +42,7 @@ def attack_prompts(options: AttackPromptsOptions, console: Console) -> dict[int,
                 found[k] += results[k]
             progress.advance(task, len(chunk))
     if options.output is not None:
-        place, more = (options.attack.label, options.constraint), {"fingerprint": scorer.encoder.fingerprint}
+        place, more = (options.attack.label, options.constraint), {"fingerprint": fingerprint}
         rows = [attacked_text(one, label, k, *place).model_copy(update=more) for k in options.k for one in found[k]]
         write_attacks(options.output, rows)
         console.print(f"attack set: {escape(str(options.output))} ({len(rows)} attacked prompts)", soft_wrap=True)

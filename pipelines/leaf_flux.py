@@ -1,4 +1,4 @@
-"""FLUX.1 with a CLIP text encoder of your choice; T5, which writes the token states, is left as it is."""
+"""FLUX.1 with text encoders of your choice, each of the two swappable alone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from leaf_diffusion.diffusion.pipeline import LeafPipeline, defended
 
 
 class LeafFluxPipeline(LeafPipeline, FluxPipeline):
-    """`FluxPipeline` that takes a robust CLIP text encoder (`text_encoder`) by name and can attack its own prompts.
+    """`FluxPipeline` that takes robust text encoders by name and can attack its own prompts.
 
-    The denoiser is given CLIP's pooled state alone, unprojected, and that is what `attack` moves; the token states are those
-    of T5 (`text_encoder_2`), which is neither exchanged nor attacked, so a robust CLIP protects a part of what FLUX reads.
-    T5 is given as to the stock class: a module, or None to do without. Saved, it *is* a stock pipeline.
+    CLIP (`text_encoder`) gives the denoiser its pooled state alone, unprojected; the token states are those of T5
+    (`text_encoder_2`), padding included. A robust CLIP protects a part of what FLUX reads, so `attack` moves both; with
+    `encoders=["text_encoder"]` the CLIP alone. Saved, it *is* a stock pipeline.
     """
 
+    # the call gives negative prompts to encode_prompt as prompts, and the defence leaves them alone
+    __call__ = defended(FluxPipeline.__call__)
     encode_prompt = defended(FluxPipeline.encode_prompt)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 with CLIP text encoders of your choice, each of the two swappable alone; T5 is left as it is."""
+"""Stable Diffusion 3 with text encoders of your choice, each of the three swappable alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from leaf_diffusion.diffusion.pipeline import LeafPipeline, defended
 
 
 class LeafStableDiffusion3Pipeline(LeafPipeline, StableDiffusion3Pipeline):
-    """`StableDiffusion3Pipeline` that takes robust CLIP text encoders by name and can attack its own prompts.
+    """`StableDiffusion3Pipeline` that takes robust text encoders by name and can attack its own prompts.
 
-    T5 (`text_encoder_3`) is neither exchanged nor attacked, and may hide what an attack does to the CLIPs: load the
-    pipeline with `text_encoder_3=None, tokenizer_3=None` to see them alone. Saved, it *is* a stock pipeline.
+    T5 (`text_encoder_3`) is exchanged and attacked as the CLIPs are, and may hide what an attack does to them: attack them by
+    their names, or load the pipeline with `text_encoder_3=None, tokenizer_3=None` to see them alone. Saved, it *is* a stock pipeline.
     """
 
     encode_prompt = defended(StableDiffusion3Pipeline.encode_prompt)

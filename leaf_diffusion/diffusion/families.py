@@ -5,16 +5,19 @@ A table by the name of the stock class, so that nothing here imports a pipeline.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from leaf_diffusion.encoders.base import Hidden
+from leaf_diffusion.diffusion import templates
+from leaf_diffusion.encoders.base import Feature, Hidden
+from leaf_diffusion.encoders.features import Readout
+from leaf_diffusion.tokens.reading import Reading
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -24,26 +27,29 @@ if TYPE_CHECKING:
 class TextEncoderPart:
     """A text encoder of a pipeline class.
 
-    `part`, `tokenizer`: names of the components. `layer`: the token states that the denoiser is given, as `Hidden` counts
-    them (-1 after the final norm), None where it is given none. `pooled`: what it is given of the pooled state, None for
-    nothing. `attends_padding`: whether the states behind end-of-text are among them, unmasked. `attacked`: the pooled
-    feature that stands for the encoder in an attack: what the class has, whatever projection an exchanged encoder brings.
+    `part`, `tokenizer`: names of the components. Of a CLIP: `layer`, the token states that the denoiser is given, as `Hidden`
+    counts them (-1 after the final norm), None where it is given none; `pooled`, what it is given of the pooled state, None
+    for nothing; `attends_padding`, whether the states behind end-of-text are among them, unmasked. Of a T5 or a language model
+    ("decoder") `reading` says all that, as a function of the pipeline.
     """
 
     part: str
     tokenizer: str
-    kind: Literal["clip", "t5"] = "clip"
+    kind: Literal["clip", "t5", "decoder"] = "clip"
     layer: int | None = -1
     pooled: Literal["pooled", "projected"] | None = None
     attends_padding: bool = True
+    reading: Callable[[Any], Reading] | None = None
 
     @property
-    def attacked(self) -> Literal["pooled", "projected"]:
-        return self.pooled or "pooled"
+    def attacked(self) -> Feature:
+        """What stands for the encoder in an attack: of a CLIP the pooled feature that the class has, whatever projection an
+        exchanged encoder brings; of others what attention reads of the states."""
+        return Readout() if self.kind != "clip" else self.pooled or "pooled"
 
     @property
     def states(self) -> Hidden:
-        """All token states that the denoiser is given; ValueError where it is given none."""
+        """All token states that the denoiser is given of a CLIP; ValueError where it is given none."""
         if self.layer is None:
             raise ValueError(f"the denoiser is given no token states of the {self.part}, its pooled state alone")
         return Hidden(self.layer, "all" if self.attends_padding else "content")
@@ -53,7 +59,9 @@ class TextEncoderPart:
 class Family:
     """A stock pipeline class: its text encoders in their order, its denoiser, and its Leaf class as "module:class".
 
-    `optional`: the text encoders that it runs without. `has_filter`: whether it has a safety checker.
+    `optional`: the text encoders that it runs without. `has_filter`: whether it has a safety checker. `side`: pixels of an
+    image unless told otherwise, where neither the denoiser nor the pipeline says. `true_cfg`: whether guidance is its argument
+    `true_cfg_scale`, and takes a negative prompt.
     """
 
     stock: str
@@ -62,25 +70,25 @@ class Family:
     denoiser: str = "unet"
     optional: tuple[str, ...] = ()
     has_filter: bool = False
+    side: int | None = None
+    true_cfg: bool = False
 
     @property
     def clips(self) -> tuple[TextEncoderPart, ...]:
-        """The text encoders that can be exchanged and attacked."""
+        """The text encoders that are CLIPs."""
         return tuple(each for each in self.text_encoders if each.kind == "clip")
 
     @property
-    def kept(self) -> tuple[TextEncoderPart, ...]:
-        """The text encoders that stay what they are."""
-        return tuple(each for each in self.text_encoders if each.kind != "clip")
-
-    @property
-    def attacked(self) -> Literal["pooled", "projected"]:
-        """The one pooled feature that all CLIPs of the class have."""
-        return "projected" if all(each.attacked == "projected" for each in self.clips) else "pooled"
+    def attacked(self) -> Feature:
+        """The one pooled feature that all CLIPs of the class have; where it has none, what stands for its text encoders."""
+        features = {each.attacked for each in self.clips or self.text_encoders}
+        return features.pop() if len(features) == 1 else "pooled"
 
     @property
     def states(self) -> Hidden:
         """The token states of the CLIPs that the denoiser is given; ValueError where it is given none."""
+        if not self.clips:
+            raise ValueError(f"a {self.stock} has no CLIP, whose token states stand at fixed places")
         return self.clips[0].states
 
     def leaf_class(self) -> Any:
@@ -95,6 +103,14 @@ _LEAF = "leaf_diffusion.pipelines:Leaf"
 _FIRST, _SECOND = ("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")
 PROVENANCE = ("transformers_version", "dtype", "torch_dtype", "architectures")
 """Settings that say how a component was stored."""
+
+
+def _alone(stock: str, kind: Literal["t5", "decoder"], reading: Callable[[Any], Reading], **more: Any) -> Family:
+    """A transformer pipeline that reads with one T5 or language model."""
+    part = TextEncoderPart(*_FIRST, kind=kind, reading=reading)
+    return Family(stock, f"{_LEAF}{stock}", (part,), denoiser="transformer", **more)
+
+
 FAMILIES: dict[str, Family] = {
     family.stock: family
     for family in (
@@ -115,7 +131,7 @@ FAMILIES: dict[str, Family] = {
             (
                 TextEncoderPart(*_FIRST, layer=-2, pooled="projected"),
                 TextEncoderPart(*_SECOND, layer=-2, pooled="projected"),
-                TextEncoderPart("text_encoder_3", "tokenizer_3", kind="t5"),
+                TextEncoderPart("text_encoder_3", "tokenizer_3", kind="t5", reading=templates.padded_t5),
             ),
             denoiser="transformer",
             optional=("text_encoder_3",),
@@ -123,9 +139,19 @@ FAMILIES: dict[str, Family] = {
         Family(
             "FluxPipeline",
             f"{_LEAF}FluxPipeline",
-            (TextEncoderPart(*_FIRST, layer=None, pooled="pooled"), TextEncoderPart(*_SECOND, kind="t5")),
+            (
+                TextEncoderPart(*_FIRST, layer=None, pooled="pooled"),
+                TextEncoderPart(*_SECOND, kind="t5", reading=templates.padded_t5),
+            ),
             denoiser="transformer",
         ),
+        _alone("PixArtAlphaPipeline", "t5", templates.pixart),
+        _alone("PixArtSigmaPipeline", "t5", templates.pixart),
+        _alone("SanaPipeline", "decoder", templates.sana),
+        _alone("Lumina2Pipeline", "decoder", templates.lumina),
+        _alone("ZImagePipeline", "decoder", templates.z_image, side=1024),
+        _alone("QwenImagePipeline", "decoder", templates.qwen_image, true_cfg=True),
+        _alone("Flux2KleinPipeline", "decoder", templates.klein),
     )
 }
 
@@ -168,31 +194,24 @@ def denoiser_of(pipeline: object) -> ModelMixin:
 
 def native_side(pipeline: Any) -> int:
     """Height and width in pixels of the images that a pipeline draws unless told otherwise."""
-    latents = denoiser_of(pipeline).config.get("sample_size") or pipeline.default_sample_size
-    return int(latents * pipeline.vae_scale_factor)
+    latents = denoiser_of(pipeline).config.get("sample_size") or getattr(pipeline, "default_sample_size", None)
+    side = family_of(pipeline).side if latents is None else latents * pipeline.vae_scale_factor
+    if side is None:
+        raise ValueError(f"how large the images of a {type(pipeline).__name__} are is not known: give height and width")
+    return int(side)
 
 
 def frozen_parts(pipeline: object) -> list[nn.Module]:
-    """What every exchanged encoder shares, and what decides the images besides it: denoiser, VAE, text encoders that stay."""
-    parts = [getattr(pipeline, name, None) for name in ("vae", *(each.part for each in family_of(pipeline).kept))]
-    return [denoiser_of(pipeline), *(part for part in parts if isinstance(part, nn.Module))]
+    """What all exchanged encoders share, and what decides the images besides them: denoiser and VAE."""
+    parts = [denoiser_of(pipeline), getattr(pipeline, "vae", None)]
+    return [part for part in parts if isinstance(part, nn.Module)]
 
 
 def configuration(pipeline: object) -> dict[str, object]:
     """What decides the images and is no weight, as JSON values: the pipeline's own settings, the configurations of
-    `frozen_parts` and of the scheduler, and the tokenizers of the text encoders that stay."""
-    family = family_of(pipeline)
-    found: dict[str, object] = {
-        "pipeline": _settings(pipeline),
-        "scheduler": _settings(getattr(pipeline, "scheduler", None)),
-    }
-    for name in (family.denoiser, "vae", *(each.part for each in family.kept)):
-        found[name] = _settings(getattr(pipeline, name, None))
-    for each in family.kept:
-        tokenizer = getattr(pipeline, each.tokenizer, None)
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        found[each.tokenizer] = None if backend is None else hashlib.sha256(backend.to_str().encode()).hexdigest()
-    return found
+    `frozen_parts` and of the scheduler. (Text encoders have fingerprints of their own, tokenizers among them.)"""
+    parts = (family_of(pipeline).denoiser, "vae", "scheduler")
+    return {"pipeline": _settings(pipeline), **{name: _settings(getattr(pipeline, name, None)) for name in parts}}
 
 
 def _settings(part: object) -> object:

@@ -38,8 +38,8 @@ def load_for_text(source: str | Path, *, device: str = "cpu", dtype: str | None 
             raise ValueError(f"{source} brings code of its own ({', '.join(map(str, kind[:1]))}), which is not run")
         if not isinstance(kind, str):
             raise ValueError(f"{source}: {INDEX} names no pipeline class (_class_name)")
-        absent = [name for name, value in index.items() if name.startswith(DENOISERS) or value == [None, None]]
-        options |= dict.fromkeys(absent)
+        options |= dict.fromkeys(name for name in index if name.startswith(DENOISERS))
+        options |= dict.fromkeys(absent_components(source, options))
         pipe = DiffusionPipeline.from_pretrained(source, trust_remote_code=False, **options)
     check_parts(pipe, options)
     return pipe.to(device)
@@ -83,6 +83,12 @@ def checked_file(source: str | Path, options: dict[str, object]) -> tuple[str, s
         return str(source), everything
     places = places_in(read_header(file))
     return str(file), {place.part for place in places}
+
+
+def absent_components(source: str, options: Mapping[str, object]) -> set[str]:
+    """The components that a pipeline's index names without having them; diffusers wants to be told of each."""
+    where = {name: options[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in options}
+    return {name for name, value in DiffusionPipeline.load_config(source, **where).items() if value == [None, None]}
 
 
 def _checked_options(options: dict[str, object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from leaf_diffusion.attacks import Attack, AttackResult, ExactOrBeam
+from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.diffusion.pipeline_encoder import PipelineEncoder, PromptEmbedding
 from leaf_diffusion.encoders.features import Readout, SequenceFeature
 from leaf_diffusion.scoring.plain import one_each
+from leaf_diffusion.scoring.scorer import AnyScorer
 from leaf_diffusion.text import Candidates, Constraint, constraint_from_name
 
 FEATURE = Readout()
@@ -40,6 +43,31 @@ def attack(
     rule = constraint_from_name(constraint) if isinstance(constraint, str) else constraint
     scorer = PipelineScorer(PipelineEncoder(pipeline), feature)
     return list((attack or ExactOrBeam())(list(prompts), scorer, k=k, constraint=rule, seed=seed, on_step=on_step))
+
+
+def fast_scorer(pipeline: Any, encoders: Sequence[str] | None = None) -> AnyScorer:
+    """The fastest scorer that attacks a diffusers pipeline: its Leaf class's own, on the text encoders of these names or on all;
+    else `PipelineScorer`, with a warning that says why.
+
+    Both give the same scores, but for rounding, where a family's text encoders are T5s, language models or CLIPs of which the denoiser
+    is given one vector (FLUX, PixArt, Sana, Lumina, Z-Image, Qwen-Image, FLUX.2 klein). They differ where it is given a CLIP's token
+    states (Stable Diffusion, XL, 3): the Leaf class moves the CLIP's pooled embedding, as the paper does, which takes far fewer
+    tokens; `PipelineScorer` moves the states themselves, those of SD3's three encoders as one sequence.
+
+    ValueError for names of no text encoder, and for names where the pipeline's class is not known.
+    """
+    try:
+        leaf = family_of(pipeline).leaf_class().from_pipe(pipeline)
+        leaf.encoders  # noqa: B018 - whether each is known
+    except (TypeError, ValueError) as error:
+        if encoders is not None:
+            raise ValueError(
+                f"of this pipeline all text encoders are attacked together, none by its name: {error}"
+            ) from error
+        warnings.warn(f"each candidate is encoded by the pipeline itself, which is slow: {error}", stacklevel=2)
+        return PipelineScorer(PipelineEncoder(pipeline))
+    scorer: AnyScorer = leaf.scorer(encoders=encoders)
+    return scorer
 
 
 class PipelineScorer:

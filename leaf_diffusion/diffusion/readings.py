@@ -1,99 +1,19 @@
-"""How pipelines read prompts with their T5 or language model: fast towers that give what `encode_prompt` gives.
-
-One function a pipeline class, as templates and longest prompts are attributes of pipelines or arguments of their calls. Read in
-diffusers 0.42.1; `tests/pipelines/test_readings.py` compares each with its pipeline's own `encode_prompt`.
-"""
+"""Fast towers of pipelines' T5 and language models: they give what `encode_prompt` gives."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from leaf_diffusion.diffusion.pipeline_encoder import cleans_captions
+from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.encoders.base import Defence
 from leaf_diffusion.encoders.bidirectional import BidirectionalTextEncoder
 from leaf_diffusion.encoders.decoder import DecoderTextEncoder
 from leaf_diffusion.encoders.sequence import SequenceTextEncoder
-from leaf_diffusion.tokens.reading import Lowered, Reading
 
-
-def default(pipeline: Any, name: str) -> Any:
-    """What the pipeline's own call gives to an argument unless told otherwise."""
-    return inspect.signature(type(pipeline).__call__).parameters[name].default
-
-
-def _t5(pipeline: Any) -> Reading:
-    """FLUX.1 and SD3: the states of the padding are given too, and T5 attends to it."""
-    return Reading(default(pipeline, "max_sequence_length"), padded=True, masked=False)
-
-
-@dataclass(frozen=True)
-class CleanedCaption:
-    """A prompt as a pipeline class cleans captions (addresses, markup, signs), twice, as it does itself."""
-
-    pipeline: type
-
-    def __call__(self, text: str) -> str:
-        clean: Callable[[Any, str], str] = self.pipeline._clean_caption  # type: ignore[attr-defined]
-        return clean(self.pipeline, clean(self.pipeline, text))
-
-
-def _clean(pipeline: Any) -> CleanedCaption | Lowered:
-    """What a pipeline does to prompts unless told otherwise."""
-    return CleanedCaption(type(pipeline)) if default(pipeline, "clean_caption") and cleans_captions() else Lowered()
-
-
-def _pixart(pipeline: Any) -> Reading:
-    return Reading(default(pipeline, "max_sequence_length"), clean=_clean(pipeline))
-
-
-def _sana(pipeline: Any) -> Reading:
-    """Of a row filled up with padding the first and the last `longest - 1` states are given: the instruction's are not."""
-    longest, lines = default(pipeline, "max_sequence_length"), default(pipeline, "complex_human_instruction")
-    instruction = "\n".join(lines or [])
-    if not instruction:
-        return Reading(longest, clean=_clean(pipeline))
-    told = len(pipeline.tokenizer.encode(instruction))
-    return Reading(told + longest - 2, before=instruction, clean=_clean(pipeline), dropped=(1, max(1, told - 1)))
-
-
-def _lumina(pipeline: Any) -> Reading:
-    instruction = default(pipeline, "system_prompt") or pipeline.system_prompt
-    return Reading(default(pipeline, "max_sequence_length"), before=f"{instruction} <Prompt Start> ", layers=(-2,))
-
-
-def _z_image(pipeline: Any) -> Reading:
-    return Reading(default(pipeline, "max_sequence_length"), chat=(("enable_thinking", True),), layers=(-2,))
-
-
-def _qwen_image(pipeline: Any) -> Reading:
-    """Longer rows lose the states behind the longest prompt's, which in a causal tower is what cutting the row does."""
-    before, after = pipeline.prompt_template_encode.split("{}")
-    dropped = pipeline.prompt_template_encode_start_idx
-    return Reading(dropped + default(pipeline, "max_sequence_length"), before, after, dropped=(0, dropped))
-
-
-def _klein(pipeline: Any) -> Reading:
-    layers, longest = default(pipeline, "text_encoder_out_layers"), default(pipeline, "max_sequence_length")
-    return Reading(longest, chat=(("enable_thinking", False),), layers=tuple(layers), padded=True)
-
-
-READINGS: dict[tuple[str, str], tuple[Callable[[Any], Reading], type[SequenceTextEncoder]]] = {
-    ("FluxPipeline", "text_encoder_2"): (_t5, BidirectionalTextEncoder),
-    ("StableDiffusion3Pipeline", "text_encoder_3"): (_t5, BidirectionalTextEncoder),
-    ("PixArtAlphaPipeline", "text_encoder"): (_pixart, BidirectionalTextEncoder),
-    ("PixArtSigmaPipeline", "text_encoder"): (_pixart, BidirectionalTextEncoder),
-    ("SanaPipeline", "text_encoder"): (_sana, DecoderTextEncoder),
-    ("Lumina2Pipeline", "text_encoder"): (_lumina, DecoderTextEncoder),
-    ("ZImagePipeline", "text_encoder"): (_z_image, DecoderTextEncoder),
-    ("QwenImagePipeline", "text_encoder"): (_qwen_image, DecoderTextEncoder),
-    ("Flux2KleinPipeline", "text_encoder"): (_klein, DecoderTextEncoder),
-}
-"""By the name of the stock class and of the component."""
+TOWERS: dict[str, type[SequenceTextEncoder]] = {"t5": BidirectionalTextEncoder, "decoder": DecoderTextEncoder}
+"""By the kind of a family's text encoder."""
 
 
 def sequence_encoder(
@@ -108,11 +28,13 @@ def sequence_encoder(
 
     ValueError where the class, or the model it holds, is not known: `PipelineEncoder` reads any pipeline.
     """
-    known = next((found for each in type(pipeline).__mro__ if (found := READINGS.get((each.__name__, part)))), None)
+    try:
+        known = next((each for each in family_of(pipeline).text_encoders if each.part == part), None)
+    except ValueError:
+        known = None
     current = module if module is not None else getattr(pipeline, part, None)
-    if known is None or current is None:
+    if known is None or known.reading is None or current is None:
         what = f"its {part} is not known here" if current is not None else f"it has no {part}"
         raise ValueError(f"{type(pipeline).__name__}: {what}; PipelineEncoder reads any pipeline")
-    reading, kind = known
-    tokenizer = getattr(pipeline, part.replace("text_encoder", "tokenizer"))
-    return kind(current, tokenizer, reading=reading(pipeline), name=name, defence=defence)
+    tokenizer = getattr(pipeline, known.tokenizer)
+    return TOWERS[known.kind](current, tokenizer, reading=known.reading(pipeline), name=name, defence=defence)

@@ -38,7 +38,8 @@ def set_attention(pipeline: Any, attention: Attention = "sdpa") -> Literal["sdpa
 
 def attention_of(pipeline: Any) -> Literal["sdpa", "xformers"]:
     """Which kernels the denoiser uses."""
-    names = {type(processor).__name__ for processor in denoiser_of(pipeline).attn_processors.values()}
+    processors = getattr(denoiser_of(pipeline), "attn_processors", {})  # Z-Image and Lumina have none to choose
+    names = {type(processor).__name__ for processor in processors.values()}
     return "xformers" if any("XFormers" in name for name in names) else "sdpa"
 
 

@@ -95,5 +95,8 @@ def _refuse(place: str | Path, part: nn.Module, keys: list[str], said: str) -> N
 
 
 def _plain(key: str) -> str:
-    """A tensor's name without what versions of the libraries differ by."""
-    return ".".join(_ATTENTION.get(part, part) for part in key.removeprefix("text_model.").split("."))
+    """A tensor's name without what versions of the libraries differ by: Qwen2.5-VL's `model.layers` is `model.language_model.layers`
+    by now, and its `visual` is `model.visual`."""
+    for before in ("text_model.", "model.", "language_model."):
+        key = key.removeprefix(before)
+    return ".".join(_ATTENTION.get(part, part) for part in key.split("."))

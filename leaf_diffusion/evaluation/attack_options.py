@@ -9,13 +9,13 @@ from typing import ClassVar
 from leaf_diffusion.command_line import refuse_idle
 from leaf_diffusion.diffusion.loading import load_for_text
 from leaf_diffusion.diffusion.pipeline_encoder import PipelineEncoder
-from leaf_diffusion.diffusion.pipeline_scorer import PipelineScorer
+from leaf_diffusion.diffusion.pipeline_scorer import fast_scorer
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.evaluation.options import AttackOptions, PromptOptions, resolve_device
 from leaf_diffusion.scoring.objectives import Drift
-from leaf_diffusion.scoring.scorer import Scorer
+from leaf_diffusion.scoring.scorer import AnyScorer, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,12 @@ class AttackPromptsOptions(AttackOptions, PromptOptions):
     encoder: str = "world:original"
     """A source ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" puts spelling correction before it."""
     pipeline: str | None = None
-    """In the place of --encoder: a diffusers pipeline of any class (a folder, a Hub id, "world"), attacked by what its own
-    encode_prompt gives its denoiser, all text encoders together. Nothing of it is known here, so each candidate is encoded
-    whole, which is slow: --attack charmer:n_positions=5 takes few."""
+    """In the place of --encoder: a diffusers pipeline of any class (a folder, a Hub id, "world"), whose text encoders are attacked
+    together. Families that are known here (docs/guide/which-encoders.md) are attacked as their Leaf classes do it; of any other
+    each candidate is encoded whole by its own encode_prompt, which is slow: --attack charmer:n_positions=5 takes few."""
+    attacked_encoders: tuple[str, ...] = ()
+    """Of a pipeline whose family is known: the text encoders that are attacked, by the names of the components (text_encoder,
+    text_encoder_2). Default: all."""
     k: tuple[int, ...] = (1,)
     """Numbers of edits: of characters, or what the attack counts (slips, tokens, words)."""
     output: Path | None = None
@@ -44,7 +47,9 @@ class AttackPromptsOptions(AttackOptions, PromptOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pipeline is not None:
+        if self.pipeline is None:
+            refuse_idle(self, "is of the text encoders of a --pipeline", "attacked_encoders")
+        else:
             refuse_idle(
                 self,
                 "is of one text encoder, and --pipeline has its own",
@@ -59,14 +64,16 @@ class AttackPromptsOptions(AttackOptions, PromptOptions):
         """What is attacked, as tables call it."""
         return self.pipeline or EncoderName.parse(self.encoder, world=True).label
 
-    def scorer(self) -> Scorer | PipelineScorer:
-        """Load what is attacked."""
+    def loaded(self) -> tuple[AnyScorer, str]:
+        """Load what is attacked: its scorer, and the fingerprint of all that is read."""
         device = resolve_device(self.device)
         if self.pipeline is not None:
-            return PipelineScorer(PipelineEncoder(load_for_text(self.pipeline, device=device)))
+            pipeline = load_for_text(self.pipeline, device=device)
+            return fast_scorer(pipeline, self.attacked_encoders or None), PipelineEncoder(pipeline).fingerprint
         name = EncoderName.parse(self.encoder, world=True)
         encoder = load_text_encoder(name.source, defence=name.defence, device=device)
-        return Scorer(encoder, Drift(self.objective, feature=self.attacked(encoder)), precision=self.precision)
+        scorer = Scorer(encoder, Drift(self.objective, feature=self.attacked(encoder)), precision=self.precision)
+        return scorer, encoder.fingerprint
 
     def attacked(self, encoder: TextEncoder) -> Feature:
         """What of the embedding the attack moves."""

@@ -1,7 +1,8 @@
-"""Pipelines of one or two CLIP text encoders, and what is put in their place: loaded, checked, and ready to attack."""
+"""Pipelines, and what is put in the place of their text encoders: loaded, checked, and ready to attack."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ import torch
 from diffusers import DiffusionPipeline
 
 from leaf_diffusion.diffusion.families import FAMILIES, Family, TextEncoderPart, family_of, named_pipeline
+from leaf_diffusion.diffusion.readings import sequence_encoder
 from leaf_diffusion.diffusion.speed import set_attention, set_layout
 from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.encoders.defences import split_defence
-from leaf_diffusion.encoders.load import load_text_encoder, wrap
+from leaf_diffusion.encoders.load import load_defence, load_text_encoder, wrap
+from leaf_diffusion.encoders.sequence import SequenceTextEncoder
 from leaf_diffusion.encoders.swap import fitting, text_model_for_pipeline, unprojected
+from leaf_diffusion.encoders.swap_sequence import exchanged_sequence
 from leaf_diffusion.evaluation.t2i.options import Options
 from leaf_diffusion.scoring.mean import MeanScorer
-from leaf_diffusion.scoring.objectives import Objective
+from leaf_diffusion.scoring.objectives import Objective, objective_for
 from leaf_diffusion.scoring.scorer import AnyScorer, Scorer
 
 WORLD_LABELS = ("original", "leaf", "typo-augmented", "judge", "fare")
@@ -52,10 +56,11 @@ class EncoderName:
 @dataclass(frozen=True)
 class Loaded:
     """What is evaluated under one label: a tower for each text encoder of the pipeline, and the same towers without
-    their defence (what draws, given the defended prompt)."""
+    their defence (what draws, given the defended prompt). `attacked`: which of them an attack moves, by their places."""
 
     towers: tuple[TextEncoder, ...]
     bases: tuple[TextEncoder, ...]
+    attacked: tuple[int, ...]
 
     @property
     def encoder(self) -> TextEncoder:
@@ -68,7 +73,8 @@ class Loaded:
 
     @property
     def has_projection(self) -> bool:
-        return all(tower.has_projection for tower in self.towers)
+        """Of the CLIPs among them."""
+        return all(each.has_projection for each in self.towers if not isinstance(each, SequenceTextEncoder))
 
     @property
     def fingerprint(self) -> str:
@@ -79,9 +85,12 @@ class Loaded:
         return _joined(self.bases)
 
     def scorer(self, objective: Objective, precision: Literal["fp32", "screen"]) -> AnyScorer:
-        """The objective on the tower; with two of them its mean, each relative to its own clean embedding."""
-        scorers = [(Scorer(tower, objective, precision=precision), 1.0) for tower in self.towers]
-        return scorers[0][0] if len(scorers) == 1 else MeanScorer(scorers)
+        """The objective on the CLIP of a Stable Diffusion; else its mean over the towers that are attacked, each relative to its
+        own clean embedding. Towers that are no CLIPs are asked for a drift of what attention reads of their states."""
+        towers = [self.towers[place] for place in self.attacked]
+        scorers = [(Scorer(each, objective_for(each, objective), precision=precision), 1.0) for each in towers]
+        alone = len(self.towers) == 1 and not isinstance(self.towers[0], SequenceTextEncoder)
+        return scorers[0][0] if alone else MeanScorer(scorers)
 
 
 def _joined(towers: Sequence[TextEncoder]) -> str:
@@ -98,14 +107,14 @@ def load_pipeline(options: Options) -> Any:
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: this torch sees no CUDA device; use --device cpu")
     family, absent = _family(options.pipeline)
-    kept = [part for part in family.kept if part.part not in absent]
-    if not options.t5 and not [part for part in kept if part.part in family.optional]:
+    optional = [part for part in family.text_encoders if part.part in family.optional]
+    if not options.t5 and all(part.part in absent for part in optional):
         raise ValueError(f"--no-t5: {options.pipeline} has no T5 that can be left out; leave the option out")
     extra: dict[str, bool | None] = {}
     if family.has_filter and not options.world:
         extra = {"safety_checker": None, "requires_safety_checker": False}
-    for part in family.kept:
-        if part.part in family.optional and (part not in kept or not options.t5):
+    for part in optional:
+        if part.part in absent or not options.t5:
             extra |= {part.part: None, part.tokenizer: None}
     pipeline: Any = family.leaf_class().from_pretrained(options.pipeline, dtype=dtype, **extra)
     pipeline = pipeline.to(options.device)
@@ -147,6 +156,13 @@ def attacked_feature(
     The world's CLIPs come whole, so there it is the projected embedding. ValueError names the encoder that lacks it.
     """
     family = family_of(pipeline)
+    if not family.clips:
+        if choice != "auto":
+            raise ValueError(
+                f"--feature {choice} is of CLIPs, and a {family.stock} has none: leave it out, and what attention reads of its "
+                "token states is attacked"
+            )
+        return family.attacked
     if choice == "states":
         return family.states
     feature = choice if choice != "auto" else "projected" if world else family.attacked
@@ -170,15 +186,21 @@ def with_encoder(pipeline: Any, loaded: Loaded) -> Any:
 def load_alone(name: EncoderName, options: Options) -> Loaded:
     """An encoder that belongs to no pipeline (a neutral source of attacks)."""
     base = load_text_encoder(name.source, device=options.device, dtype=options.dtype)
-    return Loaded((_defended(base, name.defence),), (base,))
+    return Loaded((_defended(base, name.defence),), (base,), (0,))
 
 
 def load_towers(names: Sequence[EncoderName], pipeline: Any, options: Options) -> dict[str, Loaded]:
     """By label the towers that take the pipeline's place; those of one source share one module. Each must fit.
 
-    A source of two towers is "FIRST,SECOND"; a tower that is not named, or named "original", is the pipeline's own.
+    A source of several towers is "FIRST,SECOND,THIRD"; one that is not named, or named "original", is the pipeline's own.
     """
     places = _places(pipeline)
+    names_of = [place.part for place in places]
+    if unknown := [part for part in options.attacked_encoders if part not in names_of]:
+        raise ValueError(f"--attacked-encoders {unknown[0]}: {options.pipeline} has {', '.join(names_of)}")
+    attacked = tuple(
+        i for i, part in enumerate(names_of) if not options.attacked_encoders or part in options.attacked_encoders
+    )
     made: dict[tuple[str, str], TextEncoder] = {}
     loaded = {}
     for name in names:
@@ -193,17 +215,19 @@ def load_towers(names: Sequence[EncoderName], pipeline: Any, options: Options) -
             if (source, place.part) not in made:
                 made[source, place.part] = _tower(source, name.label, pipeline, place, options)
             bases.append(made[source, place.part])
-        loaded[name.label] = Loaded(tuple(_defended(base, name.defence) for base in bases), tuple(bases))
+        loaded[name.label] = Loaded(tuple(_defended(base, name.defence) for base in bases), tuple(bases), attacked)
     return loaded
 
 
 def _places(pipeline: Any) -> list[TextEncoderPart]:
-    """The CLIPs that the pipeline really has."""
-    return [place for place in family_of(pipeline).clips if getattr(pipeline, place.part, None) is not None]
+    """The text encoders that the pipeline really has."""
+    return [place for place in family_of(pipeline).text_encoders if getattr(pipeline, place.part, None) is not None]
 
 
 def _tower(source: str, label: str, pipeline: Any, place: TextEncoderPart, options: Options) -> TextEncoder:
     current, tokenizer = getattr(pipeline, place.part), getattr(pipeline, place.tokenizer)
+    if place.kind != "clip":
+        return _sequence_tower(source, label, pipeline, place)
     if source == KEPT:
         return wrap(current, tokenizer, name=KEPT)
     base = load_text_encoder(source, device=options.device, dtype=options.dtype)
@@ -219,8 +243,22 @@ def _tower(source: str, label: str, pipeline: Any, place: TextEncoderPart, optio
     return base
 
 
+def _sequence_tower(source: str, label: str, pipeline: Any, place: TextEncoderPart) -> TextEncoder:
+    current = getattr(pipeline, place.part)
+    try:
+        module = current if source == KEPT else exchanged_sequence(place.part, current, source)
+        return sequence_encoder(pipeline, place.part, module=module, name=source)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"--encoders: {label} as the {place.part} of the pipeline {type(pipeline).__name__}: {error}"
+        ) from error
+
+
 def _defended(base: TextEncoder, defence: str | None) -> TextEncoder:
     if not defence:
         return base
-    encoder: TextEncoder = load_text_encoder(base.module, tokenizer=base.tokenizer, defence=defence)
-    return encoder
+    if isinstance(base, SequenceTextEncoder):
+        encoder: TextEncoder = copy.copy(base)
+        encoder.defence = load_defence(defence)
+        return encoder
+    return load_text_encoder(base.module, tokenizer=base.tokenizer, defence=defence)

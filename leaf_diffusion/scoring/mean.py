@@ -1,4 +1,4 @@
-"""The score of several towers at once (SDXL, SD3), no tower drowned by another."""
+"""The score of several towers at once (SDXL, SD3, FLUX), no tower drowned by another."""
 
 from __future__ import annotations
 
@@ -53,11 +53,13 @@ class MeanScore:
         # factors[tower][prompt]
         self._factors = [[weight / goal.scale for goal in tower.goals] for tower, weight in self._towers]
         self._tokenizations = [scorer.encoder.tokenization for scorer, _ in scorers]
-        self._names = [scorer.encoder.name for scorer, _ in scorers]
+        self._sizes = [(scorer.encoder.name, scorer.encoder.token_embedding().shape[0]) for scorer, _ in scorers]
         self.queries = [0] * len(prompts)
 
     def __call__(self, candidates: Sequence[Candidates], *, best: int = 1) -> list[Float[Tensor, " _len"]]:
-        """Scores, float32 on the CPU, one tensor a prompt."""
+        """Scores, float32 on the CPU, one tensor a prompt. ValueError for token rows where the towers have several vocabularies."""
+        if any(part.token_rows is not None for each in candidates for part in each.parts):
+            self._require_one_vocabulary()
         rows: dict[tuple[object, ...], Sequence[Sequence[Row]]] = {}
         scored = []
         for (tower, _), tokenization in zip(self._towers, self._tokenizations, strict=True):
@@ -70,11 +72,8 @@ class MeanScore:
 
     def gradient(self, token_rows: Sequence[Sequence[int]]) -> list[Float[Tensor, "_len vocab"]]:
         """The mean's gradient; ValueError where the towers do not share one vocabulary."""
+        self._require_one_vocabulary()
         gradients = [tower.gradient(token_rows) for tower, _ in self._towers]
-        widths = [tower[0].shape[1] if tower else 0 for tower in gradients]
-        if len(set(widths)) > 1:
-            sizes = ", ".join(f"{name}: {width}" for name, width in zip(self._names, widths, strict=True))
-            raise ValueError(f"a token gradient over several towers needs one vocabulary, got {sizes}")
         return self._mean(gradients)
 
     def clean(self) -> list[float]:
@@ -88,6 +87,11 @@ class MeanScore:
     def solved(self, i: int, score: float) -> bool:
         """Solved where the mean score would solve every tower's goal (a mean margin above 0)."""
         return all(tower.solved(i, score) for tower, _ in self._towers)
+
+    def _require_one_vocabulary(self) -> None:
+        if len({size for _, size in self._sizes}) > 1:
+            sizes = ", ".join(f"{name}: {size}" for name, size in self._sizes)
+            raise ValueError(f"an attack on the tokens of several towers needs one vocabulary, got {sizes}")
 
     def _mean(self, towers: list[list[Tensor]]) -> list[Tensor]:
         return [

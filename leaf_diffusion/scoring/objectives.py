@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from leaf_diffusion.encoders.base import Feature, TextEncoder
+from leaf_diffusion.encoders.features import SequenceFeature
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,23 @@ class Margin:
         _one_each("label", len(self.labels), len(prompts))
         classes = normalize(self.class_features.detach().to(encoder.device, torch.float32), dim=-1)
         return [Goal(_margin(classes, label), solved_above=0.0) for label in self.labels]
+
+
+def objective_for(encoder: TextEncoder, objective: Objective) -> Objective:
+    """The objective of a pipeline's attack as one of its text encoders can be asked.
+
+    One that has token states and nothing pooled (T5, a language model) is asked for the drift of its own feature where a CLIP
+    is asked for that of a pooled state or of states at their places. An objective on sequence features is for every encoder.
+    ValueError for a target, a margin or an anchor in a CLIP's space, of which such an encoder knows nothing.
+    """
+    if isinstance(objective.feature, SequenceFeature) or not isinstance(encoder.own_feature, SequenceFeature):
+        return objective
+    if isinstance(objective, Drift) and objective.anchor is None:
+        return Drift(objective.kind, feature=encoder.own_feature)
+    raise ValueError(
+        f"{objective.name} compares {objective.feature} features, and {encoder.name} has token states alone: attack the CLIPs by "
+        "their names (encoders=...), or give an objective on Readout() or MeanState()"
+    )
 
 
 def squared_distance(features: Float[Tensor, "n d"], vectors: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:

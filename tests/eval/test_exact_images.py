@@ -139,8 +139,6 @@ def test_edits_that_are_read_alike_are_one_reading(setup: Setup, monkeypatch: py
         assert len(found.distinct) == len(certificate.left)
         read = encoder.tokenize(encoder.preprocess([PROMPT.text, *found.distinct.texts()]))
         assert len({tuple(row) for row in read}) == len(found.distinct) + 1
-        texts = set(read_edits(loaded, PROMPT.text, rule, others=True).distinct.texts())
-        assert set(found.distinct.texts()) <= texts  # where another encoder reads the text, too
         rows[label] = len(found.distinct)
     assert rows["leaf+canonical"] < rows["leaf"] / 10
 

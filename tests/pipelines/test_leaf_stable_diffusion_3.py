@@ -1,4 +1,4 @@
-"""What is SD3's own, with tiny seeded components, without T5; the rest is in test_conventions and test_loading."""
+"""What is SD3's own, with tiny seeded components, with T5 and without; the rest is in test_conventions and test_loading."""
 
 from pathlib import Path
 from typing import TypedDict
@@ -18,7 +18,9 @@ from leaf_diffusion.attacks.charmer import Charmer
 from leaf_diffusion.encoders import TextEncoder, clip_tokenizer, load_text_encoder
 from leaf_diffusion.encoders.defences import Speller
 from leaf_diffusion.pipelines import LeafStableDiffusion3Pipeline
+from leaf_diffusion.text import Candidates
 from tests import tiny
+from tests.pipelines.test_leaf_flux import t5, t5_tokenizer
 
 PROMPT = "a red umbrella"
 WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
@@ -100,3 +102,31 @@ def test_attacks_and_defence(folder: Path) -> None:
         clean, moved = encoder.features(encoder.tokenize([PROMPT, result.perturbed])).detach()
         drifts.append(float((moved - clean).square().sum() / clean.square().sum()))
     assert result.score == pytest.approx(sum(drifts) / 2, rel=1e-3)
+
+
+def test_t5_is_exchanged_and_attacked_with_the_clips(parts: dict[str, object], folder: Path) -> None:
+    whole = parts | {"text_encoder_3": t5(), "tokenizer_3": t5_tokenizer()}
+    few = [Candidates.from_texts(["a red umbrlla", "a rxd umbrella"])]
+    stock, second = StableDiffusion3Pipeline(**whole), t5(seed=4)
+    leaf = LeafStableDiffusion3Pipeline.from_pipe(stock, text_encoder_3=second)
+    short = {"max_sequence_length": 24}
+    assert np.array_equal(
+        image(leaf, **short), image(StableDiffusion3Pipeline(**whole | {"text_encoder_3": second}), **short)
+    )
+    assert not np.array_equal(image(leaf, **short), image(stock, **short))
+    assert len(leaf.encoders) == 3
+    names = ["text_encoder", "text_encoder_2", "text_encoder_3"]
+    alone = [leaf.scorer(encoders=[name]).bind([PROMPT])(few)[0] for name in names]
+    (clips,), (every,) = (leaf.scorer(encoders=some).bind([PROMPT])(few) for some in (names[:2], None))
+    torch.testing.assert_close(clips, (alone[0] + alone[1]) / 2)
+    torch.testing.assert_close(every, sum(alone) / 3)
+    # a pipeline that was saved without T5 is given one as it is, as by diffusers
+    given = LeafStableDiffusion3Pipeline.from_pretrained(
+        folder,
+        text_encoder_3=second,
+        tokenizer_3=t5_tokenizer(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+    )
+    assert given.text_encoder_3 is second
+    assert np.array_equal(image(given, **short), image(leaf, **short))

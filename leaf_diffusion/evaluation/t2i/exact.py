@@ -12,7 +12,6 @@ from typing import Any
 
 from PIL import Image
 
-from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.evaluation.encoders import Loaded, with_encoder
 from leaf_diffusion.evaluation.prompts import Prompt
 from leaf_diffusion.evaluation.results import Setting
@@ -50,16 +49,16 @@ class ReadEdits:
     distinct: Candidates
 
 
-def read_edits(loaded: Loaded, text: str, constraint: Constraint | None, *, others: bool = False) -> ReadEdits:
-    """Read every allowed edit. Two edits are one reading where all token rows of the (defended) texts are equal; `others`: a
-    text encoder that is not among the `loaded` reads the prompt, too, so the texts themselves have to be equal."""
+def read_edits(loaded: Loaded, text: str, constraint: Constraint | None) -> ReadEdits:
+    """Read every allowed edit. Two edits are one reading where the token rows of the (defended) texts are equal in every text
+    encoder."""
     edits = neighbours(text)
     if constraint is not None:
         edits = edits[constraint.allows(text, text, edits)]
 
     def readings(listed: Candidates) -> Iterator[Hashable]:
         columns: list[Sequence[Hashable]] = [tower.tokenize_candidates(listed) for tower in loaded.towers]
-        return zip(*columns, *([loaded.encoder.preprocess(listed.texts())] if others else []), strict=True)
+        return zip(*columns, strict=True)
 
     (clean,) = readings(Candidates.from_texts([text]))
     first: dict[Hashable, int] = {}
@@ -91,8 +90,6 @@ class ExactDrawing:
     def __init__(self, setup: Setup, judges: Judges, *, least_score: float | None, most_rows: int | None) -> None:
         self.setup, self.judges, self.least_score, self.most_rows = setup, judges, least_score, most_rows
         self._pipelines: dict[str, Any] = {}
-        parts = [part.part for part in family_of(setup.pipeline).kept]
-        self._others = any(getattr(setup.pipeline, part, None) is not None for part in parts)
         self._read = lru_cache(maxsize=8)(self._read_as)  # encoders of one tokenizer and defence read alike
 
     def __call__(self, store: RunStore, units: Sequence[Unit]) -> list[SettledPrompt]:
@@ -134,7 +131,7 @@ class ExactDrawing:
     def _read_as(self, text: str, tokenization: Hashable) -> ReadEdits:
         loaded = next(each for each in self.setup.encoders.values()
                       if tuple(tower.tokenization for tower in each.towers) == tokenization)  # fmt: skip
-        return read_edits(loaded, text, self.setup.options.rule(), others=self._others)
+        return read_edits(loaded, text, self.setup.options.rule())
 
     def _by_drift(self, loaded: Loaded, text: str, edits: Candidates) -> list[str]:
         """The edits, those first that move the encoder's embedding most (squared L2 of what the attacks look at)."""

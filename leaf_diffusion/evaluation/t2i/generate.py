@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from leaf_diffusion.diffusion.families import family_of
 from leaf_diffusion.evaluation.encoders import with_encoder
 from leaf_diffusion.evaluation.t2i.plan import ImageUnit, content_id
 from leaf_diffusion.evaluation.t2i.setup import Setup
@@ -93,11 +94,13 @@ def draw(pipeline: Any, texts: Sequence[str], seeds: Sequence[int], setup: Setup
     Raises ValueError that names the text of an image with NaN, which would be written as a black one.
     """
     options = setup.options
+    # Qwen-Image's own guidance takes a negative prompt, which its authors give as a blank
+    guided = {"true_cfg_scale": options.guidance, "negative_prompt": [" "] * len(texts)}
     drawn: Tensor = pipeline(
-        list(texts),
+        prompt=list(texts),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         num_inference_steps=options.steps,
-        guidance_scale=options.guidance,
+        **(guided if family_of(pipeline).true_cfg else {"guidance_scale": options.guidance}),
         height=options.height,
         width=options.width,
         output_type="pt",

@@ -47,7 +47,8 @@ class ImageOptions:
     help_group: ClassVar[str] = "images"
 
     pipeline: str = "world"
-    """A diffusers Stable Diffusion, SDXL, SD3 or FLUX: "world", a folder or a Hub id."""
+    """A diffusers pipeline of a family that is known here (docs/guide/which-encoders.md: Stable Diffusion, SDXL, SD3, FLUX, PixArt,
+    Sana, Lumina 2, Z-Image, Qwen-Image, FLUX.2 klein): "world", a folder or a Hub id."""
     t5: bool = True
     """Whether a Stable Diffusion 3 keeps its T5, which may hide what is done to its CLIPs (--no-t5)."""
     seeds: int = 1
@@ -105,8 +106,10 @@ class Options(RunOptions, JudgeOptions, ImageOptions, AttackOptions, AttackedPro
     encoders: tuple[str, ...] = ()
     """Labels, sources ("world:leaf", a folder, a Hub id) or LABEL=SOURCE; "+speller" adds spelling correction;
     "original" is the pipeline's own. The first is the baseline. Default in the world: original leaf typo-augmented
-    original+speller, elsewhere: original original+speller. Where there are two text encoders a source is
-    "FIRST,SECOND", and what is not named, or named "original", stays."""
+    original+speller, elsewhere: original original+speller. Where there are several text encoders a source is
+    "FIRST,SECOND,THIRD", and what is not named, or named "original", stays."""
+    attacked_encoders: tuple[str, ...] = ()
+    """The text encoders that attacks move, by the names of the components (text_encoder, text_encoder_2). Default: all."""
     limit: int | None = None
     """Number of prompts. Default: 32 of the world's, all of a file's."""
     protocols: tuple[Protocol, ...] = ("adaptive", "transfer")

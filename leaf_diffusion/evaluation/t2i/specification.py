@@ -8,6 +8,7 @@ from pathlib import Path
 
 from leaf_diffusion.diffusion.families import configuration, frozen_parts
 from leaf_diffusion.diffusion.speed import attention_of
+from leaf_diffusion.encoders.sequence import SequenceTextEncoder
 from leaf_diffusion.evaluation.t2i.judges import Judges
 from leaf_diffusion.evaluation.t2i.setup import Setup
 from leaf_diffusion.reports.costs import read_swap_cost
@@ -23,6 +24,7 @@ NOT_IDENTITY = (
     "distance_features",
     "swap_cost",
     "feature",
+    "attacked_encoders",
     "t5",
     "prompts",
     "column",
@@ -44,6 +46,11 @@ def identity(setup: Setup, judges: Judges) -> dict[str, object]:
     }
     # only what differs from the defaults, so that runs from before these options stay the runs they are
     more: dict[str, object] = {name: True for name in ("channels_last", "compile") if getattr(options, name)}
+    first = next(iter(setup.encoders.values()))
+    if len(first.attacked) < len(first.towers):
+        more["attacked_encoders"] = sorted(set(options.attacked_encoders))
+    if states := {str(each.own_feature) for each in first.towers if isinstance(each, SequenceTextEncoder)}:
+        more["feature_of_states"] = sorted(states)
     if (attention := attention_of(pipeline)) != "sdpa":
         more["attention"] = attention
     if (space := judges.distances) is not None:

@@ -1,0 +1,16 @@
+"""PixArt-alpha with a T5 of your choice."""
+
+from __future__ import annotations
+
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
+
+from leaf_diffusion.diffusion.pipeline import LeafPipeline, defended
+
+
+class LeafPixArtAlphaPipeline(LeafPipeline, PixArtAlphaPipeline):
+    """`PixArtAlphaPipeline` that takes a hardened T5 (`text_encoder`) by name and can attack its own prompts.
+
+    The denoiser is given the token states of T5, at most 120, without the padding. Saved, it *is* a stock pipeline.
+    """
+
+    encode_prompt = defended(PixArtAlphaPipeline.encode_prompt)
