@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from leaf_diffusion.encoders.features import Feature, SequenceFeature, hidden_of
+from leaf_diffusion.encoders.features import Hidden as Hidden
 from leaf_diffusion.text import Candidates
 from leaf_diffusion.tokens.chunks import ChunkTokenizer
 from leaf_diffusion.tokens.token_rows import TokenRows
