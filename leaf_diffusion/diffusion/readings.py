@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 from torch import nn
 
 from leaf_diffusion.diffusion.pipeline_encoder import cleans_captions
@@ -37,6 +38,10 @@ class CleanedCaption:
 
     pipeline: type
 
+    @property
+    def name(self) -> str:
+        return f"caption:{self.pipeline.__name__}"
+
     def __call__(self, text: str) -> str:
         clean: Callable[[Any, str], str] = self.pipeline._clean_caption  # type: ignore[attr-defined]
         return clean(self.pipeline, clean(self.pipeline, text))
@@ -44,7 +49,19 @@ class CleanedCaption:
 
 def _clean(pipeline: Any) -> CleanedCaption | Lowered:
     """What a pipeline does to prompts unless told otherwise."""
-    return CleanedCaption(type(pipeline)) if default(pipeline, "clean_caption") and cleans_captions() else Lowered()
+    if not (default(pipeline, "clean_caption") and cleans_captions()):
+        return Lowered()
+    return CleanedCaption(next(each for each in type(pipeline).__mro__ if "_clean_caption" in vars(each)))
+
+
+def caption_cleaner(stock: str) -> CleanedCaption:
+    """As a stock class of `READINGS` cleans captions. ValueError for other names."""
+    kind = getattr(diffusers, stock) if any(stock == name for name, _ in READINGS) else None
+    if not hasattr(kind, "_clean_caption"):
+        raise ValueError(f"there is no pipeline class {stock!r} known here that cleans captions")
+    if not cleans_captions():
+        raise ValueError(f"{stock} cleans captions with the packages beautifulsoup4 and ftfy: pip install both")
+    return CleanedCaption(kind)
 
 
 def _pixart(pipeline: Any) -> Reading:

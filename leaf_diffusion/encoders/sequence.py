@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.features import Feature, Readout, SequenceFeature
@@ -52,6 +53,16 @@ class SequenceTextEncoder(TextEncoder):
     @abstractmethod
     def tower_of(cls, module: nn.Module) -> nn.Module:
         """The transformer without heads inside of a module; ValueError for models of another kind."""
+
+    @classmethod
+    @abstractmethod
+    def stored_as(cls, config: Any) -> tuple[type[PreTrainedModel], tuple[str, ...]]:
+        """The class that a model of such a configuration is loaded in, and prefixes of stored tensors that it has no use for."""
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The module that looks tokens up."""
+        return self.tower.get_input_embeddings()
 
     # -- text to tokens ------------------------------------------------------------------------------------------
 
@@ -135,8 +146,7 @@ class SequenceTextEncoder(TextEncoder):
         layers, mask = self.reading.layers, content.long() if self.reading.masked else None
         if hasattr(self.module, "_hf_hook") and self.module is not self.tower:
             self.module._hf_hook.pre_forward(self.module)  # offloading waits for calls of the whole module
-        table: Any = self.tower.get_input_embeddings()
-        handle = None if embeds is None else table.register_forward_hook(lambda *_: embeds)
+        handle = None if embeds is None else self.table.register_forward_hook(lambda *_: embeds)
         try:
             output = self._forward(ids, mask, layers != (-1,))
         finally:
@@ -161,9 +171,7 @@ class SequenceTextEncoder(TextEncoder):
         return False
 
     def token_embedding(self) -> Tensor:
-        table: Any = self.tower.get_input_embeddings()
-        weight: Tensor = table.weight
-        return weight
+        return self.table.weight
 
     @property
     def device(self) -> torch.device:
