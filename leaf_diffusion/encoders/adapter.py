@@ -34,10 +34,12 @@ def merge_adapter(module: nn.Module, adapter: str) -> nn.Module:
         if getattr(config, "megatron_config", None):  # PEFT would import whatever module the file names
             raise ValueError("its megatron_config names code to be run, which is not done here")
         wrapped = peft.get_peft_model(copy.deepcopy(module), config)
-        places = set(get_peft_model_state_dict(wrapped))
-        named = {_place(key, places): value for key, value in stored.items()}
+        places = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+        # the table itself, which PEFT stores as well where it cannot tell whether it is new
+        tables = {f"{ROOT}{name}.base_layer.weight" for name, _ in module.named_modules()}
+        named = {_place(key, places | tables): value for key, value in stored.items()}
         # PEFT itself would go on and merge what is there, or nothing
-        if unused := sorted(set(named) - places):
+        if unused := sorted(set(named) - places - tables):
             raise ValueError(f"{len(unused)} of {len(stored)} tensors have no place, such as {unused[0]!r}")
         if absent := sorted(places - set(named)):
             raise ValueError(f"{WEIGHTS} lacks {len(absent)} of {len(places)} tensors, such as {absent[0]!r}")
