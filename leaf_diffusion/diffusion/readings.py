@@ -13,10 +13,12 @@ from typing import Any
 
 import diffusers
 from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.diffusion.pipeline_encoder import cleans_captions
-from leaf_diffusion.encoders.base import Defence
+from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.bidirectional import BidirectionalTextEncoder
+from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.decoder import DecoderTextEncoder
 from leaf_diffusion.encoders.sequence import SequenceTextEncoder
 from leaf_diffusion.tokens.reading import Lowered, Reading
@@ -111,6 +113,14 @@ READINGS: dict[tuple[str, str], tuple[Callable[[Any], Reading], type[SequenceTex
     ("Flux2KleinPipeline", "text_encoder"): (_klein, DecoderTextEncoder),
 }
 """By the name of the stock class and of the component."""
+
+
+def part_encoder(pipeline: Any, part: str, *, name: str | None = None) -> TextEncoder:
+    """A pipeline's text encoder of whatever kind, as it reads prompts with it. ValueError as in `sequence_encoder`."""
+    module = getattr(pipeline, part, None)
+    if isinstance(module, CLIPTextModel | CLIPTextModelWithProjection):
+        return HFTextEncoder(module, getattr(pipeline, part.replace("text_encoder", "tokenizer")), name=name)
+    return sequence_encoder(pipeline, part, name=name)
 
 
 def sequence_encoder(

@@ -100,6 +100,9 @@ class Task(ABC, Generic[Batch]):
     def finish(self) -> None:
         """Make the tower what is saved, before it is measured for the last time."""
 
+    def close(self) -> None:
+        """End what works beside this process."""
+
     def to_store(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint has to hold for the task; all processes call this together."""
         return {}
@@ -241,6 +244,7 @@ def _loop(
                 progress.console.print(str(floor), highlight=False)
             floor.restore()
             tower.eval()
+            task.close()
             task.finish()
             after = task.measure(trained=True)
             counts = {"steps": floor.kept_step if floor.stopped else steps, "per_update": per_update}

@@ -89,7 +89,9 @@ def lora_vectors(tower: nn.Module) -> dict[str, Tensor]:
     """The LoRA matrices, named as in PEFT but for its prefix: "encoder.layers.0....lora_A.weight"."""
     from peft.utils import get_peft_model_state_dict
 
-    vectors = {key: value.detach() for key, value in get_peft_model_state_dict(tower, save_embedding_layers=False).items()}
+    vectors = {
+        key: value.detach() for key, value in get_peft_model_state_dict(tower, save_embedding_layers=False).items()
+    }
     for name, module in tower.named_modules():
         if isinstance(module, LoraEmbedding):
             vectors[f"{name}.lora_embedding_A"], vectors[f"{name}.lora_embedding_B"] = module.factors()

@@ -211,7 +211,7 @@ class TextTask(Task[Pairs], Generic[E]):
     def resume(self, stored: dict[str, Tensor]) -> None:
         self.replay.resume(stored, self.accelerator)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         if self.workers is not None:
             self.workers.close()
 
@@ -249,7 +249,6 @@ class TextFARE(TextTask[HFTextEncoder]):
         return seen, lambda states: states_loss(states.view_as(anchor), anchor.to(states.device), begins)
 
     def finish(self) -> None:
-        super().finish()
         self.spelling = merge_table(self.tower)
 
     def card(self) -> Card:
