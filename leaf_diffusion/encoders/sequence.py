@@ -110,6 +110,10 @@ class SequenceTextEncoder(TextEncoder):
             return self.features(self.tokenize(["a"]), what)[:0]
         return super().features(token_rows, what)
 
+    def looked_up(self, embeds: Float[Tensor, "n t width"]) -> Float[Tensor, "n t width"]:
+        scale = getattr(self.table, "embed_scale", None)  # Gemma's
+        return embeds if scale is None else embeds * scale.to(embeds.dtype)
+
     def _pad(self, token_rows: Sequence[Sequence[int]], what: Feature) -> Int[Tensor, "n t"]:
         for i, row in enumerate(token_rows):
             if not self.reading.dropped[1] < len(row) <= self.context_length:

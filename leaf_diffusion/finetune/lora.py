@@ -41,10 +41,12 @@ class LoraEmbedding(nn.Embedding):  # type: ignore[misc]  # strict mode without 
         self.coefficients = coefficients if tokenizer is None else SpellingEmbedding(coefficients, tokenizer)
         # a step of the coefficients moves a row about as far as a step of its own would
         self.directions = nn.Parameter(torch.randn(rank, width) / rank**0.5)
+        self.scale = float(getattr(table, "embed_scale", 1.0))  # Gemma's table multiplies what it looks up
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = super().forward(ids)
-        return rows + (self.coefficients(ids) @ self.directions).to(rows.dtype)
+        rows = rows + (self.coefficients(ids) @ self.directions).to(rows.dtype)
+        return rows if self.scale == 1.0 else rows * torch.tensor(self.scale, dtype=rows.dtype)
 
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor]:

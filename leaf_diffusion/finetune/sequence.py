@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2TextScaledWordEmbedding
 
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.features import MeanState
@@ -81,8 +82,13 @@ def freeze_unread(encoder: SequenceTextEncoder) -> None:
 
 
 def linear_names(encoder: SequenceTextEncoder) -> list[str]:
-    """PEFT's `target_modules` for all linear layers of the tower, and no others of the module around it."""
-    inside = {id(each) for name, each in encoder.tower.named_modules() if "pooler" not in name}
+    """PEFT's `target_modules` for all linear layers that the states which are read depend on, and no others of the module."""
+    depth = encoder.config.num_hidden_layers
+    blocks: Any = next(
+        each for each in encoder.tower.modules() if isinstance(each, nn.ModuleList) and len(each) == depth
+    )
+    last = max(layer % (depth + 1) for layer in encoder.reading.layers)
+    inside = {id(each) for block in blocks[:last] for each in block.modules()}
     linear = {name: id(each) in inside for name, each in encoder.module.named_modules() if isinstance(each, nn.Linear)}
     ends = {True: set[str](), False: set[str]()}
     for name, ours in linear.items():
@@ -92,8 +98,8 @@ def linear_names(encoder: SequenceTextEncoder) -> list[str]:
 
 
 def table_name(encoder: SequenceTextEncoder) -> str:
-    """Where the token table stands in the module. ValueError for a table that is no plain one."""
-    if type(encoder.table) is not nn.Embedding:
+    """Where the token table stands in the module. ValueError for a table that is no plain one, nor Gemma's, which scales."""
+    if type(encoder.table) not in (nn.Embedding, Gemma2TextScaledWordEmbedding):
         kind = type(encoder.table).__name__
         raise ValueError(
             f"{encoder.name} has a {kind} as token table, which a LoRA cannot cover: lora_token_embedding=False"
