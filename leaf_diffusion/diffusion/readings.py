@@ -5,15 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.diffusion.families import family_of
-from leaf_diffusion.encoders.base import Defence
+from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.bidirectional import BidirectionalTextEncoder
+from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.decoder import DecoderTextEncoder
 from leaf_diffusion.encoders.sequence import SequenceTextEncoder
 
 TOWERS: dict[str, type[SequenceTextEncoder]] = {"t5": BidirectionalTextEncoder, "decoder": DecoderTextEncoder}
 """By the kind of a family's text encoder."""
+
+
+def part_encoder(pipeline: Any, part: str, *, name: str | None = None) -> TextEncoder:
+    """A pipeline's text encoder of whatever kind, as it reads prompts with it. ValueError as in `sequence_encoder`."""
+    module = getattr(pipeline, part, None)
+    if isinstance(module, CLIPTextModel | CLIPTextModelWithProjection):
+        return HFTextEncoder(module, getattr(pipeline, part.replace("text_encoder", "tokenizer")), name=name)
+    return sequence_encoder(pipeline, part, name=name)
 
 
 def sequence_encoder(

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
+
 from leaf_diffusion.diffusion.pipeline_encoder import cleans_captions
 from leaf_diffusion.tokens.reading import Lowered, Reading
 
@@ -31,9 +33,26 @@ class CleanedCaption:
 
     pipeline: type
 
+    @property
+    def name(self) -> str:
+        """What it is stored by."""
+        return f"caption:{self.pipeline.__name__}"
+
     def __call__(self, text: str) -> str:
         clean: Callable[[Any, str], str] = self.pipeline._clean_caption  # type: ignore[attr-defined]
         return clean(self.pipeline, clean(self.pipeline, text))
+
+
+def caption_cleaner(stock: str) -> CleanedCaption:
+    """As a stock class cleans captions. ValueError for names of no such class."""
+    kind = getattr(diffusers, stock, None)
+    if not (
+        isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline) and hasattr(kind, "_clean_caption")
+    ):
+        raise ValueError(f"there is no pipeline class {stock!r} that cleans captions")
+    if not cleans_captions():
+        raise ValueError(f"{stock} cleans captions with the packages beautifulsoup4 and ftfy: pip install both")
+    return CleanedCaption(kind)
 
 
 def _clean(pipeline: Any) -> CleanedCaption | Lowered:

@@ -170,7 +170,11 @@ class TextEncoder(ABC):
         content = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         # whatever the caller has behind a sentence's end, the tower sees its own padding there
         embeds = torch.where(content[..., None], embeds, self.token_embedding()[self.pad_id].detach())
-        return self._features(ids, embeds, token_rows, what)
+        return self._features(ids, self.looked_up(embeds), token_rows, what)
+
+    def looked_up(self, embeds: Float[Tensor, "n t width"]) -> Float[Tensor, "n t width"]:
+        """What the tower's table gives for rows of its weight."""
+        return embeds
 
     def features_from_vectors(
         self,
@@ -179,7 +183,7 @@ class TextEncoder(ABC):
         token_rows: Sequence[Sequence[int]],
         what: Feature = "projected",
     ) -> Float[Tensor, "n d"]:
-        """As `features` of at least one row, where token i (of the padding, too) is embedded as `vectors[places[i]]`: looked
+        """As `features` of at least one row, where the table gives `vectors[places[i]]` for token i (of the padding, too): looked
         up once for several calls, and once in the backward pass."""
         ids = self._pad(token_rows, what)
         return self._features(ids, nn.functional.embedding(places[ids], vectors), token_rows, what)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
-from transformers import BertModel, T5EncoderModel, UMT5EncoderModel
+from transformers import BertModel, PreTrainedModel, T5EncoderModel, UMT5EncoderModel
 
 from leaf_diffusion.encoders.sequence import SequenceTextEncoder
 
@@ -19,3 +21,21 @@ class BidirectionalTextEncoder(SequenceTextEncoder):
         if isinstance(module, T5EncoderModel | UMT5EncoderModel | BertModel):
             return module
         raise ValueError(f"{type(module).__name__} is no T5EncoderModel, UMT5EncoderModel or BertModel of transformers")
+
+    @classmethod
+    def stored_as(cls, config: Any) -> tuple[type[PreTrainedModel], tuple[str, ...]]:
+        return STORED[config.model_type]
+
+    @property
+    def table(self) -> nn.Embedding:
+        # T5's `shared` has the same weight, but is not what is called
+        inner: Any = self.tower if isinstance(self.tower, BertModel) else self.tower.encoder
+        return inner.get_input_embeddings()
+
+
+STORED: dict[str, tuple[type[PreTrainedModel], tuple[str, ...]]] = {
+    "t5": (T5EncoderModel, ("decoder.", "lm_head.")),
+    "umt5": (UMT5EncoderModel, ("decoder.", "lm_head.")),
+    "bert": (BertModel, ("cls.", "classifier.", "qa_outputs.")),
+}
+"""By the configuration's model_type: the class without decoder and heads, and how the tensors of these begin."""

@@ -109,16 +109,17 @@ class HFTextEncoder(TextEncoder):
     def device(self) -> torch.device:
         return computes_on(self.module)
 
+    @property
+    def table(self) -> nn.Embedding:
+        """The module that looks tokens up."""
+        return token_table(self.text_model)
+
     def token_embedding(self) -> Tensor:
-        return token_table(self.text_model).weight
+        return self.table.weight
 
     def _states(self, ids: Tensor, embeds: Tensor | None, layer: int) -> Tensor:
         # a hook that swaps the embeddings in leaves the forward pass to the model's own class
-        hook = (
-            token_table(self.text_model).register_forward_hook(lambda *_: embeds)
-            if embeds is not None
-            else nullcontext()
-        )
+        hook = self.table.register_forward_hook(lambda *_: embeds) if embeds is not None else nullcontext()
         if self.text_model is not self.module and hasattr(self.module, "_hf_hook"):
             self.module._hf_hook.pre_forward(self.module)  # offloading waits for calls of the whole module
         with hook:

@@ -5,12 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import Gemma2Model, LlamaModel, MistralModel, Qwen2Model, Qwen3Model
+from transformers import (
+    Gemma2ForCausalLM,
+    Gemma2Model,
+    LlamaForCausalLM,
+    LlamaModel,
+    MistralForCausalLM,
+    MistralModel,
+    PreTrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+)
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from leaf_diffusion.encoders.sequence import SequenceTextEncoder
 
 DECODERS = (Qwen2Model, Qwen2_5_VLTextModel, Qwen3Model, Gemma2Model, MistralModel, LlamaModel)
+STORED: dict[str, tuple[type[PreTrainedModel], ...]] = {
+    "qwen2": (Qwen2Model, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Model, Qwen3ForCausalLM),
+    "gemma2": (Gemma2Model, Gemma2ForCausalLM),
+    "mistral": (MistralModel, MistralForCausalLM),
+    "llama": (LlamaModel, LlamaForCausalLM),
+    "qwen2_5_vl": (Qwen2_5_VLForConditionalGeneration,),
+    "qwen2_5_vl_text": (Qwen2_5_VLTextModel,),
+}
+"""Classes by the configuration's model_type. One that names itself there is loaded as it is, with its head: pipelines hold both
+kinds, and what is finetuned is saved in the class that it came in."""
+HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.")
 
 
 class DecoderTextEncoder(SequenceTextEncoder):
@@ -27,5 +52,10 @@ class DecoderTextEncoder(SequenceTextEncoder):
         known = ", ".join(each.__name__ for each in DECODERS)
         raise ValueError(f"{type(module).__name__} holds no language model that is known here; known: {known}")
 
-    def _forward(self, **told: Any) -> Any:
-        return self.tower(use_cache=False, **told)
+    @classmethod
+    def stored_as(cls, config: Any) -> tuple[type[PreTrainedModel], tuple[str, ...]]:
+        known, named = STORED[config.model_type], (config.architectures or [""])[0]
+        return next((each for each in known if each.__name__ == named), known[0]), HEADS
+
+    def _forward(self, ids: Tensor, mask: Tensor | None, hidden: bool) -> Any:
+        return self.tower(input_ids=ids, attention_mask=mask, output_hidden_states=hidden, use_cache=False)

@@ -81,11 +81,28 @@ class Readout(SequenceFeature):
         return f"readout of {self.queries} queries"
 
     def __call__(self, states: Float[Tensor, "n t width"], there: Bool[Tensor, "n t"]) -> Float[Tensor, "n d"]:
-        states = torch.where(there[..., None], states.float(), 0.0)
-        states = states * states.square().mean(2, keepdim=True).clamp(min=1e-12).rsqrt()
+        states = even(states, there)
         queries = _queries(self.queries, states.shape[2]).to(states.device)
         logits = (states @ queries.T / states.shape[2] ** 0.5).masked_fill(~there[..., None], -torch.inf)
         return (torch.softmax(logits, 1).transpose(1, 2) @ states).flatten(1)
+
+
+@dataclass(frozen=True)
+class EveryState(SequenceFeature):
+    """The states as they stand, each brought to a root mean square of 1: [n, t * width]. Only for texts of equal tokens."""
+
+    @property
+    def name(self) -> str:
+        return "states place by place"
+
+    def __call__(self, states: Float[Tensor, "n t width"], there: Bool[Tensor, "n t"]) -> Float[Tensor, "n d"]:
+        return even(states, there).flatten(1)
+
+
+def even(states: Float[Tensor, "n t width"], there: Bool[Tensor, "n t"]) -> Float[Tensor, "n t width"]:
+    """The states that are there, each with a root mean square of 1, and zeros."""
+    states = torch.where(there[..., None], states.float(), 0.0)
+    return states * states.square().mean(2, keepdim=True).clamp(min=1e-12).rsqrt()
 
 
 @cache

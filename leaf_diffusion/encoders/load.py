@@ -9,23 +9,31 @@ from typing import Any
 import torch
 from huggingface_hub import is_offline_mode
 from torch import nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils.hub import cached_file
 
 from leaf_diffusion.encoders import sources
 from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.encoders.defences import defence_from_name
+from leaf_diffusion.encoders.reading_file import FILE as READING
+from leaf_diffusion.encoders.reading_file import read_reading
 from leaf_diffusion.encoders.single_file import load_single_file
-from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, clip_tokenizer
+from leaf_diffusion.encoders.stored_tokenizer import (
+    ABSENT,
+    MOST_TOKENS,
+    at,
+    clip_tokenizer_for,
+    tokenizer_beside,
+    tokenizer_from,
+)
+from leaf_diffusion.tokens.reading import Reading
 from leaf_diffusion.weights.errors import loading, looks_like_path
 from leaf_diffusion.weights.files import check_finite
 from leaf_diffusion.weights.models import Where, load_config, load_model
 from leaf_diffusion.weights.pickles import require_safetensors
 
-MOST_TOKENS = 10_000_000
 SLACK = 50_000_000  # weights that any machine can hold
-ABSENT = {"_raise_exceptions_for_missing_entries": False}
 _IMAGES = ("vision_model.", "visual_projection.", "logit_scale")
 _SPARE = {CLIPTextModelWithProjection: _IMAGES, CLIPTextModel: (*_IMAGES, "text_projection.")}
 
@@ -38,47 +46,56 @@ def load_text_encoder(
     defence: str | Defence | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    reading: Reading | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
 ) -> TextEncoder:
     """A text encoder from whatever names it.
 
-    `source`: a folder of a CLIP (text) model or of a diffusers pipeline, a Hub id of either, a .safetensors file (a text
-    encoder as in ComfyUI, or a checkpoint, where `subfolder="text_encoder_2"` is its second tower), "prefix:name" of a
-    registered source ("world:leaf", "openclip:ViT-L-14-quickgelu/openai"), or a module together with `tokenizer`.
+    `source`: a folder of a CLIP (text) model, a T5, a BERT or a language model, or of a diffusers pipeline with CLIPs, a Hub id of
+    either, a .safetensors file (a text encoder as in ComfyUI, or a checkpoint, where `subfolder="text_encoder_2"` is its second
+    tower), "prefix:name" of a registered source ("world:leaf", "openclip:ViT-L-14-quickgelu/openai"), or a module together with
+    `tokenizer`.
     `tokenizer`: an object, a folder or a Hub id; else the source's own, else CLIP's where the vocabulary is CLIP's.
     `adapter`: a PEFT LoRA folder or Hub id, merged into a copy of the weights. `defence`: "speller", "visible",
-    "canonical", "canonical:FILE" with the captions of a file, or a callable with `name` and `fingerprint`. `dtype`: float32
-    unless given (a module keeps its own). Loads safetensors only.
+    "canonical", "canonical:FILE" with the captions of a file, or a callable with `name` and `fingerprint`. `reading`: how prompts
+    are written for an encoder that is no CLIP; else what `adapter` or `source` was finetuned with (reading.json), else the plain
+    tokenizer's. `dtype`: float32 unless given (a module keeps its own). Loads safetensors only.
 
     Raises FileNotFoundError where nothing is found, ValueError for pickles, damaged files, misfitting tokenizers or
     adapters.
     """
     dtype = dtype_from_name(dtype) if isinstance(dtype, str) else dtype
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = _tokenizer_from(str(tokenizer), None, None)
+        tokenizer = tokenizer_from(str(tokenizer), None, None)
     named = None if isinstance(source, nn.Module) else sources.split(str(source))
     if isinstance(source, nn.Module):
         if tokenizer is None:
             raise ValueError("a module comes without its tokenizer: pass tokenizer=...")
-        module, name = source, type(source).__name__
+        module, name, stored = source, type(source).__name__, None
     elif named is not None:
         if revision is not None or subfolder is not None:
             raise ValueError(f'"{source}" has no revision or subfolder: these belong to folders and Hub ids')
         module, own = sources.load(*named)
-        name, tokenizer = str(source), tokenizer if tokenizer is not None else own
+        name, tokenizer, stored = str(source), tokenizer if tokenizer is not None else own, None
         module = module.to(dtype or torch.float32)
     else:
         name = str(source)
-        module, own = _from_transformers(
-            name, revision, subfolder, dtype or torch.float32, need_tokenizer=tokenizer is None
+        module, own, stored = _from_transformers(
+            name,
+            revision,
+            subfolder,
+            dtype or torch.float32,
+            need_tokenizer=tokenizer is None,
+            read=reading is not None,
         )
         tokenizer = tokenizer if tokenizer is not None else own
     if adapter is not None:
-        from leaf_diffusion.encoders.adapter import merge_adapter
+        from leaf_diffusion.encoders.adapter import adapter_folder, merge_adapter
 
         with loading(str(adapter), "the adapter cannot be merged"):
             module = merge_adapter(module, str(adapter))
+        stored = _reading_of(str(adapter_folder(str(adapter))), {}) or stored
         name = f"{name}+{Path(adapter).name}"
     if not isinstance(source, nn.Module):
         module = module.eval().requires_grad_(False)
@@ -87,14 +104,29 @@ def load_text_encoder(
     module = module.to(device=device, dtype=dtype)
     defence = load_defence(defence)
     check_finite(name, module.state_dict().items())
+    reading = reading or stored
     if isinstance(source, nn.Module):
-        return wrap(module, tokenizer, name=name, defence=defence)
+        return wrap(module, tokenizer, name=name, defence=defence, reading=reading)
     with loading(name, "its configuration and tokenizer do not fit together"):
-        return wrap(module, tokenizer, name=name, defence=defence)
+        return wrap(module, tokenizer, name=name, defence=defence, reading=reading)
 
 
-def wrap(module: nn.Module, tokenizer: Any, *, name: str | None = None, defence: Defence | None = None) -> TextEncoder:
+def wrap(
+    module: nn.Module,
+    tokenizer: Any,
+    *,
+    name: str | None = None,
+    defence: Defence | None = None,
+    reading: Reading | None = None,
+) -> TextEncoder:
     """The encoder around a transformers or open_clip module, or one of a registered kind, which is used as it is."""
+    config = getattr(module, "config", None)
+    if (sequence := sources.sequence_kind(config)) is not None:
+        reading = reading or plain_reading(config, tokenizer)
+        found: TextEncoder = sequence(module, tokenizer, reading=reading, name=name, defence=defence)
+        return found
+    if reading is not None:
+        raise ValueError(f"{name or type(module).__name__} is read as CLIPs are: reading= is for other text encoders")
     if (kind := sources.kind_of(module)) is not None:
         encoder: TextEncoder = kind(module, tokenizer, name=name or type(module).__name__, defence=defence)
         return encoder
@@ -105,15 +137,25 @@ def wrap(module: nn.Module, tokenizer: Any, *, name: str | None = None, defence:
     return OpenCLIPTextEncoder(module, tokenizer, name=name, defence=defence)
 
 
+def plain_reading(config: Any, tokenizer: Any) -> Reading:
+    """What the tokenizer makes of a text and nothing around it, as long as tokenizer and model can have it, or 512 tokens."""
+    limits = [
+        getattr(tokenizer, "model_max_length", None),
+        getattr(config.get_text_config(), "max_position_embeddings", None),
+    ]
+    return Reading(min((int(limit) for limit in limits if limit and limit < MOST_TOKENS), default=512))
+
+
 def _from_transformers(
-    source: str, revision: str | None, subfolder: str | None, dtype: torch.dtype, *, need_tokenizer: bool
-) -> tuple[nn.Module, Any]:
+    source: str, revision: str | None, subfolder: str | None, dtype: torch.dtype, *, need_tokenizer: bool, read: bool
+) -> tuple[nn.Module, Any, Reading | None]:
+    """Module, tokenizer (None where there is need of none) and stored reading. `read`: whether a reading is given."""
     folder = Path(source).expanduser()
     if folder.is_file():
         if revision is not None:
             raise ValueError(f"{source} is a file, which has no revision")
         module = load_single_file(folder, subfolder, dtype)
-        return module, _clip_tokenizer_for(source, None, module.config.vocab_size) if need_tokenizer else None
+        return module, clip_tokenizer_for(source, None, module.config.vocab_size) if need_tokenizer else None, None
     if folder.is_dir():
         source = str(folder)
     elif looks_like_path(source):
@@ -125,14 +167,24 @@ def _from_transformers(
             where["subfolder"], tokenizer_folder = "text_encoder", "tokenizer"
         if cached_file(source, "config.json", **where, **ABSENT) is None:
             offline = "HF_HUB_OFFLINE is set, and it was not downloaded before"
-            absent = f"there is no {_at(where['subfolder'])}config.json"
+            absent = f"there is no {at(where['subfolder'])}config.json"
             raise FileNotFoundError(_not_found(source, absent if folder.is_dir() or not is_offline_mode() else offline))
         if folder.is_dir():
             require_safetensors(folder / where["subfolder"])
         config = load_config(source, where)
+        if (sequence := sources.sequence_kind(config)) is not None:
+            stored = _reading_of(source, where)
+            if not read and stored is None and cached_file(source, "model_index.json", revision=revision, **ABSENT):
+                raise ValueError(_not_read(source, where["subfolder"], config.model_type))
+            with loading(source, f"{at(where['subfolder'])}config.json cannot be used"):
+                if folder.is_dir():
+                    _check_size(source, config.get_text_config(), folder / where["subfolder"])
+                kind, spare = sequence.stored_as(config)
+            module, _ = load_model(kind, source, where, config=config, dtype=dtype, spare=spare)
+            return module, tokenizer_beside(source, where) if need_tokenizer else None, stored
         if getattr(config, "model_type", "") not in ("clip", "clip_text_model"):
-            raise ValueError(f'{source}: model_type "{config.model_type}" is no CLIP text tower')
-        with loading(source, f"{_at(where['subfolder'])}config.json cannot be used"):
+            raise ValueError(f'{source}: model_type "{config.model_type}" is no text encoder that is known here')
+        with loading(source, f"{at(where['subfolder'])}config.json cannot be used"):
             text = config.text_config if isinstance(config, CLIPConfig) else config
             if isinstance(config, CLIPConfig):
                 text.projection_dim = config.projection_dim  # the text half often carries a stale default
@@ -150,43 +202,32 @@ def _from_transformers(
         raise FileNotFoundError(_not_found(source, str(error).strip().splitlines()[0])) from error
     tokenizer = None
     if need_tokenizer:
-        tokenizer = _tokenizer_from(source, tokenizer_folder, revision, vocabulary=text.vocab_size)
-    return module, tokenizer
+        tokenizer = tokenizer_from(source, tokenizer_folder, revision, vocabulary=text.vocab_size)
+    return module, tokenizer, None
 
 
-def _tokenizer_from(source: str, subfolder: str | None, revision: str | None, vocabulary: int | None = None) -> Any:
-    where = {"revision": revision, "subfolder": subfolder or ""}
-    try:
-        present = any(
-            cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where)
-            for name in ("tokenizer.json", "vocab.json")
-        )
-        if present:  # without such a file transformers would quietly build a tokenizer of three tokens
-            with loading(source, f"the tokenizer in {subfolder or 'it'} cannot be read"):
-                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
-                if (largest := max(tokenizer.get_vocab().values())) > MOST_TOKENS:  # it is written out id by id
-                    raise ValueError(f"{source}: the tokenizer has a token of id {largest}, which no CLIP has")
-                return tokenizer
-    except OSError as error:
-        raise FileNotFoundError(f"no tokenizer for {source!r}: {str(error).strip().splitlines()[0]}") from error
-    return _clip_tokenizer_for(source, subfolder, vocabulary)
+def _reading_of(source: str, where: Where) -> Reading | None:
+    """How a text encoder was read when it was finetuned; None where nothing says so."""
+    file = cached_file(source, READING, **where, **ABSENT)
+    return None if file is None else read_reading(Path(file))
 
 
-def _clip_tokenizer_for(source: str, subfolder: str | None, vocabulary: int | None) -> Any:
-    if vocabulary == CLIP_VOCABULARY:
-        return clip_tokenizer()  # robust CLIP repositories often say "use the base model's": it is this one
-    raise FileNotFoundError(
-        f"no tokenizer for {source!r}: neither {_at(subfolder)}tokenizer.json nor vocab.json is there; "
-        "pass tokenizer=..."
+def _not_read(source: str, part: str, model_type: str) -> str:
+    return (
+        f"{source}: its {part} is of model_type {model_type!r}, and how a prompt is written for it, the pipeline's class says: "
+        f"leaf-diffusion finetune --pipeline {source} --part {part}; in Python sequence_encoder(pipe, {part!r}) of "
+        "leaf_diffusion.diffusion.readings, or give reading="
     )
 
 
 def _check_size(source: str, config: Any, folder: Path) -> None:
     """ValueError for a configuration far larger than the stored weights: one damaged digit would fill the memory."""
     width = max(config.hidden_size, 1)
-    block = 4 * width * width + 2 * width * max(config.intermediate_size, 1)
-    wanted = config.num_hidden_layers * block + width * (config.vocab_size + config.max_position_embeddings)
-    wanted += width * max(config.projection_dim or 0, 0)
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "d_ff", 1)
+    block = 4 * width * width + 2 * width * max(inner, 1)
+    places = 0 if hasattr(config, "rope_parameters") else getattr(config, "max_position_embeddings", 0)
+    wanted = config.num_hidden_layers * block + width * (config.vocab_size + places)
+    wanted += width * max(getattr(config, "projection_dim", None) or 0, 0)
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if wanted > 4 * stored + SLACK:  # of 4 bits each there are twice as many as bytes
         raise ValueError(
@@ -201,10 +242,6 @@ def _not_found(source: str, reason: str) -> str:
         f"then for that id on the Hugging Face Hub. Known prefixes: {', '.join(sources.prefixes())}; "
         '"world:original" works without a network. Check the spelling and the connection, or give a local folder.'
     )
-
-
-def _at(subfolder: str | None) -> str:
-    return f"{subfolder}/" if subfolder else ""
 
 
 def dtype_from_name(name: str) -> torch.dtype:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from leaf_diffusion.encoders.base import Defence, TextEncoder
 from leaf_diffusion.encoders.features import Feature, Readout, SequenceFeature
@@ -52,6 +53,16 @@ class SequenceTextEncoder(TextEncoder):
     @abstractmethod
     def tower_of(cls, module: nn.Module) -> nn.Module:
         """The transformer without heads inside of a module; ValueError for models of another kind."""
+
+    @classmethod
+    @abstractmethod
+    def stored_as(cls, config: Any) -> tuple[type[PreTrainedModel], tuple[str, ...]]:
+        """The class that a model of such a configuration is loaded in, and prefixes of stored tensors that it has no use for."""
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The module that looks tokens up."""
+        return self.tower.get_input_embeddings()
 
     # -- text to tokens ------------------------------------------------------------------------------------------
 
@@ -99,6 +110,10 @@ class SequenceTextEncoder(TextEncoder):
             return self.features(self.tokenize(["a"]), what)[:0]
         return super().features(token_rows, what)
 
+    def looked_up(self, embeds: Float[Tensor, "n t width"]) -> Float[Tensor, "n t width"]:
+        scale = getattr(self.table, "embed_scale", None)  # Gemma's
+        return embeds if scale is None else embeds * scale.to(embeds.dtype)
+
     def _pad(self, token_rows: Sequence[Sequence[int]], what: Feature) -> Int[Tensor, "n t"]:
         for i, row in enumerate(token_rows):
             if not self.reading.dropped[1] < len(row) <= self.context_length:
@@ -135,9 +150,7 @@ class SequenceTextEncoder(TextEncoder):
         layers, mask = self.reading.layers, content.long() if self.reading.masked else None
         if hasattr(self.module, "_hf_hook") and self.module is not self.tower:
             self.module._hf_hook.pre_forward(self.module)  # offloading waits for calls of the whole module
-        told: dict[str, Tensor] = {"input_ids": ids}
-        if embeds is not None:  # Gemma's table multiplies what it holds
-            told = {"inputs_embeds": embeds * getattr(self.tower.get_input_embeddings(), "embed_scale", 1.0)}
+        told = {"input_ids": ids} if embeds is None else {"inputs_embeds": embeds}
         output = self._forward(attention_mask=mask, output_hidden_states=layers != (-1,), **told)
         if layers == (-1,):
             states: Tensor = output.last_hidden_state
@@ -158,9 +171,7 @@ class SequenceTextEncoder(TextEncoder):
         return False
 
     def token_embedding(self) -> Tensor:
-        table: Any = self.tower.get_input_embeddings()
-        weight: Tensor = table.weight
-        return weight
+        return self.table.weight
 
     @property
     def device(self) -> torch.device:

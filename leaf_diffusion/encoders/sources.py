@@ -21,6 +21,19 @@ _IMAGE_LOADERS: dict[str, str] = {
 }
 # of captions that such a source was trained on: f() -> list of texts
 _CAPTIONS: dict[str, str] = {"world": "leaf_diffusion.world.captions:training_captions"}
+# a configuration's model_type -> the text encoder of token states
+_SEQUENCES: dict[str, str] = {
+    **dict.fromkeys(("t5", "umt5", "bert"), "leaf_diffusion.encoders.bidirectional:BidirectionalTextEncoder"),
+    **dict.fromkeys(
+        ("qwen2", "qwen3", "gemma2", "mistral", "llama", "qwen2_5_vl", "qwen2_5_vl_text"),
+        "leaf_diffusion.encoders.decoder:DecoderTextEncoder",
+    ),
+}
+# what a prompt goes through first -> f() or, for "name:argument", f(argument) that makes it
+_CLEANERS: dict[str, str] = {
+    "lowered": "leaf_diffusion.tokens.reading:Lowered",
+    "caption": "leaf_diffusion.diffusion.templates:caption_cleaner",
+}
 # the name of a module's class -> its text encoder, called as f(module, tokenizer, name=, defence=)
 _KINDS: dict[str, str] = {}
 
@@ -43,6 +56,21 @@ def kind_of(module: nn.Module) -> Callable[..., Any] | None:
     """The registered text encoder of a module's class, or of one that it inherits from; None for CLIP's own."""
     named = next((_KINDS[each.__name__] for each in type(module).__mro__ if each.__name__ in _KINDS), None)
     return None if named is None else _resolved(named)
+
+
+def sequence_kind(config: Any) -> Callable[..., Any] | None:
+    """The class of a text encoder of token states, by a configuration; None for other models."""
+    named = _SEQUENCES.get(getattr(config, "model_type", ""))
+    return None if named is None else _resolved(named)
+
+
+def cleaner(name: str) -> Callable[[str], str]:
+    """What a prompt goes through, by the name that it is stored by. ValueError for unknown ones."""
+    kind, colon, argument = name.partition(":")
+    if kind not in _CLEANERS:
+        raise ValueError(f"{name!r} is nothing known here that a prompt goes through; known: {', '.join(_CLEANERS)}")
+    found: Callable[[str], str] = _resolved(_CLEANERS[kind])(*([argument] if colon else []))
+    return found
 
 
 def prefixes() -> list[str]:

@@ -78,11 +78,11 @@ def dry_run(
         found, units = measured[stage.kind], len(stage.units)
         total += found.estimate(units)
         said = f"{found.units} in {found.seconds:.1f} s"
-        table.add_row(stage.kind, f"{units:,}", said, _span(found.estimate(units)))
-    table.add_row("together", "", "", _span(total))
+        table.add_row(stage.kind, f"{units:,}", said, span(found.estimate(units)))
+    table.add_row("together", "", "", span(total))
     console.print(table)
     devices = {parameter.device for module in modules.values() for parameter in module.parameters()}
-    console.print(f"memory: {_memory(next(iter(devices), torch.device('cpu')))}", highlight=False, soft_wrap=True)
+    console.print(f"memory: {memory_used(next(iter(devices), torch.device('cpu')))}", highlight=False, soft_wrap=True)
     console.print(
         "nothing was kept. Longer prompts, other batch sizes and a busy machine move these times.", soft_wrap=True
     )
@@ -104,7 +104,8 @@ def _parts(modules: Mapping[str, nn.Module]) -> Table:
     return table
 
 
-def _memory(device: torch.device) -> str:
+def memory_used(device: torch.device) -> str:
+    """How much this process has used at most, and how much there is, in words."""
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
         return (
@@ -119,5 +120,6 @@ def _memory(device: torch.device) -> str:
     )
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))

@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 from leaf_diffusion.attacks import Attack
 from leaf_diffusion.attacks.base import Problem
 from leaf_diffusion.encoders.base import Feature, TextEncoder
+from leaf_diffusion.encoders.features import MeanState, Readout, SequenceFeature
 from leaf_diffusion.scoring import Goal, Precision, Scorer
 from leaf_diffusion.scoring.objectives import squared_distance
 from leaf_diffusion.scoring.plain import PlainScore
@@ -23,6 +24,13 @@ def textfare_loss(encoder_features: Float[Tensor, "n d"], anchor_features: Float
         shapes = f"{tuple(encoder_features.shape)} do not fit the anchor's {tuple(anchor_features.shape)}"
         raise ValueError(f"features {shapes}")
     return (encoder_features.float() - anchor_features.float()).square().sum(-1).mean()
+
+
+def sequence_loss(features: Float[Tensor, "n d"], anchors: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Mean over examples of the squared L2 distance over the anchor's own squared norm: for what the token states say, whose
+    scale is no encoder's choice."""
+    apart = (features.float() - anchors.float()).square().sum(-1)
+    return (apart / anchors.float().square().sum(-1).clamp(min=1e-12)).mean()
 
 
 def relative(features: Float[Tensor, "n d"], anchors: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -57,9 +65,17 @@ def states_loss(
     return (states.float() - anchor.float()).square().sum(-1)[counted].mean()
 
 
-def learnt(encoder: TextEncoder) -> Feature:
+FEATURES: dict[str, SequenceFeature] = {"readout": Readout(), "mean-state": MeanState()}
+
+
+def learnt(encoder: TextEncoder, feature: str = "own") -> Feature:
     """What of a tower is drawn back: the projected embedding, as in the paper, or the pooled state of a tower without a
-    projection (the text encoder of a Stable Diffusion)."""
+    projection (the text encoder of a Stable Diffusion); of an encoder that is no CLIP, or where asked for, what its token
+    states say."""
+    if feature != "own":
+        return FEATURES[feature]
+    if isinstance(encoder.own_feature, SequenceFeature):
+        return encoder.own_feature
     return "projected" if encoder.has_projection else "pooled"
 
 
@@ -98,9 +114,14 @@ def bucketed(
 
 
 @torch.no_grad()
-def embed(encoder: TextEncoder, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-    """What is learnt of the texts, without gradients."""
-    return bucketed(lambda rows: encoder.features(rows, learnt(encoder)), encoder.tokenize(texts))
+def embed(encoder: TextEncoder, texts: Sequence[str], feature: Feature | None = None) -> Float[Tensor, "n d"]:
+    """What is learnt of the texts (default: `learnt`), without gradients."""
+    what = feature or learnt(encoder)
+    return bucketed(lambda rows: encoder.features(rows, what), encoder.tokenize(texts))
+
+
+MOST_NUMBERS = 1 << 26
+"""Of the original's features, held at once."""
 
 
 class Anchors:
@@ -110,8 +131,19 @@ class Anchors:
     alone, wherever a training is taken up again.
     """
 
-    def __init__(self, original: TextEncoder, batches: Callable[[int], list[str]], n: int, at_once: int = 1024) -> None:
+    def __init__(
+        self,
+        original: TextEncoder,
+        batches: Callable[[int], list[str]],
+        n: int,
+        feature: Feature | None = None,
+        at_once: int = 1024,
+    ) -> None:
         self._original, self._batches, self._n, self._at_once = original, batches, n, at_once
+        self._feature = feature or learnt(original)
+        if isinstance(self._feature, SequenceFeature):  # of large towers, a megabyte each
+            width = embed(original, batches(0)[:1], self._feature).shape[1]
+            self._at_once = max(1, min(at_once, MOST_NUMBERS // width))
         self._first, self._held = 0, list[Tensor]()
 
     def __getitem__(self, i: int) -> Float[Tensor, "batch d"]:
@@ -120,7 +152,8 @@ class Anchors:
             many = max(1, self._at_once // size)
             self._first = i // many * many
             coming = [self._batches(j) for j in range(self._first, min(self._first + many, self._n))]
-            self._held = list(embed(self._original, [text for batch in coming for text in batch]).split(size))
+            texts = [text for batch in coming for text in batch]
+            self._held = list(embed(self._original, texts, self._feature).split(size))
         return self._held[i - self._first]
 
 
@@ -133,6 +166,7 @@ def attack_captions(
     k: int,
     constraint: Constraint | None,
     seed: int,
+    feature: Feature | None = None,
     precision: Precision = "fp32",
     search: Callable[[PlainScore], list[str]] | None = None,
 ) -> list[str]:
@@ -141,7 +175,7 @@ def attack_captions(
 
     Runs the attack without the verification of its call, which would cost a training step another pass.
     """
-    score = Scorer(encoder, AnchorDrift(targets, learnt(encoder)), precision=precision).bind(captions)
+    score = Scorer(encoder, AnchorDrift(targets, feature or learnt(encoder)), precision=precision).bind(captions)
     if search is not None:
         return search(score)
     found = attack.run(Problem.of(list(captions), score, k, constraint=constraint, seed=seed))

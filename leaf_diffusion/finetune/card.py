@@ -54,6 +54,8 @@ class Card:
     """How strong the attacks are ({"k": 1}); figures whose names end in _clean know none."""
     use: str = ""
     """Python and words, how what was written is used."""
+    family: str = "clip"
+    """The kind of model, as the Hub's tags have it."""
 
 
 def model_card(
@@ -119,7 +121,7 @@ def _metadata(card: Card, after: Figures, held_out: int) -> str:
     ]
     data = ModelCardData(
         library_name="transformers",
-        tags=["clip", *card.tags, "adversarial-robustness", "leaf_diffusion"],
+        tags=[card.family, *card.tags, "adversarial-robustness", "leaf_diffusion"],
         model_name=card.title,
         eval_results=results,
     )

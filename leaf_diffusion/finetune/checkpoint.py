@@ -116,7 +116,7 @@ class Checkpoint:
 
     def save(self, step: int, numbers: Numbers, kept: Mapping[str, Tensor]) -> None:
         """Write the state after `step` updates. Raises RunFolderError."""
-        tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in self.module.state_dict().items()}
+        tensors = {f"weights.{name}": value for name, value in self._weights().items()}
         for name, parameter in self.module.named_parameters():
             moments = self.optimiser.state[parameter]
             tensors |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS if moment in moments}
@@ -148,7 +148,9 @@ class Checkpoint:
             raise ValueError(
                 f"{self.path} is damaged ({_briefly(error)}); delete it: the training starts again"
             ) from error
-        self.module.load_state_dict({name: stored[f"weights.{name}"] for name in self.module.state_dict()})
+        with torch.no_grad():
+            for name, value in self._weights().items():
+                value.copy_(stored[f"weights.{name}"])
         for name, parameter in self.module.named_parameters():
             keys = {moment: f"{moment}.{name}" for moment in MOMENTS if f"{moment}.{name}" in stored}
             if moments := {moment: stored[key].to(parameter.device) for moment, key in keys.items()}:
@@ -161,6 +163,16 @@ class Checkpoint:
             self.path.unlink(missing_ok=True)
             self._sweep()
             self.path.parent.rmdir()
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What a training changes: parameters, those that are tied once, without frozen ones (the base of a LoRA), and buffers."""
+        names = {id(each): name for name, each in self.module.named_parameters() if each.requires_grad}
+        state = self.module.state_dict(keep_vars=True)
+        return {
+            name: value
+            for name, value in state.items()
+            if names.get(id(value)) == name or not isinstance(value, nn.Parameter)
+        }
 
     def _sweep(self) -> None:
         """Delete what killed writes left beside the checkpoint, safetensors' own temporary files too."""

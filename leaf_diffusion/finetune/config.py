@@ -180,7 +180,12 @@ class TextFAREConfig(TextAttackConfig):
     looks at: above 0, a Stable Diffusion that is conditioned on token states keeps its clean images."""
     states_captions: int = 16
     """Captions of a batch, half of them clean, whose token states are looked at; these are padded to the full
-    context."""
+    context. Of an encoder that is no CLIP all are clean."""
+    feature: Literal["own", "readout", "mean-state"] = "own"
+    """What is drawn back to the original's: of a CLIP "own" is its embedding, of any other encoder the readout of its token
+    states (what attention reads from them, `encoders/features.py`)."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,7 +212,9 @@ class TextFAREConfig(TextAttackConfig):
         return LeafAttack(rho=self.rho, slots=self.slots) if self.attack == "leaf" else RandomTypos()
 
     def _immaterial(self) -> set[str]:
-        names = super()._immaterial() | {"workers"}
+        names = super()._immaterial() | {"workers", "gradient_checkpointing"}
+        if self.feature == "own":
+            names.add("feature")
         if self.states_weight or self.replay:  # some of each batch, or pairs of each process
             names -= {"batch_size", "accumulation"}
         if not self.replay:

@@ -38,6 +38,8 @@ from leaf_diffusion.finetune.floor import CleanFloor
 from leaf_diffusion.finetune.processes import accelerator_for
 
 LOG_EVERY, HELD_OUT = 10, 256
+TABLES = {"token_embedding", "embed_tokens", "shared", "word_embeddings"}
+"""What token tables are called in CLIPs, in language models, in T5 and in BERT."""
 OnLog = Callable[[Row], None]
 Batch = TypeVar("Batch")
 """An attacked batch, as the task makes it."""
@@ -97,6 +99,9 @@ class Task(ABC, Generic[Batch]):
 
     def finish(self) -> None:
         """Make the tower what is saved, before it is measured for the last time."""
+
+    def close(self) -> None:
+        """End what works beside this process."""
 
     def to_store(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint has to hold for the task; all processes call this together."""
@@ -239,6 +244,7 @@ def _loop(
                 progress.console.print(str(floor), highlight=False)
             floor.restore()
             tower.eval()
+            task.close()
             task.finish()
             after = task.measure(trained=True)
             counts = {"steps": floor.kept_step if floor.stopped else steps, "per_update": per_update}
@@ -260,7 +266,7 @@ def new_optimiser(tower: nn.Module, lr: float, weight_decay: float) -> torch.opt
     for name, parameter in tower.named_parameters():
         if not parameter.requires_grad:
             continue
-        (kept if parameter.ndim < 2 or "token_embedding" in name else decayed).append(parameter)
+        (kept if parameter.ndim < 2 or TABLES & set(name.split(".")) else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, fused=True)
 

@@ -59,11 +59,13 @@ class Replay:
         self.held = both[range(len(both))[-self.size :]]
         return fresh + held[places.tolist()]
 
-    def to_store(self, accelerator: Accelerator, context_length: int) -> dict[str, Tensor]:
+    def to_store(self, accelerator: Accelerator) -> dict[str, Tensor]:
         """What a checkpoint has to hold, of all processes, which call this together and hold equally many."""
         if self.held is None:
             return {}
-        filled = [[*row, *[-1] * (context_length - len(row))] for row in self.held.rows]
+        longest = torch.tensor(max(map(len, self.held.rows)), device=accelerator.device)
+        length = int(accelerator.gather(longest).max())
+        filled = [[*row, *[-1] * (length - len(row))] for row in self.held.rows]
         tensors = {
             _CAPTIONS: torch.tensor(self.held.captions, device=accelerator.device),
             _ROWS: torch.tensor(filled, dtype=torch.int32, device=accelerator.device),

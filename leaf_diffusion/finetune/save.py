@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from leaf_diffusion.encoders.reading_file import write_reading
 from leaf_diffusion.runs.files import explained
+from leaf_diffusion.tokens.reading import Reading
 
 SPELLING, SAVING = "spelling.safetensors", ".saving-"
 
@@ -36,17 +38,24 @@ def save_encoder(
     output: Path,
     dtype: torch.dtype,
     spelling: Tensor | None = None,
+    reading: Reading | None = None,
 ) -> None:
     """Write weights (safetensors), tokenizer (of an image tower: its processor) and model card into `output`, each file
     whole. Raises RunFolderError.
 
     `spelling`: the vectors that are in the token table already, kept beside it in float32: with them the difference to
-    the original takes a few MB instead of a whole table.
+    the original takes a few MB instead of a whole table. `reading`: how prompts are written for an encoder that is no CLIP.
     """
-    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tower.state_dict().items()}
+    cast: dict[int, Tensor] = {}  # tied tensors stay one
+    weights = {
+        name: cast.setdefault(value.data_ptr(), value.detach().to("cpu", dtype).contiguous())
+        for name, value in tower.state_dict().items()
+    }
     with whole_files(output) as folder:
         tower.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
+        if reading is not None:
+            write_reading(reading, folder)
         if spelling is not None:
             save_file({"spelling": spelling.cpu().contiguous()}, folder / SPELLING)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
-from leaf_diffusion.encoders.clip import HFTextEncoder, text_model_of, token_table
+from leaf_diffusion.encoders.clip import HFTextEncoder, text_model_of
+from leaf_diffusion.encoders.sequence import SequenceTextEncoder
 from leaf_diffusion.finetune.anchors import bucketed, learnt
 from leaf_diffusion.finetune.config import TextFAREConfig
 from leaf_diffusion.finetune.spelling import SpellingEmbedding, TokenTable
@@ -19,18 +20,21 @@ SEEN = Hidden(-1, positions="all")
 
 
 class Features(nn.Module):  # type: ignore[misc]  # strict mode without torch's types
-    """Token rows to what is learnt of them [n, d], and other rows to token states [m, context * width].
+    """Token rows to what is learnt of them [n, d] (default: `learnt`), and other rows to token states [m, context * width].
 
     The one module that accelerate wraps: several processes want one forward pass an update.
     """
 
-    def __init__(self, encoder: HFTextEncoder) -> None:
+    def __init__(
+        self, encoder: HFTextEncoder | SequenceTextEncoder, feature: Feature | None = None, states: Feature = SEEN
+    ) -> None:
         super().__init__()
         self.tower, self._encoder = encoder.module, encoder
+        self._feature, self._states = feature or learnt(encoder), states
 
     def forward(self, token_rows: list[list[int]], state_rows: list[list[int]]) -> tuple[Tensor, Tensor | None]:
         # one look-up for all buckets: backwards, each makes a gradient as large as the whole table
-        table, pad = token_table(self._encoder.text_model), self._encoder.pad_id
+        table, pad = self._encoder.table, self._encoder.pad_id
         tokens = sorted({pad}.union(*token_rows, *state_rows))
         ids = torch.tensor(tokens, device=self._encoder.device)
         vectors, places = table(ids), torch.zeros(table.num_embeddings, dtype=torch.long, device=ids.device)
@@ -39,20 +43,25 @@ class Features(nn.Module):  # type: ignore[misc]  # strict mode without torch's 
         def features(rows: list[list[int]], what: Feature) -> Tensor:
             return self._encoder.features_from_vectors(vectors, places, rows, what)
 
-        found = bucketed(lambda rows: features(rows, learnt(self._encoder)), token_rows)
-        return found, features(state_rows, SEEN) if state_rows else None
+        found = bucketed(lambda rows: features(rows, self._feature), token_rows)
+        return found, features(state_rows, self._states) if state_rows else None
 
 
 def check_encoder(encoder: TextEncoder) -> HFTextEncoder:
     """The encoder, if it can be finetuned; ValueError if not."""
     if not isinstance(encoder, HFTextEncoder):
         raise ValueError(
-            f"{encoder.name} is no transformers model, which the finetuning needs: "
+            f"{encoder.name} is no CLIP of transformers, which this finetuning needs: "
             "load the model's transformers version (CLIPTextModelWithProjection)"
         )
+    check_defence(encoder)
+    return encoder
+
+
+def check_defence(encoder: TextEncoder) -> None:
+    """ValueError for an encoder with a defence before it."""
     if encoder.defence is not None:
         raise ValueError(f"{encoder.name} has the defence {encoder.defence.name!r} before it: finetune it without")
-    return encoder
 
 
 def check_tokens(encoder: HFTextEncoder, tokens: Sequence[int], config: TextFAREConfig) -> None:
@@ -109,14 +118,14 @@ def embeddings_of(tower: nn.Module) -> Any:
 
 
 def token_states(
-    original: HFTextEncoder, captions: Sequence[str], attacked: list[list[int]], n: int
+    original: HFTextEncoder, captions: Sequence[str], attacked: list[list[int]]
 ) -> tuple[list[list[int]], list[int], Tensor]:
     """Token rows whose states are trained, from which position on, and the original's states [n, context, width].
 
-    The first half of `n` captions as they are, the next attacked.
+    The first half of the captions as they are, the next attacked.
     """
-    n = min(n, len(captions))
-    clean = original.tokenize(captions[:n])
+    n = len(captions)
+    clean = original.tokenize(captions)
     rows = [*clean[: n - n // 2], *attacked[n - n // 2 : n]]
     begins = [0 if row is own else max(len(row), len(own)) - 1 for row, own in zip(rows, clean, strict=True)]
     with torch.no_grad():

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from tokenizers import Tokenizer
 
@@ -18,6 +18,8 @@ from leaf_diffusion.weights.fingerprints import fingerprint
 class Lowered:
     """A text in small letters, without spaces at its ends."""
 
+    name: ClassVar[str] = "lowered"
+
     def __call__(self, text: str) -> str:
         return text.lower().strip()
 
@@ -27,11 +29,11 @@ class Reading:
     """From a prompt's text to the token states that a denoiser is given.
 
     `longest`: tokens of a row, those of a template among them; longer rows are cut. `clean`: what the prompt itself goes through
-    first, with a `repr` that says so. `before`, `after`: what is written around it; or `chat`: it is a user's message, and these are
-    the arguments of the tokenizer's chat template (None: no chat). `layers`: the hidden states, as transformers counts them
-    (0: embeddings, -1: the last, after the final norm), side by side. `dropped`: the places [first, last) of a row whose
-    states are not given. `padded`: rows are filled up to `longest` with padding, whose states are given as well. `masked`:
-    whether the tower is told what is padding.
+    first, with a `repr` that says so and the `name` by which it is stored. `before`, `after`: what is written around it; or `chat`:
+    it is a user's message, and these are the arguments of the tokenizer's chat template (None: no chat). `layers`: the hidden
+    states, as transformers counts them (0: embeddings, -1: the last, after the final norm), side by side. `dropped`: the places
+    [first, last) of a row whose states are not given. `padded`: rows are filled up to `longest` with padding, whose states are
+    given as well. `masked`: whether the tower is told what is padding.
     """
 
     longest: int

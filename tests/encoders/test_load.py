@@ -128,9 +128,9 @@ def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match='model_type "bert" is no CLIP text tower'):
+    with pytest.raises(ValueError, match='model_type "gpt2" is no text encoder'):
         load_text_encoder(tmp_path)
 
 

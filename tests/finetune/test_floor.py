@@ -17,7 +17,7 @@ from leaf_diffusion.encoders.clip import HFTextEncoder
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
 from leaf_diffusion.finetune.anchors import attack_captions, embed
 from leaf_diffusion.finetune.card import Figures
-from leaf_diffusion.finetune.textfare import accuracy_clean
+from leaf_diffusion.finetune.held_out import accuracy_clean
 from leaf_diffusion.tokens.tokenizer import clip_tokenizer
 
 CAPTIONS = [f"a photo of a {c} {n}" for c in ("red", "blue", "green") for n in ("cat", "house", "boat", "umbrella")]

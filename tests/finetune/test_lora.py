@@ -5,15 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+import peft
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from leaf_diffusion.encoders import load_text_encoder
 from leaf_diffusion.encoders.causal import UnsupportedTowerError
-from leaf_diffusion.encoders.clip import HFTextEncoder
+from leaf_diffusion.encoders.clip import HFTextEncoder, text_model_of
 from leaf_diffusion.finetune import TextFAREConfig, finetune_text_encoder
 from leaf_diffusion.finetune.anchors import embed
 from leaf_diffusion.finetune.lora import DIFFUSERS, add_lora, save_lora
@@ -42,12 +43,14 @@ def folder(encoder: HFTextEncoder, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_the_folder_is_small_and_says_what_it_is(encoder: HFTextEncoder, folder: Path) -> None:
     assert not (folder / "model.safetensors").exists()
-    assert (folder / "adapter_model.safetensors").stat().st_size < 1e5 + 4 * 4 * 49408
+    # under the names of both kinds of classes
+    assert (folder / "adapter_model.safetensors").stat().st_size < 2 * (1e5 + 4 * 4 * 49408)
     assert 'load_lora_weights("this folder")' in (folder / "README.md").read_text()
     assert "lora_rank: 4" in (folder / "README.md").read_text()
     vectors = load_file(folder / "adapter_model.safetensors")
-    assert len(vectors) == 2 * (2 * 6 + 1)
-    (coefficients,) = (value for key, value in vectors.items() if key.endswith("token_embedding.lora_embedding_A"))
+    assert len(vectors) == 2 * 2 * (2 * 6 + 1)
+    coefficients, same = (value for key, value in vectors.items() if key.endswith("token_embedding.lora_embedding_A"))
+    assert torch.equal(coefficients, same)
     assert coefficients.shape == (4, 49408)
     assert coefficients[:, TOKENIZER.get_vocab()["zebra</w>"]].abs().max() == 0  # no caption and no edit holds it
     assert all(value.abs().max() > 0 for value in vectors.values())
@@ -79,6 +82,19 @@ def test_stock_diffusers_and_a_bare_tower_read_it(encoder: HFTextEncoder, folder
     pipe.load_lora_into_text_encoder(load_file(folder / DIFFUSERS), network_alphas=None, text_encoder=pipe.text_encoder)
     stock = HFTextEncoder(pipe.text_encoder, TOKENIZER)
     torch.testing.assert_close(stock.features(stock.tokenize(CAPTIONS), "pooled").detach(), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft against transformers 5
+def test_plain_peft_reads_it_on_the_classes_of_both_kinds(encoder: HFTextEncoder, folder: Path) -> None:
+    robust = load_text_encoder(encoder.module, tokenizer=TOKENIZER, adapter=folder)
+    wanted = robust.features(robust.tokenize(CAPTIONS), "pooled").detach()
+    for kind in (CLIPTextModel, CLIPTextModelWithProjection):
+        module = kind(encoder.config).eval()
+        inner = text_model_of(module)
+        flat = {key.removeprefix("text_model."): value for key, value in encoder.text_model.state_dict().items()}
+        inner.load_state_dict({key: flat[key.removeprefix("text_model.")] for key in inner.state_dict()})
+        adapted = HFTextEncoder(peft.PeftModel.from_pretrained(module, folder).base_model.model, TOKENIZER)
+        torch.testing.assert_close(adapted.features(adapted.tokenize(CAPTIONS), "pooled").detach(), wanted)
 
 
 def test_the_worlds_stock_pipeline_loads_it(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from leaf_diffusion.evaluation.attack_sets import GivenAttack, marked, read_atta
 from leaf_diffusion.evaluation.terminal import print_matrix
 from leaf_diffusion.finetune.card import model_card
 from leaf_diffusion.finetune.config import TextFAREConfig
-from leaf_diffusion.finetune.textfare import text_card
+from leaf_diffusion.finetune.text_card import text_card
 from leaf_diffusion.reports import write_report
 from leaf_diffusion.reports.pages.experiment import matrices
 from leaf_diffusion.reports.results import METRICS, Results

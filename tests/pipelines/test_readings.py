@@ -106,3 +106,19 @@ def test_what_only_a_clip_has_is_refused(made: tuple[Any, str]) -> None:
     with pytest.raises(ValueError, match="takes more than"):
         encoder.features([[1] * (encoder.context_length + 1)])
     assert Scorer(encoder, Drift("cosine", feature=MeanState())).bind(["a"]).clean() == pytest.approx([0], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pixart", "lumina", "z-image"])
+def test_rows_of_the_table_give_the_features_of_their_tokens(name: str) -> None:
+    maker, part = MAKERS[name]
+    encoder = sequence_encoder(maker(), part)
+    rows = encoder.tokenize(["a red hat", "cat"])
+    ids = [[*row, *[encoder.pad_id] * (max(map(len, rows)) - len(row))] for row in rows]
+    table = encoder.token_embedding().detach()
+    embeds = table[torch.tensor(ids)].requires_grad_()
+    found = encoder.features_from_embeddings(embeds, rows, MeanState())
+    torch.testing.assert_close(found, encoder.features(rows, MeanState()))
+    (slope,) = torch.autograd.grad(found.sum(), embeds)
+    assert slope.abs().sum() > 0
+    (gradient,) = Scorer(encoder).bind(["a red hat"]).gradient([rows[0]])
+    assert gradient.shape == (len(rows[0]), len(table))

@@ -262,7 +262,7 @@ def test_a_card_holds_the_runs_own_figures(kinds: dict[str, Kind], run: Path, tm
 def test_the_card_of_a_finetuning_has_a_model_index(tmp_path: Path) -> None:
     from leaf_diffusion.finetune.card import model_card
     from leaf_diffusion.finetune.config import TextFAREConfig
-    from leaf_diffusion.finetune.textfare import text_card
+    from leaf_diffusion.finetune.text_card import text_card
 
     names = [f"{figure}_{key}" for figure in ("cosine", "drift") for key in ("clean", "typos", "leaf")]
     after = dict(zip(names, np.linspace(0.1, 0.6, 6).round(3).tolist(), strict=True)) | {"accuracy_clean": 0.9}
