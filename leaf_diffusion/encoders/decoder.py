@@ -57,5 +57,5 @@ class DecoderTextEncoder(SequenceTextEncoder):
         known, named = STORED[config.model_type], (config.architectures or [""])[0]
         return next((each for each in known if each.__name__ == named), known[0]), HEADS
 
-    def _forward(self, ids: Tensor, mask: Tensor | None, hidden: bool) -> Any:
-        return self.tower(input_ids=ids, attention_mask=mask, output_hidden_states=hidden, use_cache=False)
+    def _forward(self, **told: Any) -> Any:
+        return self.tower(use_cache=False, **told)

@@ -92,7 +92,9 @@ def test_embeddings_of_ones_own_choice(encoder: SequenceTextEncoder) -> None:
     embeds = torch.stack([table[torch.tensor(row + [encoder.pad_id] * (longest - len(row)))] for row in rows])
     wanted = encoder.features(rows, Readout(4))
     assert torch.allclose(encoder.features_from_embeddings(embeds, rows, Readout(4)), wanted, atol=1e-5)
-    everywhere = encoder.features_from_vectors(encoder.looked_up(table), torch.arange(len(table)), rows, Readout(4))
+    everywhere = encoder.features_from_vectors(
+        encoder.looked_up(table[None])[0], torch.arange(len(table)), rows, Readout(4)
+    )
     assert torch.allclose(everywhere, wanted, atol=1e-5)
     (slope,) = Scorer(encoder).bind(["a red umbrella"]).gradient([encoder.tokenize(["a rex umbrella"])[0]])
     assert slope.shape == (len(encoder.tokenize(["a rex umbrella"])[0]), len(table))

@@ -18,7 +18,7 @@ from tests.pipelines.conftest import KINDS
 from tests.pipelines.languages import klein, lumina, pixart, qwen_image, sana, z_image
 from tests.pipelines.test_leaf_flux import flux_parts, t5, t5_tokenizer
 
-PROMPTS = ["A red umbrella", "two cats", " a  photo of <b>Dogs</b>, 3 of them! ", "", "x" * 2500]
+PROMPTS = ["A red umbrella", "two cats", " a  photo of <b>Dogs</b>, 3 of them! ", "", "x" * 700]
 
 
 def flux() -> FluxPipeline:
@@ -75,8 +75,10 @@ def test_features_are_of_what_is_given_whatever_stands_beside_it(made: tuple[Any
     assert encoder.features([], Readout(8)).shape == (0, together.shape[1] * 8)
 
 
-def test_an_attack_takes_them(made: tuple[Any, str]) -> None:
-    encoder = sequence_encoder(*made)
+@pytest.mark.parametrize("kind", ["sd3", "pixart", "z-image", "qwen-image"])
+def test_an_attack_takes_them(kind: str) -> None:
+    maker, part = MAKERS[kind]
+    encoder = sequence_encoder(maker(), part)
     scorer = Scorer(encoder)
     assert scorer.objective_name == "drift(l2, readout of 64 queries)"
     (result,) = Charmer(n_positions=1)(["a red hat"], scorer, constraint=None)
