@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 
+from leaf_diffusion.encoders import sources
 from leaf_diffusion.encoders.adapter import merge_adapter
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.lora import lora_layers
 from leaf_diffusion.encoders.settings import settings
+from leaf_diffusion.weights.errors import looks_like_path
 from leaf_diffusion.weights.files import check_finite
 from leaf_diffusion.weights.models import load_config, load_model
 
@@ -25,15 +28,13 @@ def exchanged_sequence(
 
     `source`: a module or text encoder, which is moved and cast as it is and not copied, or a folder or Hub id that transformers
     loads in the class of the current one; None: the current one. `adapter`: a PEFT LoRA folder or Hub id, merged into a copy.
-    ValueError names every setting and tensor that differs.
+    ValueError names every setting and tensor that differs; FileNotFoundError where nothing is found.
     """
     new = source.module if isinstance(source, TextEncoder) else source
     if new is None:
         new = current
     elif not isinstance(new, nn.Module):
-        config = load_config(str(new), {})
-        check_settings(part, current, config)
-        new, _ = load_model(type(current), str(new), {}, config=config)
+        new = _loaded(part, current, str(new))
     if lora_layers(new):
         raise ValueError(f"{part}: the text encoder carries a LoRA: merge it first (merge_and_unload of peft)")
     if new is not current:
@@ -45,6 +46,27 @@ def exchanged_sequence(
     check_finite(part, new.state_dict().items())
     old = next(current.parameters())
     return new.to(device=old.device, dtype=old.dtype).eval()
+
+
+def _loaded(part: str, current: nn.Module, source: str) -> nn.Module:
+    """The model of a folder or Hub id in the class of the current one."""
+    folder, wanted = Path(source).expanduser(), f"a folder or Hub id of a {type(current).__name__}"
+    if sources.split(source) is not None:
+        raise ValueError(f'{part}: "{source}" names a CLIP; give {wanted}')
+    if looks_like_path(source) and not folder.is_dir():
+        raise FileNotFoundError(f"{part}: the folder {folder.absolute()} does not exist; give {wanted}")
+    source = str(folder) if folder.is_dir() else source
+    try:
+        config = load_config(source, {})
+        check_settings(part, current, config)
+        module: nn.Module
+        module, _ = load_model(type(current), source, {}, config=config)
+    except (OSError, HFValidationError) as error:
+        if isinstance(error, FileNotFoundError) and folder.is_dir():
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"{part}: no text encoder {source!r}: {reason}; give {wanted}") from error
+    return module
 
 
 def _check(part: str, current: nn.Module, new: nn.Module) -> None:

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from leaf_diffusion.diffusion.readings import sequence_encoder
 from leaf_diffusion.encoders.base import Feature
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval.t2i_robustness import main
 from leaf_diffusion.runs import load_run
 from leaf_diffusion.runs.records import AttackRecord, ImageRecord
+from tests.pipelines.languages import drawing
+from tests.pipelines.test_harden import moved, t5
+from tests.pipelines.test_leaf_flux import t5_tokenizer
 from tests.tiny import TOKENIZER
 
 if TYPE_CHECKING:
@@ -122,3 +126,70 @@ def test_a_pipeline_of_another_kind_is_named(prompts: Path, tmp_path: Path, caps
     assert main(words) == 2
     told = "".join(capsys.readouterr()).replace("\n", "")
     assert "KandinskyPipeline" in told and "known: StableDiffusionPipeline" in told
+
+
+@pytest.fixture(scope="module")
+def z_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline with a language model, and another language model for it."""
+    folder = tmp_path_factory.mktemp("z-image")
+    drawing("z-image").save_pretrained(folder / "pipeline")
+    moved(drawing("z-image").text_encoder).save_pretrained(folder / "hardened")
+    return folder
+
+
+def evaluate(folder: Path, prompts: Path, *more: str) -> int:
+    words = ["--pipeline", str(folder / "pipeline"), "--prompts", str(prompts), "--steps", "1", "--height", "16"]
+    words += ["--width", "16", "--attack", "leaf", "--attack.rho", "2", "--k", "1", "--protocols", "adaptive"]
+    return main([*words, "--output", str(folder / "run"), *more])
+
+
+def test_a_language_model_is_exchanged_and_attacked(z_image: Path, prompts: Path) -> None:
+    encoders = ("--encoders", "original", f"hard={z_image / 'hardened'}", "original+speller")
+    assert evaluate(z_image, prompts, *encoders) == 0
+    found = load_run(z_image / "run")
+    settings = found.spec.settings
+    assert settings["feature"] == "readout of 64 queries"
+    assert len(set(settings["encoders"].values())) == 3
+    images = {(r.encoder, r.protocol, r.original): r.image for r in found.records("images", ImageRecord)}
+    clean = [(z_image / "run" / images[label, "clean", "a red cat"]).read_bytes() for label in ("original", "hard")]
+    assert clean[0] != clean[1]
+    encoder = sequence_encoder(drawing("z-image"), "text_encoder")
+    record = next(r for r in found.records("attacks", AttackRecord) if r.source == "original")
+    before, after = encoder.features(encoder.tokenize([record.prompt, record.perturbed])).detach()
+    assert record.score == pytest.approx(float((after - before).square().sum() / before.square().sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--feature", "pooled"], "--feature pooled is of CLIPs, and a ZImagePipeline has none"),
+        (["--feature", "states"], "--feature states is of CLIPs, and a ZImagePipeline has none"),
+        (["--no-t5"], "has no T5 that can be left out"),
+        (["--attacked-encoders", "text_encoder_2"], "--attacked-encoders text_encoder_2"),
+        (["--encoders", "x=world:leaf"], '"world:leaf" names a CLIP; give a folder or Hub id of a Qwen3Model'),
+        (["--encoders", "x=./nowhere"], "nowhere does not exist; give a folder or Hub id of a Qwen3Model"),
+        (["--encoders", "x=none/such"], "text_encoder: no text encoder 'none/such'"),
+    ],
+)
+def test_what_a_language_model_has_not_is_refused(
+    z_image: Path, prompts: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(z_image, prompts, *more, "--output", str(z_image / "refused")) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (z_image / "refused").exists()
+
+
+def test_some_encoders_are_attacked(kinds: dict[str, Kind], prompts: Path, tmp_path: Path) -> None:
+    kind = kinds["sd3"]
+    parts = kind.parts() | {"text_encoder_3": t5(d_model=192), "tokenizer_3": t5_tokenizer()}
+    kind.stock(**parts).save_pretrained(tmp_path / "sd3")
+    moved(t5(d_model=192)).save_pretrained(tmp_path / "t5")
+    encoders = ["original", f"hard=original,original,{tmp_path / 't5'}"]
+    more = ("--protocols", "adaptive", "--limit", "1", "--attack.rho", "2", "--attacked-encoders", "text_encoder_3")
+    assert run(kind, tmp_path / "sd3", prompts, encoders, tmp_path / "run", *more) == 0
+    found = load_run(tmp_path / "run")
+    assert found.spec.settings["attacked_encoders"] == ["text_encoder_3"]
+    pipe = kind.stock(**parts)
+    encoder, record = sequence_encoder(pipe, "text_encoder_3"), found.records("attacks", AttackRecord)[0]
+    before, after = encoder.features(encoder.tokenize([record.prompt, record.perturbed])).detach()
+    assert record.score == pytest.approx(float((after - before).square().sum() / before.square().sum()), rel=1e-3)

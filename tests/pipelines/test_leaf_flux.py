@@ -231,7 +231,7 @@ def test_an_objective_is_a_clips_and_a_t5_is_asked_for_what_it_has(parts: dict[s
     for refused in (Margin(torch.eye(64)[:2], [0], feature="pooled"), Drift("l2", pipe.encoders[0], feature="pooled")):
         with pytest.raises(ValueError, match=r"has token states alone: attack the CLIPs by their names"):
             pipe.scorer(refused)
-        assert pipe.scorer(refused, encoders=["text_encoder"]).bind([PROMPT])(FEW)[0].shape == (3,)
+    assert pipe.scorer(refused, encoders=["text_encoder"]).bind([PROMPT])(FEW)[0].shape == (3,)
     with pytest.raises(ValueError, match="tokens of several towers needs one vocabulary"):
         pipe.scorer().bind([PROMPT])([Candidates.from_tokens([[49406, 320, 49407]])])
 

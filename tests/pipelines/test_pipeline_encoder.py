@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -114,8 +114,6 @@ def test_a_pipeline_whose_prompts_depend_on_their_neighbours_is_asked_one_at_a_t
 
 
 def test_flux_has_states_and_a_vector_and_no_places(new_tower: Callable[..., PreTrainedModel]) -> None:
-    from diffusers import FluxPipeline
-
     (found,) = PipelineEncoder(FluxPipeline(**flux_parts(new_tower)))(PROMPTS[:1])
     assert [tuple(each.shape) for each in found.states] == [(512, 32)]
     assert [tuple(each.shape) for each in found.pooled] == [(64,)]
@@ -213,6 +211,25 @@ def test_the_command_attacks_a_pipeline_folder(folder: Path, tmp_path: Path) -> 
     assert all(row["source"] == str(folder) and row["fingerprint"] == encoder.fingerprint for row in rows)
     (again,) = PipelineScorer(encoder).bind(PROMPTS[:1])([Candidates.from_texts([rows[0]["perturbed"]])])
     assert float(again[0]) == pytest.approx(rows[0]["score"])
+
+
+def test_the_command_attacks_some_encoders_of_a_pipeline(
+    new_tower: Callable[..., PreTrainedModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = FluxPipeline(**flux_parts(new_tower))
+    pipe.save_pretrained(tmp_path / "flux")
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    words = ["--pipeline", str(tmp_path / "flux"), "--prompts", str(tmp_path / "prompts.txt"), "--attack", "leaf"]
+    words += ["--attack.rho", "2", "--output", str(tmp_path / "attacked.jsonl"), "--attacked-encoders"]
+    assert main([*words, "text_encoder"]) == 0
+    (row,) = (json.loads(line) for line in (tmp_path / "attacked.jsonl").read_text().splitlines())
+    (clean,), (moved,) = (PipelineEncoder(pipe)([row[name]]) for name in ("prompt", "perturbed"))
+    drift = (moved.pooled[0] - clean.pooled[0]).square().sum() / clean.pooled[0].square().sum()
+    assert row["score"] == pytest.approx(float(drift), rel=1e-4)
+    assert main([*words, "text_encoder_3"]) == 2
+    assert "no text encoder 'text_encoder_3'" in capsys.readouterr().err
+    assert main(["--prompts", str(tmp_path / "prompts.txt"), "--attacked-encoders", "text_encoder"]) == 2
+    assert "--attacked-encoders is of the text encoders of a --pipeline" in capsys.readouterr().err
 
 
 def test_options_of_an_encoder_beside_a_pipeline_are_refused(
