@@ -11,6 +11,7 @@ from leaf_diffusion.diffusion.loading import load_for_text
 from leaf_diffusion.diffusion.pipeline_encoder import PipelineEncoder
 from leaf_diffusion.diffusion.pipeline_scorer import fast_scorer
 from leaf_diffusion.encoders.base import Feature, Hidden, TextEncoder
+from leaf_diffusion.encoders.features import Readout
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.evaluation.encoders import EncoderName
 from leaf_diffusion.evaluation.options import AttackOptions, PromptOptions, resolve_device
@@ -77,8 +78,8 @@ class AttackPromptsOptions(AttackOptions, PromptOptions):
 
     def attacked(self, encoder: TextEncoder) -> Feature:
         """What of the embedding the attack moves."""
-        if self.feature == "states":
-            return Hidden(-1, "all")
+        if self.feature in ("states", "readout"):
+            return Hidden(-1, "all") if self.feature == "states" else Readout()
         if self.feature == "auto":
             return "projected" if encoder.has_projection else "pooled"
         if self.feature == "projected":

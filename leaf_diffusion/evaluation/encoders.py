@@ -17,6 +17,7 @@ from leaf_diffusion.diffusion.readings import sequence_encoder
 from leaf_diffusion.diffusion.speed import set_attention, set_layout
 from leaf_diffusion.encoders.base import Feature, TextEncoder
 from leaf_diffusion.encoders.defences import split_defence
+from leaf_diffusion.encoders.features import Readout
 from leaf_diffusion.encoders.load import load_defence, load_text_encoder, wrap
 from leaf_diffusion.encoders.sequence import SequenceTextEncoder
 from leaf_diffusion.encoders.swap import fitting, text_model_for_pipeline, unprojected
@@ -145,7 +146,7 @@ def _family(source: str) -> tuple[Family, frozenset[str]]:
 
 
 def attacked_feature(
-    choice: Literal["auto", "pooled", "projected", "states"],
+    choice: Literal["auto", "pooled", "projected", "states", "readout"],
     pipeline: object,
     loaded: Mapping[str, Loaded],
     *,
@@ -157,14 +158,14 @@ def attacked_feature(
     """
     family = family_of(pipeline)
     if not family.clips:
-        if choice != "auto":
+        if choice not in ("auto", "readout"):
             raise ValueError(
                 f"--feature {choice} is of CLIPs, and a {family.stock} has none: leave it out, and what attention reads of its "
                 "token states is attacked"
             )
         return family.attacked
-    if choice == "states":
-        return family.states
+    if choice in ("states", "readout"):
+        return family.states if choice == "states" else Readout(hidden=family.states)
     feature = choice if choice != "auto" else "projected" if world else family.attacked
     lacking = [label for label, one in loaded.items() if not one.has_projection]
     if feature == "projected" and lacking:

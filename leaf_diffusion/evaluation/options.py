@@ -137,11 +137,12 @@ class AttackOptions(SearchOptions):
     """Numbers of edits: of characters, or what the attack counts (slips, tokens, words)."""
     objective: Literal["l2", "cosine"] = "l2"
     """What the attacker maximises: the drift of the prompt's embedding, squared L2 or 1 - cosine."""
-    feature: Literal["auto", "pooled", "projected", "states"] = "auto"
+    feature: Literal["auto", "pooled", "projected", "states", "readout"] = "auto"
     """What of the embedding drifts: pooled, the final state at end-of-text; projected, that in the joint space with images,
     which TextFARE and the paper's attacks look at; states, all 77 token states, padding included, which a Stable
-    Diffusion's denoiser is given. auto: projected in the world and where every text encoder of the pipeline's class (or the
-    one encoder) has a projection, else pooled, so that it does not depend on which encoders are compared."""
+    Diffusion's denoiser is given; readout, what attention reads of these, wherever they stand.
+    auto: projected in the world and where every text encoder of the pipeline's class (or the one encoder) has a
+    projection, else pooled, so that it does not depend on which encoders are compared."""
     precision: Literal["fp32", "screen"] = "fp32"
     """screen: candidates are scored in bfloat16 or int8 first, the best again in full; faster, and nearly always the same."""
     seed: int = 0

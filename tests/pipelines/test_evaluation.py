@@ -11,6 +11,7 @@ import pytest
 
 from leaf_diffusion.diffusion.readings import sequence_encoder
 from leaf_diffusion.encoders.base import Feature
+from leaf_diffusion.encoders.features import Hidden, Readout
 from leaf_diffusion.encoders.load import load_text_encoder
 from leaf_diffusion.eval.t2i_robustness import main
 from leaf_diffusion.runs import load_run
@@ -91,13 +92,15 @@ def test_the_attack_is_on_the_mean_of_the_towers(
     assert record.score == pytest.approx(sum(drifts) / len(drifts), rel=1e-3)
 
 
+@pytest.mark.parametrize("feature", ["states", "readout"])
 def test_states_are_those_that_the_denoiser_sees(
-    kind: Kind, folders: Callable[[Kind], Path], prompts: Path, tmp_path: Path
+    feature: str, kind: Kind, folders: Callable[[Kind], Path], prompts: Path, tmp_path: Path
 ) -> None:
-    words = ("--protocols", "adaptive", "--feature", "states", "--limit", "1")
+    words = ("--protocols", "adaptive", "--feature", feature, "--limit", "1", "--attack", "leaf")
     assert run(kind, folders(kind), prompts, ["original"], tmp_path / "run", *words) == 0
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())["settings"]
-    assert spec["feature"] == f"Hidden(layer={-1 if kind.name == 'sd' else -2}, positions='all')"
+    states = Hidden(-1 if kind.name == "sd" else -2, "all")
+    assert spec["feature"] == str(states if feature == "states" else Readout(hidden=states))
 
 
 @pytest.mark.parametrize(
