@@ -144,9 +144,9 @@ def test_anchors_are_computed_ahead_and_the_same_from_any_batch_on(encoder: HFTe
     asked: list[int] = []
     embedded = anchors.embed
 
-    def watched(encoder: HFTextEncoder, texts: Sequence[str]) -> torch.Tensor:
+    def watched(encoder: HFTextEncoder, texts: Sequence[str], feature: Feature) -> torch.Tensor:
         asked.append(len(texts))
-        return embedded(encoder, texts)
+        return embedded(encoder, texts, feature)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(anchors, "embed", watched)
