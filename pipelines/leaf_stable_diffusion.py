@@ -8,7 +8,7 @@ from typing import Any
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 from leaf_diffusion.diffusion.pipeline import LeafPipeline, defended
-from leaf_diffusion.encoders.clip import HFTextEncoder
+from leaf_diffusion.encoders.base import TextEncoder
 
 
 @functools.wraps(StableDiffusionPipeline.encode_prompt)
@@ -35,7 +35,7 @@ class LeafStableDiffusionPipeline(LeafPipeline, StableDiffusionPipeline):
     encode_prompt = defended(_encode_prompt)
 
     @property
-    def encoder(self) -> HFTextEncoder:
+    def encoder(self) -> TextEncoder:
         """The pipeline's text encoder as it stands, with its defence and, where it is known, its projection.
 
         ValueError where the pipeline was loaded without one."""

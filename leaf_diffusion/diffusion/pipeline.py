@@ -213,8 +213,8 @@ class LeafPipeline(AttackedPipeline):
             if known is None or not isinstance(current, nn.Module):
                 raise ValueError(f"this pipeline has no {part} that could be exchanged")
             if known.kind == "clip":
-                module, encoder = exchanged(current, getattr(self, known.tokenizer), source, adapter)
-                new.append((part, module, encoder.name, encoder))
+                module, clip = exchanged(current, getattr(self, known.tokenizer), source, adapter)
+                new.append((part, module, clip.name, clip))
             else:
                 module = exchanged_sequence(part, current, source, adapter)
                 named = source.name if isinstance(source, TextEncoder) else type(module).__name__

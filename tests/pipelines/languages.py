@@ -125,7 +125,9 @@ def _sana_parts() -> dict[str, torch.nn.Module]:
         in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4, sample_size=8,
         num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=32,
     )  # fmt: skip
-    sides = {f"{side}_block_types": ("ResBlock", "EfficientViTBlock") for side in ("encoder", "decoder")}
+    sides: dict[str, Any] = {
+        f"{side}_block_types": ("ResBlock", "EfficientViTBlock") for side in ("encoder", "decoder")
+    }
     sides |= {f"{side}_block_out_channels": (8, 8) for side in ("encoder", "decoder")}
     sides |= {f"{side}_qkv_multiscales": ((), (5,)) for side in ("encoder", "decoder")}
     sides |= {f"{side}_layers_per_block": (1, 1) for side in ("encoder", "decoder")}

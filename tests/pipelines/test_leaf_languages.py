@@ -131,7 +131,7 @@ def test_the_defence_reads_prompts_and_no_negative_ones() -> None:
     assert np.array_equal(image(leaf, "a red umbrlla", **guided), expected)
     assert not np.array_equal(image(stock, **{**guided, "negative_prompt": PROMPT}), expected)
     with pytest.raises(ValueError, match="has to be of type"):
-        image(leaf, 5)
+        leaf(prompt=5, height=16, width=16)
     assert leaf._defence is SPELLER  # a call that failed leaves it where it was
 
 

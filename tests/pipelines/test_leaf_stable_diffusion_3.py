@@ -107,13 +107,13 @@ def test_attacks_and_defence(folder: Path) -> None:
 def test_t5_is_exchanged_and_attacked_with_the_clips(parts: dict[str, object], folder: Path) -> None:
     whole = parts | {"text_encoder_3": t5(), "tokenizer_3": t5_tokenizer()}
     few = [Candidates.from_texts(["a red umbrlla", "a rxd umbrella"])]
-    stock, second = StableDiffusion3Pipeline(**whole), t5(seed=4)
+    stock, second, short = StableDiffusion3Pipeline(**whole), t5(seed=4), 24
     leaf = LeafStableDiffusion3Pipeline.from_pipe(stock, text_encoder_3=second)
-    short = {"max_sequence_length": 24}
     assert np.array_equal(
-        image(leaf, **short), image(StableDiffusion3Pipeline(**whole | {"text_encoder_3": second}), **short)
+        image(leaf, max_sequence_length=short),
+        image(StableDiffusion3Pipeline(**whole | {"text_encoder_3": second}), max_sequence_length=short),
     )
-    assert not np.array_equal(image(leaf, **short), image(stock, **short))
+    assert not np.array_equal(image(leaf, max_sequence_length=short), image(stock, max_sequence_length=short))
     assert len(leaf.encoders) == 3
     clips, third, every = (
         leaf.scorer(encoders=names).bind([PROMPT])(few)[0]
@@ -129,4 +129,4 @@ def test_t5_is_exchanged_and_attacked_with_the_clips(parts: dict[str, object], f
         tokenizer_2=clip_tokenizer(),
     )
     assert given.text_encoder_3 is second
-    assert np.array_equal(image(given, **short), image(leaf, **short))
+    assert np.array_equal(image(given, max_sequence_length=short), image(leaf, max_sequence_length=short))
