@@ -58,7 +58,7 @@ def _clean(pipeline: Any) -> CleanedCaption | Lowered:
 
 def caption_cleaner(stock: str) -> CleanedCaption:
     """As a stock class of `READINGS` cleans captions. ValueError for other names."""
-    kind = getattr(diffusers, stock) if any(stock == name for name, _ in READINGS) else None
+    kind: Any = getattr(diffusers, stock) if any(stock == name for name, _ in READINGS) else None
     if not hasattr(kind, "_clean_caption"):
         raise ValueError(f"there is no pipeline class {stock!r} known here that cleans captions")
     if not cleans_captions():
