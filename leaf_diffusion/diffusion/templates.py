@@ -45,7 +45,7 @@ class CleanedCaption:
 
 def caption_cleaner(stock: str) -> CleanedCaption:
     """As a stock class cleans captions. ValueError for names of no such class."""
-    kind = getattr(diffusers, stock, None)
+    kind: Any = getattr(diffusers, stock, None)
     if not (
         isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline) and hasattr(kind, "_clean_caption")
     ):

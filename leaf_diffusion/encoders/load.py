@@ -223,8 +223,8 @@ def _not_read(source: str, part: str, model_type: str) -> str:
 def _check_size(source: str, config: Any, folder: Path) -> None:
     """ValueError for a configuration far larger than the stored weights: one damaged digit would fill the memory."""
     width = max(config.hidden_size, 1)
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "d_ff", 1)
-    block = 4 * width * width + 2 * width * max(inner, 1)
+    inner = max(getattr(config, "intermediate_size", 0), getattr(config, "d_ff", 0), 1)
+    block = 4 * width * width + 2 * width * inner
     places = 0 if hasattr(config, "rope_parameters") else getattr(config, "max_position_embeddings", 0)
     wanted = config.num_hidden_layers * block + width * (config.vocab_size + places)
     wanted += width * max(getattr(config, "projection_dim", None) or 0, 0)

@@ -58,8 +58,8 @@ def kind_of(module: nn.Module) -> Callable[..., Any] | None:
     return None if named is None else _resolved(named)
 
 
-def sequence_kind(config: Any) -> Callable[..., Any] | None:
-    """The class of a text encoder of token states, by a configuration; None for other models."""
+def sequence_kind(config: Any) -> Any:
+    """The class (a `SequenceTextEncoder`) of a text encoder of token states, by a configuration; None for other models."""
     named = _SEQUENCES.get(getattr(config, "model_type", ""))
     return None if named is None else _resolved(named)
 

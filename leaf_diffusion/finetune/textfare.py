@@ -132,9 +132,7 @@ class TextTask(Task[Pairs], Generic[E]):
         self.constraint, self.feature = constraint_from_name(config.constraint), learnt(original, config.feature)
         self.distance = sequence_loss if isinstance(self.feature, SequenceFeature) else textfare_loss
         if begin is not original and config.lora_rank is not None:
-            raise ValueError(
-                "a LoRA holds what differs from its base, so it cannot begin at another encoder: leave start out"
-            )
+            raise ValueError("a LoRA holds what differs from its base, so it cannot begin at another encoder: no start")
 
     @abstractmethod
     def make(self) -> Features:
@@ -228,9 +226,7 @@ class TextFARE(TextTask[HFTextEncoder]):
         if self.tokens is not None:
             check_tokens(original, self.tokens, self.config)
         if self.feature == "pooled":
-            self.remark = (
-                f"{original.name} has no text projection: its pooled states are learnt, not projected embeddings"
-            )
+            self.remark = f"{original.name} has no text projection: its pooled states are learnt, not embeddings"
 
     def make(self) -> Features:
         config, self.spelling = self.config, None

@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from leaf_diffusion import load_text_encoder
-from leaf_diffusion.diffusion.readings import CleanedCaption, sequence_encoder
+from leaf_diffusion.diffusion.readings import sequence_encoder
+from leaf_diffusion.diffusion.templates import CleanedCaption
 from leaf_diffusion.encoders.bidirectional import BidirectionalTextEncoder
 from leaf_diffusion.encoders.decoder import DecoderTextEncoder
 from leaf_diffusion.encoders.reading_file import FILE, read_reading, write_reading
@@ -133,9 +134,9 @@ def test_a_part_of_a_pipeline_needs_its_reading(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
     t5().save_pretrained(tmp_path / "text_encoder")
     t5_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    for given in ({}, {"subfolder": "text_encoder"}):
+    for subfolder in (None, "text_encoder"):
         with pytest.raises(ValueError, match=r"finetune --pipeline .* --part text_encoder"):
-            load_text_encoder(tmp_path, **given)
+            load_text_encoder(tmp_path, subfolder=subfolder)
     reading = Reading(30)
     for encoder in (
         load_text_encoder(tmp_path, reading=reading),
