@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Float
 from pydantic import JsonValue
 from torch import Tensor, nn
 
@@ -190,7 +189,7 @@ class TextTask(Task[Pairs], Generic[E]):
         return self.distance(features, batch.anchors) + self.config.states_weight * apart(states)
 
     @cached_property
-    def targets(self) -> Float[Tensor, "n d"]:
+    def targets(self) -> Tensor:
         """The original's features of the held-out captions."""
         return embed(self.original, self.held, self.feature)
 

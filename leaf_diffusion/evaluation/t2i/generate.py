@@ -100,7 +100,7 @@ def draw(pipeline: Any, texts: Sequence[str], seeds: Sequence[int], setup: Setup
         prompt=list(texts),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         num_inference_steps=options.steps,
-        **(guided if family_of(pipeline).true_cfg else {"guidance_scale": options.guidance}),
+        **(guided if family_of(setup.pipeline).true_cfg else {"guidance_scale": options.guidance}),
         height=options.height,
         width=options.width,
         output_type="pt",
