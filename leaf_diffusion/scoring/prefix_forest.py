@@ -115,10 +115,11 @@ class PrefixForest:
             x = x[ends]
         if hidden is None or hidden.layer == -1:
             x = _norm(parts.norm, x)
-        if isinstance(feature, SequenceFeature):
-            return sequences(feature, x, *whole)
         if hidden is not None:
-            return _states(x, *whole, parts.context_length)
+            paths, lengths = whole
+            if isinstance(feature, SequenceFeature):
+                return sequences(feature, x, paths, lengths)
+            return _states(x, paths, lengths, parts.context_length)
         if feature == "projected":
             assert parts.projection is not None
             x = linear(x.to(self.dtype), parts.projection.weight, parts.projection.bias).float()
