@@ -125,7 +125,7 @@ def test_a_reading_that_is_not_understood_is_refused(changes: dict[str, object],
 
 def test_what_has_no_name_is_not_stored(tmp_path: Path) -> None:
     for clean in (str.lower, CleanedCaption(type("Mine", (), {}))):
-        with pytest.raises(ValueError, match="that (a prompt|cleans)"):
+        with pytest.raises(ValueError, match=r"that (a prompt|cleans)"):
             write_reading(Reading(20, clean=clean), tmp_path)
     assert not (tmp_path / FILE).exists()
 
