@@ -78,8 +78,10 @@ class AttackPromptsOptions(AttackOptions, PromptOptions):
 
     def attacked(self, encoder: TextEncoder) -> Feature:
         """What of the embedding the attack moves."""
-        if self.feature in ("states", "readout"):
-            return Hidden(-1, "all") if self.feature == "states" else Readout()
+        if self.feature == "states":
+            return Hidden(-1, "all")
+        if self.feature == "readout":
+            return Readout()
         if self.feature == "auto":
             return "projected" if encoder.has_projection else "pooled"
         if self.feature == "projected":

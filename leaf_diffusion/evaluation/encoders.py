@@ -164,8 +164,10 @@ def attacked_feature(
                 "token states is attacked"
             )
         return family.attacked
-    if choice in ("states", "readout"):
-        return family.states if choice == "states" else Readout(hidden=family.states)
+    if choice == "states":
+        return family.states
+    if choice == "readout":
+        return Readout(hidden=family.states)
     feature = choice if choice != "auto" else "projected" if world else family.attacked
     lacking = [label for label, one in loaded.items() if not one.has_projection]
     if feature == "projected" and lacking:
