@@ -103,6 +103,7 @@ def test_another_space_is_another_run(tmp_path: Path, dinov2: Path, refused: Cal
     assert main([*SMALL, "--distance-features", f"dinov2:{dinov2}", "--output", str(tmp_path / "run")]) == 2
 
 
+@pytest.mark.slow
 def test_auto_says_what_it_did_not_find(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*SMALL, "--distance-features", "auto", "--real-images", str(photographs)]
     assert main([*words, "--output", str(tmp_path / "run")]) == 0

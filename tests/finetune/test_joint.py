@@ -57,6 +57,7 @@ def test_the_pair_loss_is_zero_for_the_originals_and_a_divergence_otherwise() ->
     assert float(pair_loss(others, images, texts, images, 0.5)) == pytest.approx(sum(divergences) / 2, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_broken_off_ends_where_the_other_did(
     towers: tuple[Any, ImageEncoder], pairs: tuple[Pairs, Pairs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

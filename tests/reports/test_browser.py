@@ -181,6 +181,7 @@ def test_marks_of_direction_reorder_nothing_and_are_seen(browser: Browser, make_
     visit.quiet()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_an_experiments_page_keeps_its_order_whatever_the_letters_of_its_encoders(
     browser: Browser, tmp_path: Path, width: int
