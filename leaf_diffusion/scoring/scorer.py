@@ -62,8 +62,9 @@ class Scorer:
     """Scores candidates by an objective on one encoder.
 
     `engine`: "prefix" computes shared beginnings of candidates once (`prefix_forest.py`), "plain" forwards each
-    candidate; the scores are the same but for rounding. A tower that the engine does not understand is scored plainly,
-    with a warning; a bidirectional one (T5, BERT), in which nothing could be shared, plainly and in full. `precision`: "fp32" computes in the encoder's own precision, "screen" scores all candidates in
+    candidate; the scores are the same but for rounding. A tower that the engine does not understand is scored
+    plainly, with a warning; a bidirectional one (T5, BERT), in which nothing could be shared, plainly and in full.
+    `precision`: "fp32" computes in the encoder's own precision, "screen" scores all candidates in
     bfloat16 (float16 on GPUs without it, int8 on CPUs without it) and the best of each prompt, `prefix.SCREENED` at most,
     again in the encoder's own, so that the best score is exact; the others are only ranked. "half" stops before the second
     step: all scores are rough, which an attack in a training can live with; on CPUs without bfloat16 it is float32, with a
