@@ -36,8 +36,8 @@ class Defence(Protocol):
 class TextEncoder(ABC):
     """A text tower with its own tokenizer: defence, token rows, padding, pooling, fingerprint.
 
-    A subclass says how token ids (or embeddings) become states (`_states`, `_project`), and what identifies the tower
-    (`weights`, `architecture`).
+    A subclass says how token ids (or embeddings) become features, and what identifies the tower (`weights`, `architecture`):
+    `PooledTextEncoder` for towers that are pooled at end-of-text, `SequenceTextEncoder` for those whose token states are read.
     """
 
     causal = True
@@ -189,16 +189,65 @@ class TextEncoder(ABC):
         return self._features(ids, nn.functional.embedding(places[ids], vectors), token_rows, what)
 
     def _pad(self, token_rows: Sequence[Sequence[int]], what: Feature) -> Int[Tensor, "n t"]:
-        eos, limit = self.rows.eos_id, self.context_length
         for i, row in enumerate(token_rows):
-            if len(row) > limit or eos not in row:
-                raise ValueError(
-                    f"token row {i} has {len(row)} tokens; {self.name} takes at most {limit}, "
-                    f"end-of-text ({eos}) among them"
-                )
+            if wrong := self._check_row(row):
+                raise ValueError(f"token row {i} has {len(row)} tokens; {self.name} takes {wrong}")
         length = self.computed(max(map(len, token_rows)), what)
         padded = [[*row, *[self.pad_id] * (length - len(row))] for row in token_rows]
         return torch.tensor(padded, dtype=torch.long, device=self.device)
+
+    @abstractmethod
+    def _check_row(self, row: Sequence[int]) -> str | None:
+        """What is wrong with a token row, if anything."""
+
+    @abstractmethod
+    def _features(
+        self, ids: Int[Tensor, "n t"], embeds: Tensor | None, token_rows: Sequence[Sequence[int]], what: Feature
+    ) -> Float[Tensor, "n d"]:
+        """The feature of padded rows; `embeds`, where given, in the place of the tokens' own."""
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether there are features in a joint space with images."""
+        return False
+
+    def require_projection(self) -> None:
+        """Raises ValueError where the tower has no projection into the joint space."""
+        if not self.has_projection:
+            raise ValueError(
+                f'{self.name} has no text projection, so "projected" features do not exist: ask for "pooled" features '
+                '(Drift("l2", feature="pooled")), or load the CLIP model that the tower '
+                "came from (CLIPTextModelWithProjection)"
+            )
+
+    @abstractmethod
+    def token_embedding(self) -> Float[Tensor, "vocab width"]: ...
+
+    # -- identity ------------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex over text weights as stored, architecture, tokenizer and defence; follows in-place training."""
+        # never remembered: a fused optimiser changes weights without a trace
+        tower = f"{self.architecture()}\n{self.context_length}\n{self.rows.fingerprint}\n"
+        return fingerprint(self.weights(), tower, self.defence.fingerprint if self.defence else "")
+
+    @abstractmethod
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Names and tensors of the text half alone."""
+
+    @abstractmethod
+    def architecture(self) -> str:
+        """What changes the features and is not in the weights (activation, heads, ...)."""
+
+
+class PooledTextEncoder(TextEncoder):
+    """A tower that is pooled at end-of-text, as CLIP's are. A subclass says how token ids (or embeddings) become states
+    (`_states`), and whether and how the pooled one is projected (`has_projection`, `_project`)."""
+
+    def _check_row(self, row: Sequence[int]) -> str | None:
+        eos, limit = self.rows.eos_id, self.context_length
+        return f"at most {limit}, end-of-text ({eos}) among them" if len(row) > limit or eos not in row else None
 
     def _features(
         self, ids: Int[Tensor, "n t"], embeds: Tensor | None, token_rows: Sequence[Sequence[int]], what: Feature
@@ -225,44 +274,11 @@ class TextEncoder(ABC):
         pooled = states[torch.arange(len(ids), device=ids.device), (ids == self.rows.eos_id).int().argmax(1)]
         return (self._project(pooled) if what == "projected" else pooled).float()
 
-    @property
-    @abstractmethod
-    def has_projection(self) -> bool: ...
-
-    def require_projection(self) -> None:
-        """Raises ValueError where the tower has no projection into the joint space."""
-        if not self.has_projection:
-            raise ValueError(
-                f'{self.name} has no text projection, so "projected" features do not exist: ask for "pooled" features '
-                '(Drift("l2", feature="pooled")), or load the CLIP model that the tower '
-                "came from (CLIPTextModelWithProjection)"
-            )
-
-    @abstractmethod
-    def token_embedding(self) -> Float[Tensor, "vocab width"]: ...
-
     @abstractmethod
     def _states(self, ids: Int[Tensor, "n t"], embeds: Tensor | None, layer: int) -> Float[Tensor, "n t width"]: ...
 
     @abstractmethod
     def _project(self, pooled: Float[Tensor, "n width"]) -> Float[Tensor, "n projection"]: ...
-
-    # -- identity ------------------------------------------------------------------------------------------------
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 hex over text weights as stored, architecture, tokenizer and defence; follows in-place training."""
-        # never remembered: a fused optimiser changes weights without a trace
-        tower = f"{self.architecture()}\n{self.context_length}\n{self.rows.fingerprint}\n"
-        return fingerprint(self.weights(), tower, self.defence.fingerprint if self.defence else "")
-
-    @abstractmethod
-    def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Names and tensors of the text half alone."""
-
-    @abstractmethod
-    def architecture(self) -> str:
-        """What changes the features and is not in the weights (activation, heads, ...)."""
 
 
 Tower = TextEncoder  # the old name

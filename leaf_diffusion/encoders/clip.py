@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from leaf_diffusion.encoders.base import Defence, TextEncoder
+from leaf_diffusion.encoders.base import Defence, PooledTextEncoder
 from leaf_diffusion.tokens.tokenizer import RowTokenizer
 
 LEGACY_EOS = 2  # configs from before transformers 4.31: pool at the largest token id, which is CLIP's end-of-text
@@ -69,7 +69,7 @@ def check_pooling(config: CLIPTextConfig, tokenizer: Any) -> None:
         )
 
 
-class HFTextEncoder(TextEncoder):
+class HFTextEncoder(PooledTextEncoder):
     """A transformers CLIP text tower. `module` is used as it is: neither copied, cast, moved nor switched to eval.
 
     `projection` [width -> d] replaces a projection that the module lacks (the text encoder of a Stable Diffusion

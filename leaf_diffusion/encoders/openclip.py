@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from leaf_diffusion.encoders.base import Defence, TextEncoder
+from leaf_diffusion.encoders.base import Defence, PooledTextEncoder
 from leaf_diffusion.tokens.tokenizer import CLIP_VOCABULARY, RowTokenizer
 from leaf_diffusion.weights.errors import loading
 from leaf_diffusion.weights.files import check_finite, read_header
@@ -16,7 +16,7 @@ from leaf_diffusion.weights.files import check_finite, read_header
 PAD = 0  # what open_clip fills its token tensors with
 
 
-class OpenCLIPTextEncoder(TextEncoder):
+class OpenCLIPTextEncoder(PooledTextEncoder):
     """The text tower of an open_clip `CLIP`, `CustomTextCLIP` or `TextTransformer`, used as it is.
 
     Without `tokenizer` it is open_clip's own `SimpleTokenizer` (which cleans with ftfy and HTML entities).

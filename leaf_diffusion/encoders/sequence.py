@@ -114,16 +114,9 @@ class SequenceTextEncoder(TextEncoder):
         scale = getattr(self.table, "embed_scale", None)  # Gemma's
         return embeds if scale is None else embeds * scale.to(embeds.dtype)
 
-    def _pad(self, token_rows: Sequence[Sequence[int]], what: Feature) -> Int[Tensor, "n t"]:
-        for i, row in enumerate(token_rows):
-            if not self.reading.dropped[1] < len(row) <= self.context_length:
-                raise ValueError(
-                    f"token row {i} has {len(row)} tokens; {self.name} takes more than {self.reading.dropped[1]}, and at "
-                    f"most {self.context_length}"
-                )
-        length = self.computed(max(map(len, token_rows)), what)
-        padded = [[*row, *[self.pad_id] * (length - len(row))] for row in token_rows]
-        return torch.tensor(padded, dtype=torch.long, device=self.device)
+    def _check_row(self, row: Sequence[int]) -> str | None:
+        least, most = self.reading.dropped[1], self.context_length
+        return None if least < len(row) <= most else f"more than {least}, and at most {most}"
 
     def _features(
         self, ids: Int[Tensor, "n t"], embeds: Tensor | None, token_rows: Sequence[Sequence[int]], what: Feature
@@ -159,16 +152,6 @@ class SequenceTextEncoder(TextEncoder):
 
     def _forward(self, **told: Any) -> Any:
         return self.tower(**told)
-
-    def _states(self, ids: Tensor, embeds: Tensor | None, layer: int) -> Tensor:
-        raise NotImplementedError("states are read by `states`")
-
-    def _project(self, pooled: Tensor) -> Tensor:
-        raise NotImplementedError("there is no projection")
-
-    @property
-    def has_projection(self) -> bool:
-        return False
 
     def token_embedding(self) -> Tensor:
         return self.table.weight

@@ -78,9 +78,8 @@ def add_lora(
         inject_adapter_in_model(_config(LoraConfig, rank, targets), tower)
         for parameter in tower.parameters():
             if parameter.requires_grad:
-                parameter.data = (
-                    parameter.data.float()
-                )  # PEFT takes the base's type, in which small steps would be lost
+                # PEFT takes the base's type, in which small steps would be lost
+                parameter.data = parameter.data.float()
         if token_embedding:
             where = tower if isinstance(token_embedding, str) else embeddings_of(tower)
             name = token_embedding if isinstance(token_embedding, str) else TABLE

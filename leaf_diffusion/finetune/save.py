@@ -46,9 +46,11 @@ def save_encoder(
     `spelling`: the vectors that are in the token table already, kept beside it in float32: with them the difference to
     the original takes a few MB instead of a whole table. `reading`: how prompts are written for an encoder that is no CLIP.
     """
-    cast: dict[int, Tensor] = {}  # tied tensors stay one
+    cast: dict[object, Tensor] = {}  # tied tensors stay one
     weights = {
-        name: cast.setdefault(value.data_ptr(), value.detach().to("cpu", dtype).contiguous())
+        name: cast.setdefault(
+            (value.data_ptr(), value.shape, value.stride()), value.detach().to("cpu", dtype).contiguous()
+        )
         for name, value in tower.state_dict().items()
     }
     with whole_files(output) as folder:

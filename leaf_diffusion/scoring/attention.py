@@ -7,10 +7,12 @@ Nodes stand in the rows' order, so that a node's descendants follow it: node `a`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from leaf_diffusion.scoring.forest import Ints
@@ -53,3 +55,10 @@ def on_device(arrays: Sequence[Ints], device: torch.device) -> list[Tensor]:
         filled[end - array.size : end] = array.reshape(-1)
     parts = sent.to(device, non_blocking=True).long().split([array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def forest_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """The kernels that a forest uses: cuDNN's attention plans anew for each shape, and each forest has its own."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

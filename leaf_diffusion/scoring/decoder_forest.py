@@ -19,9 +19,8 @@ from leaf_diffusion.encoders.causal import Affine, UnsupportedTowerError, detach
 from leaf_diffusion.encoders.decoder import DecoderTextEncoder
 from leaf_diffusion.encoders.decoder_parts import DecoderBlock, DecoderParts, RMSNorm, decoder_parts
 from leaf_diffusion.encoders.features import Feature, SequenceFeature
-from leaf_diffusion.scoring.attention import ALIGNED, MOST_CHUNKS, chunk_size, on_device
+from leaf_diffusion.scoring.attention import ALIGNED, MOST_CHUNKS, chunk_size, forest_kernels, on_device
 from leaf_diffusion.scoring.forest import Forest, SortedRows, build_forest, cut
-from leaf_diffusion.scoring.kernels import forest_kernels
 from leaf_diffusion.scoring.prefix_forest import sequences
 from leaf_diffusion.tokens.token_rows import Rows
 

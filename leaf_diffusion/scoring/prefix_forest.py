@@ -19,10 +19,9 @@ from torch.nn.functional import gelu, layer_norm, linear, pad, silu
 from leaf_diffusion.encoders.base import TextEncoder
 from leaf_diffusion.encoders.causal import QUICK, Affine, Block, CausalParts, causal_parts, detached
 from leaf_diffusion.encoders.features import Feature, SequenceFeature, hidden_of
-from leaf_diffusion.scoring.attention import ALIGNED, MOST_CHUNKS, attend, chunk_size, mask, on_device
+from leaf_diffusion.scoring.attention import ALIGNED, MOST_CHUNKS, attend, chunk_size, forest_kernels, mask, on_device
 from leaf_diffusion.scoring.forest import SortedRows, build_forest, cut
 from leaf_diffusion.scoring.int8 import Int8, multiplies_int8
-from leaf_diffusion.scoring.kernels import forest_kernels
 from leaf_diffusion.tokens.token_rows import Ints, Rows
 
 STATES = 1 << 22

@@ -90,7 +90,10 @@ class PromptTokenizer(RowTokenizer):
         return str(chat)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        return super().__call__([self.written(text) for text in texts] if not isinstance(texts, str) else texts)
+        """The rows, not cut."""
+        if isinstance(texts, str):
+            raise TypeError("expected a list of texts, got one string: put it in a list")
+        return super().__call__([self.written(text) for text in texts])
 
     def cut(self, texts: Sequence[str]) -> list[list[int]]:
         """The rows as the tower is given them, cut to `longest` tokens as the tokenizer itself cuts."""
